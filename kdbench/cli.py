@@ -25,6 +25,23 @@ RUNS = Path("runs")
 ResultsDir = Annotated[Path, Option(help="Where results lie.")]
 
 
+class Precision(StrEnum):
+    """fp32 is TF32 on a GPU that has it."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Compile(StrEnum):
+    """How training steps run."""
+
+    auto = "auto"
+    off = "off"
+    inductor = "inductor"
+    graph = "graph"
+    both = "inductor+graph"
+
+
 class ReportFormat(StrEnum):
     """How `kdbench report` prints."""
 
@@ -45,9 +62,15 @@ def run(
     epochs: Annotated[
         int | None, Option(help="Another number of epochs; the schedule keeps its shape.")
     ] = None,
+    precision: Annotated[
+        Precision | None, Option(help="Another precision than the suite's.")
+    ] = None,
     data_dir: Annotated[
         Path | None, Option(help="Folder with the data set; default: $KDBENCH_DATA or the hub.")
     ] = None,
+    compile_: Annotated[
+        Compile, Option("--compile", help="How steps run; auto: what repays itself.")
+    ] = Compile.auto,
     set_: Annotated[
         list[str] | None, Option("--set", help="METHOD.OPTION=VALUE; may be repeated.")
     ] = None,
@@ -64,13 +87,15 @@ def run(
 ) -> None:
     """Train methods under a suite's schedule, then print the leaderboard."""
     from kdbench.data import is_cached, locate
-    from kdbench.launch.local import execute
+    from kdbench.launch.local import Execution, execute
     from kdbench.launch.plan import make_plan
     from kdbench.suite import load_suite
 
     chosen = load_suite(suite)
     if epochs is not None:
         chosen = chosen.with_epochs(epochs)
+    if precision is not None:
+        chosen = chosen.with_precision(precision.value)
     broken: list[UserError] = []
 
     def on_broken(error: UserError) -> None:
@@ -92,9 +117,18 @@ def run(
     if dry_run:
         from kdbench.launch.preview import preview
 
-        print(preview(plan, locate(chosen.data, data_dir, is_cached), results_dir))
+        source = locate(chosen.data, data_dir, is_cached)
+        print(preview(plan, source, results_dir, compile_.value))
         return
-    new = execute(plan, data_dir, results_dir, runs_dir, overwrite, tensorboard)
+    how = Execution(
+        results_dir,
+        runs_dir,
+        data_dir,
+        compile_.value,
+        overwrite=overwrite,
+        tensorboard=tensorboard,
+    )
+    new = execute(plan, how)
     _print_report(results_dir, chosen.name, ReportFormat.terminal, "baseline")
     unfinished = [result for result in new if result.status != "finished"]
     for result in unfinished:

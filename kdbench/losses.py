@@ -7,6 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+EPSILON = 1e-12
+"""Smallest norm that is divided by."""
+
 
 def kl(target: Tensor, logits: Tensor, temperature: float = 1.0, epsilon: float = 0.0) -> Tensor:
     """KL_T(target -> logits) of two (B, C) logits: T^2 * mean_b sum_c p (log p - log q).
@@ -43,12 +46,21 @@ def ramp(epoch: float, length: float) -> float:
 
 def attention(features: Tensor) -> Tensor:
     """Attention map: mean over channels of the squares, (B, c, h, w) -> (B, 1, h, w)."""
-    return features.square().mean(dim=1, keepdim=True)
+    # Divided after the sum: the gradient of a mean is as large as the features themselves.
+    return features.square().sum(dim=1, keepdim=True) / features.shape[1]
+
+
+def unit(x: Tensor) -> Tensor:
+    """Each sample (B, ...) divided by its L2 norm; not flattened, which would copy channels-last
+    maps and hand the convolutions behind them gradients in the slower layout.
+    """
+    norm = torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True)
+    return x * norm.clamp_min(EPSILON).reciprocal()
 
 
 def normalised_distance(x: Tensor, y: Tensor) -> Tensor:
     """d(x, y): each sample flattened and L2-normalised, then the mean squared difference."""
-    return F.mse_loss(F.normalize(x.flatten(1), dim=1), F.normalize(y.flatten(1), dim=1))
+    return F.mse_loss(unit(x), unit(y))
 
 
 def mean_probability_logits(logits: Sequence[Tensor]) -> Tensor:

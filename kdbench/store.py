@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from kdbench.atomic import written_whole
 from kdbench.errors import UserError, describe
 
+Arithmetic = Literal["fp32", "tf32", "bf16"]
+"""What matrices were multiplied in."""
+
 Status = Literal["finished", "diverged", "failed"]
 
 
@@ -76,6 +79,8 @@ class Cost(Record):
     training_seconds: float
     evaluation_seconds: float
     peak_memory_bytes: int
+    jobs: int = 1
+    """Runs that shared the device, this one included: only the rates of one are a measure."""
     peak_memory_kind: Literal["device", "process"]
     """Device: peak allocated on the GPU. Process: peak resident memory, images included."""
     parameters_trained: int
@@ -97,6 +102,9 @@ class Environment(Record):
     device: str
     threads: int
     processes: int
+    precision: Arithmetic = "fp32"
+    step: str = "eager"
+    """How training steps ran: eagerly, compiled by inductor, replayed as a CUDA graph, or both."""
     command: str
     """Reproduces this run, given the data."""
 

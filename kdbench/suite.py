@@ -23,6 +23,9 @@ Channels = Annotated[tuple[float, float, float], Field(strict=False)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 
+Precision = Literal["fp32", "bf16"]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -143,7 +146,8 @@ class Suite(Section):
     batch_size: Positive
     """Global: over all processes."""
     evaluation_batch_size: Positive
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
+    """fp32 (which is TF32 on a GPU that has it), or bf16 autocast."""
     data: Data
     augmentation: Augmentation
     optimizer: OptimizerRecipe
@@ -178,8 +182,17 @@ class Suite(Section):
             raise UserError(f"--epochs must be at least 1, not {epochs}.")
         if epochs == self.schedule.epochs:
             return self
-        changed = {"name": f"{self.name}@epochs={epochs}", "schedule": self.schedule.scaled(epochs)}
-        return self.model_copy(update=changed)
+        return self._changed("epochs", epochs, schedule=self.schedule.scaled(epochs))
+
+    def with_precision(self, precision: Precision) -> "Suite":
+        """The suite in another precision, under a name that says so."""
+        if precision == self.precision:
+            return self
+        return self._changed("precision", precision, precision=precision)
+
+    def _changed(self, option: str, value: object, **update: object) -> "Suite":
+        mark = "," if "@" in self.name else "@"
+        return self.model_copy(update={"name": f"{self.name}{mark}{option}={value}", **update})
 
     def digest(self) -> str:
         """Hash of everything that can change a number; not of where the images lie."""

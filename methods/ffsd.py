@@ -97,7 +97,7 @@ class Rebuild(nn.Module):
             momentum=self.bn.momentum or 0.0,
             eps=self.bn.eps,
         )
-        return F.relu(y)
+        return F.relu(y, inplace=True)
 
 
 class SelfDistillation(nn.Module):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.engine.optimizers import build_optimizers, set_learning_rates
+from kdbench.engine.step import TrainingStep
 from kdbench.method import Cohort, Method
 from kdbench.suite import OptimizerRecipe
 from methods.ffsd import FFSD
@@ -94,18 +95,13 @@ def replay(method: Method, archive: Archive, weight_decay: float) -> Trace:
     optimizers = build_optimizers(method, recipe)
     set_learning_rates(optimizers, 1.0)
     trace = defaultdict(list)
-    method.train()
-    for step in range(3):
-        batch = tensors(archive, f"batch{step}/")
-        images, labels = batch[f"batch{step}/images"], batch[f"batch{step}/labels"]
-        terms = method(images[None], labels)
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        torch.stack(list(terms.values())).sum().backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        for name, term in terms.items():
-            trace[name].append(term.item())
+    step = TrainingStep(method.train(), optimizers)
+    for index in range(3):
+        batch = tensors(archive, f"batch{index}/")
+        images, labels = batch[f"batch{index}/images"], batch[f"batch{index}/labels"]
+        values = step(images[None], labels).tolist()
+        for name, value in zip(step.names, values, strict=True):
+            trace[name].append(value)
     return dict(trace)
 
 

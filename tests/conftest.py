@@ -39,7 +39,7 @@ def images(suite: Suite) -> tuple[Images, Images]:
 
 @pytest.fixture(scope="session")
 def accelerator(suite: Suite) -> Accelerator:
-    return make_accelerator(suite, cpu=True)
+    return make_accelerator(cpu=True)
 
 
 class Watcher:

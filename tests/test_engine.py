@@ -23,7 +23,7 @@ from kdbench.suite import load_suite
 @pytest.mark.parametrize("method", METHODS)
 def test_every_parameter_is_trained_by_exactly_one_group(make_run, method):
     run = make_run(method)
-    groups = [g for optimizer in run.raw_optimizers for g in optimizer.param_groups]
+    groups = [g for optimizer in run.optimizers for g in optimizer.param_groups]
     trained = [parameter for group in groups for parameter in group["params"]]
     assert len({id(p) for p in trained}) == len(trained) == len(list(run.method.parameters()))
     before = [p.detach().clone() for p in run.method.parameters()]
@@ -44,7 +44,7 @@ def test_a_parameter_in_two_groups_or_none_is_refused(suite, wrong):
 
 
 def test_ffsd_trains_its_modules_as_its_authors_did(make_run):
-    sgd, adam = make_run("ffsd").raw_optimizers
+    sgd, adam = make_run("ffsd").optimizers
     assert isinstance(adam, torch.optim.Adam)
     assert [g["weight_decay"] for g in sgd.param_groups] == [1e-4, 1e-5]
     assert [(g["lr"], g["weight_decay"]) for g in adam.param_groups] == [(1e-3, 1e-4)]
@@ -71,8 +71,7 @@ def test_the_clock_takes_the_median_over_windows_without_the_first(monkeypatch):
 
 def test_flops_are_two_per_multiply_add_of_the_student_alone():
     student = nn.Conv2d(3, 4, 3, padding=1)
-    method = SimpleNamespace(student=lambda: student)
-    assert forward_flops(method, 8) == 2 * 3 * 3 * 3 * 4 * 8 * 8
+    assert forward_flops(student, 8) == 2 * 3 * 3 * 3 * 4 * 8 * 8
     assert student.training
 
 
@@ -118,7 +117,7 @@ def test_kdcl_general_holds_images_out_of_the_training_set_and_says_so(make_run,
 def test_tensorboard_on_request(suite, images, tmp_path):
     (entry,) = find_methods(["baseline"])
     spec = RunSpec(suite, "resnet8", entry, entry.options({}), 0)
-    accelerator = make_accelerator(suite, tmp_path, tensorboard=True)
+    accelerator = make_accelerator(tmp_path, tensorboard=True)
     accelerator.init_trackers("board")
     result = run_one(spec, *images, tmp_path / "run", accelerator, Watcher())
     assert result.status == "finished"

@@ -54,8 +54,8 @@ def test_1_all_methods_train_under_the_suites_learning_rates(make_run, monkeypat
 
 def test_1_a_group_follows_the_suites_factor_from_its_own_base(make_run):
     run = make_run("ffsd")
-    run_module.set_learning_rates(run.raw_optimizers, 0.1)
-    rates = {g["lr"] for optimizer in run.raw_optimizers for g in optimizer.param_groups}
+    run_module.set_learning_rates(run.optimizers, 0.1)
+    rates = {g["lr"] for optimizer in run.optimizers for g in optimizer.param_groups}
     assert rates == {0.1 * 0.05, 0.1 * 1e-3}
 
 

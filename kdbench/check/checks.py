@@ -12,7 +12,7 @@ from kdbench.check.subject import BATCH, EPOCHS, Subject, own_parameters
 from kdbench.engine.evaluate import check_roles
 from kdbench.engine.measure import count_parameters
 from kdbench.engine.optimizers import build_optimizers
-from kdbench.engine.run import check_terms
+from kdbench.engine.step import check_terms
 
 Check = Callable[[Subject], None]
 
@@ -57,7 +57,7 @@ def sum_is_optimised(subject: Subject) -> None:
         method = run.method
         method.train().begin_epoch(0)
         state = {k: v.clone() for k, v in method.state_dict().items()}
-        run._step(views.float(), labels)
+        run.step(views.float(), labels)
         stepped = {name: p.grad for name, p in method.named_parameters() if p.requires_grad}
         method.load_state_dict(state)
         total = torch.stack(list(method(views.float(), labels).values())).sum()

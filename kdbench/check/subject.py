@@ -95,7 +95,7 @@ class Subject:
         data = self.suite.data
         train, test = (random_images(self.suite, split.images) for split in (data.train, data.test))
         with tempfile.TemporaryDirectory() as folder:
-            device = accelerator or make_accelerator(self.suite, cpu=True)
+            device = accelerator or make_accelerator(cpu=True)
             yield Run(self.spec, train, test, Path(folder), device, Quiet())
 
 

@@ -46,7 +46,7 @@ def main() -> None:
     for argument, settings in json.loads(sys.argv[1]):
         (entry,) = find_methods([argument])
         subject = Subject(entry, entry.method.Options.model_validate_json(settings))
-        accelerator = make_accelerator(subject.suite, cpu=True)
+        accelerator = make_accelerator(cpu=True)
         try:
             with subject.run(accelerator) as run:
                 complaint = _complaint(run)

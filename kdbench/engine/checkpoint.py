@@ -63,7 +63,9 @@ def load_checkpoint(
         return None
     method.load_state_dict(content["method"])
     for optimizer, state in zip(optimizers, content["optimizers"], strict=True):
-        optimizer.load_state_dict(state)
+        # Rates and the like are the suite's, held as this way of running steps needs them.
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
     return Progress(**content["progress"])
 
 

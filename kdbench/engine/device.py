@@ -4,28 +4,22 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from kdbench.errors import UserError
-from kdbench.suite import Suite
 
 
 def make_accelerator(
-    suite: Suite, runs: Path | None = None, tensorboard: bool = False, cpu: bool = False
+    runs: Path | None = None, tensorboard: bool = False, cpu: bool = False
 ) -> Accelerator:
-    """One handle for all runs of a suite: a CUDA GPU where there is one, else the CPU.
+    """One handle for all runs of a plan: a CUDA GPU where there is one, else the CPU.
 
     Raises:
         UserError: TensorBoard was asked for and is not installed.
     """
-    # Its state is global, and refuses another precision in the same process.
-    AcceleratorState._reset_state()
-    GradientState._reset_state()
     torch.set_float32_matmul_precision("high")  # fp32 means TF32 on a GPU that has it
     accelerator = Accelerator(
         cpu=cpu or not torch.cuda.is_available(),
-        mixed_precision="no" if suite.precision == "fp32" else suite.precision,
         # Running statistics are averaged before each evaluation instead of sent at each step.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         log_with="tensorboard" if tensorboard else None,

@@ -9,10 +9,13 @@ import accelerate
 import torch
 
 import kdbench
-from kdbench.store import Environment
+from kdbench.store import Arithmetic, Environment
+from kdbench.suite import Precision
 
 
-def environment(device: torch.device, processes: int, command: str) -> Environment:
+def environment(
+    device: torch.device, processes: int, precision: Precision, command: str
+) -> Environment:
     commit, dirty = _commit()
     return Environment(
         kdbench=kdbench.__version__,
@@ -25,8 +28,16 @@ def environment(device: torch.device, processes: int, command: str) -> Environme
         device=device_name(device),
         threads=torch.get_num_threads(),
         processes=processes,
+        precision=arithmetic(device, precision),
         command=command,
     )
+
+
+def arithmetic(device: torch.device, precision: Precision) -> Arithmetic:
+    """What a suite's precision means on a device."""
+    if precision == "bf16" or device.type != "cuda":
+        return precision
+    return "tf32" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
 
 
 def device_name(device: torch.device) -> str:

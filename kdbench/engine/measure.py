@@ -14,8 +14,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdbench.method import Method
-
 WINDOW = 10
 """Steps between two marks: long enough to time, short enough for a median."""
 
@@ -112,14 +110,12 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-def forward_flops(method: Method, image_size: int) -> int:
-    """FLOPs of one image through the deployed student, 2 per multiply-add."""
-    student = method.student()
-    parameter = next(student.parameters())
-    image = parameter.new_zeros(1, 3, image_size, image_size)
-    training = student.training
+def forward_flops(network: nn.Module, image_size: int) -> int:
+    """FLOPs of one image through a network, 2 per multiply-add."""
+    image = next(network.parameters()).new_zeros(1, 3, image_size, image_size)
+    training = network.training
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        student.eval()(image)
-    student.train(training)
+        network.eval()(image)
+    network.train(training)
     return int(counter.get_total_flops())

@@ -3,15 +3,18 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
 from kdbench.method import ContractError, Method, ParameterGroup
 from kdbench.suite import OptimizerRecipe
 
 
-def build_optimizers(method: Method, recipe: OptimizerRecipe) -> list[Optimizer]:
+def build_optimizers(
+    method: Method, recipe: OptimizerRecipe, capturable: bool = False
+) -> list[Optimizer]:
     """One optimizer per kind that the method asks for; each group keeps its base rate as
-    `initial_lr`.
+    `initial_lr`. Those of a step that a CUDA graph records must be capturable.
 
     Raises:
         ContractError: a trainable parameter is in no group or in two.
@@ -23,14 +26,18 @@ def build_optimizers(method: Method, recipe: OptimizerRecipe) -> list[Optimizer]
     for group, parameters in zip(groups, members, strict=True):
         if parameters:
             kinds.setdefault(group.optimizer, []).append(_group(group, parameters, recipe))
-    return [_optimizer(kind, members, recipe) for kind, members in kinds.items()]
+    return [_optimizer(kind, members, recipe, capturable) for kind, members in kinds.items()]
 
 
 def set_learning_rates(optimizers: list[Optimizer], factor: float) -> None:
     """Every group follows the same factor of its own base rate."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+            rate = group["initial_lr"] * factor
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
 
 def _group(
@@ -41,15 +48,22 @@ def _group(
     return {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay}
 
 
-def _optimizer(kind: str, groups: list[dict[str, Any]], recipe: OptimizerRecipe) -> Optimizer:
+def _optimizer(
+    kind: str, groups: list[dict[str, Any]], recipe: OptimizerRecipe, capturable: bool
+) -> Optimizer:
+    device = groups[0]["params"][0].device
+    if capturable:  # a graph replays the numbers it recorded: a rate that changes is a tensor
+        groups = [g | {"lr": torch.tensor(g["lr"], device=device)} for g in groups]
+    fused = device.type == "cuda"
     if kind == "adam":
-        return Adam(groups, foreach=True)
+        return Adam(groups, capturable=capturable, foreach=not fused, fused=fused)
     return SGD(
         groups,
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
-        foreach=True,
+        foreach=not fused,
+        fused=fused,
     )
 
 

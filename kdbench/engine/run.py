@@ -24,9 +24,9 @@ from kdbench.engine.measure import MemoryMeter, StepClock, count_parameters, for
 from kdbench.engine.optimizers import build_optimizers, set_learning_rates
 from kdbench.engine.schedule import learning_rate_factor
 from kdbench.engine.spec import RunSpec
-from kdbench.method import ContractError
+from kdbench.engine.step import Mode, TrainingStep
 from kdbench.seeds import seeded
-from kdbench.store import BestOnTest, Cost, Epoch, Metrics, Result, Status
+from kdbench.store import BestOnTest, Cost, Environment, Epoch, Metrics, Result, Status
 
 
 class Observer(Protocol):
@@ -57,6 +57,7 @@ class Run:
         folder: Path,
         accelerator: Accelerator,
         observer: Observer,
+        mode: Mode = "eager",
     ):
         self.spec = spec
         self.folder = folder
@@ -68,11 +69,14 @@ class Run:
         method = spec.build().to(accelerator.device).to(memory_format=torch.channels_last)
         self.parameters_trained = count_parameters(method)
         self.parameters_deployed = count_parameters(method.student())
-        self.flops = forward_flops(method, suite.data.image_size)
-        self.raw_optimizers = build_optimizers(method, suite.optimizer)
+        self.flops = forward_flops(method.student(), suite.data.image_size)
+        self.optimizers = build_optimizers(method, suite.optimizer, capturable="graph" in mode)
         self.method = method
-        self.prepared = accelerator.prepare(method)
-        self.optimizers = [accelerator.prepare(o) for o in self.raw_optimizers]
+        if "inductor" in mode:
+            torch.compiler.reset()  # forget the networks of the runs before
+        self.step = TrainingStep(
+            accelerator.prepare(method), self.optimizers, suite.precision, mode, self._on_fallback
+        )
         place = (accelerator.process_index, accelerator.num_processes)
         self.held_out: EvaluationBatches | None = None
         self.notes: dict[str, int] = {}
@@ -86,7 +90,6 @@ class Run:
         self.progress = Progress()
         self.history: list[Epoch] = []
         self.started_as = empty_result(spec, accelerator, "failed")
-        self._checked = False
 
     def train(self) -> Result:
         """All epochs that are left, with an evaluation and a checkpoint after each.
@@ -99,8 +102,8 @@ class Run:
             started = time.perf_counter()
             losses = self._train_epoch(epoch)
             trained = time.perf_counter()
-            with self.accelerator.autocast():
-                self._average_buffers()
+            self._average_buffers()
+            with self.step.autocast():
                 metrics = evaluate(self.method, self.evaluation, self._sum)
             self.progress.training_seconds += trained - started
             self.progress.evaluation_seconds += time.perf_counter() - trained
@@ -119,6 +122,7 @@ class Run:
                 "best_on_test": best and BestOnTest(epoch=best.epoch, metrics=best.metrics),
                 "history": self.history,
                 "cost": self._cost(),
+                "environment": self._environment(),
                 "notes": self.notes,
             }
         )
@@ -126,7 +130,7 @@ class Run:
     def _resume(self) -> None:
         try:
             progress = load_checkpoint(
-                self.folder, self.spec.fingerprint(), self.method, self.raw_optimizers
+                self.folder, self.spec.fingerprint(), self.method, self.optimizers
             )
         except DamagedCheckpointError as error:
             self.observer.on_message(f"{self.spec.label} starts anew: {error}.")
@@ -145,7 +149,6 @@ class Run:
         """One epoch; the mean of each loss term. Nothing is read from the device before the end."""
         steps = len(self.training)
         schedule = self.spec.suite.schedule
-        names: list[str] = []
         sums: Tensor | None = None
         with seeded(self.spec.seed, "noise", epoch, self.accelerator.process_index):
             self._calibrate()
@@ -154,22 +157,20 @@ class Run:
             self.clock.start()
             for step, (views, labels) in enumerate(self.training.epoch(epoch)):
                 factor = learning_rate_factor(epoch * steps + step, steps, schedule)
-                set_learning_rates(self.raw_optimizers, factor)
-                terms = self._step(views, labels)
-                names = names or list(terms)
-                values = torch.stack([term.detach().float() for term in terms.values()])
-                sums = values if sums is None else sums.add_(values)
+                set_learning_rates(self.optimizers, factor)
+                values = self.step(views, labels).float()
+                sums = values.clone() if sums is None else sums.add_(values)
                 self.clock.step()
                 self.observer.on_step()
             assert sums is not None
             means = (self._sum(sums) / (steps * self.accelerator.num_processes)).tolist()
         self.clock.finish()
-        return dict(zip(names, means, strict=True))
+        return dict(zip(self.step.names, means, strict=True))
 
     def _calibrate(self) -> None:
         if self.held_out is not None:
             self.method.eval()
-            with torch.no_grad(), self.accelerator.autocast():
+            with torch.no_grad(), self.step.autocast():
                 self.method.calibrate(self.held_out)
 
     def _sum(self, values: Tensor) -> Tensor:
@@ -183,21 +184,6 @@ class Run:
             for buffer in self.method.buffers():
                 if buffer.is_floating_point():
                     buffer.copy_(self.accelerator.reduce(buffer, "mean"))
-
-    def _step(self, views: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Forward, one backward of the sum of all terms, one update."""
-        with self.accelerator.autocast():
-            terms: dict[str, Tensor] = self.prepared(views, labels)
-            if not self._checked:
-                check_terms(terms)
-                self._checked = True
-            total = torch.stack(list(terms.values())).sum()
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-        self.accelerator.backward(total)
-        for optimizer in self.optimizers:
-            optimizer.step()
-        return terms
 
     def _record(self, epoch: int, losses: dict[str, float], metrics: dict[str, Metrics]) -> None:
         """Write the epoch to the log and the checkpoint, and tell who watches."""
@@ -223,7 +209,7 @@ class Run:
         progress.peak_memory_bytes = max(progress.peak_memory_bytes, self.memory.peak())
         if self.accelerator.is_main_process:
             save_checkpoint(
-                self.folder, self.spec.fingerprint(), self.method, self.raw_optimizers, progress
+                self.folder, self.spec.fingerprint(), self.method, self.optimizers, progress
             )
         self.accelerator.wait_for_everyone()
         self.observer.on_epoch(record, resumed=False)
@@ -242,25 +228,17 @@ class Run:
             student_forward_flops=self.flops,
         )
 
+    def _environment(self) -> Environment:
+        """How the steps run is known only once they do."""
+        return self.started_as.environment.model_copy(update={"step": self.step.mode})
+
+    def _on_fallback(self, reason: str) -> None:
+        how = "eagerly" if self.step.mode == "eager" else f"with {self.step.mode}"
+        self.observer.on_message(f"'{self.spec.entry.name}' {reason}; its steps run {how}.")
+
     def _log(self) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.folder / "log.jsonl"
-
-
-def check_terms(terms: dict[str, Tensor]) -> None:
-    """Refuse what is no dict of named scalars.
-
-    Raises:
-        ContractError: says what forward() returned instead.
-    """
-    if not isinstance(terms, dict) or not terms:
-        raise ContractError("forward() must return a dict of named loss terms")
-    for name, term in terms.items():
-        if not isinstance(name, str) or not name:
-            raise ContractError(f"forward() returned a loss term without a name ({name!r})")
-        if not isinstance(term, Tensor) or term.dim() != 0:
-            shape = tuple(term.shape) if isinstance(term, Tensor) else type(term).__name__
-            raise ContractError(f"forward() returned '{name}' as {shape}, not as a scalar tensor")
 
 
 def _check_finite(epoch: int, losses: dict[str, float], metrics: dict[str, Metrics]) -> None:
@@ -285,7 +263,9 @@ def empty_result(
         best_on_test=None,
         history=[],
         cost=None,
-        environment=environment(accelerator.device, accelerator.num_processes, spec.command()),
+        environment=environment(
+            accelerator.device, accelerator.num_processes, spec.suite.precision, spec.command()
+        ),
     )
 
 

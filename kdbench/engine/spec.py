@@ -68,12 +68,12 @@ class RunSpec:
 
     def command(self) -> str:
         """The command that makes this run, without the folders of whoever ran it."""
-        name, _, epochs = self.suite.name.partition("@epochs=")
+        name, _, changes = self.suite.name.partition("@")
         suite = name if name in suite_files() else f"./{name}.toml"
         method = self.entry.name if self.entry.findable else f"./{self.entry.name}.py"
         parts = ["kdbench run", f"--suite {suite}", f"--methods {method}"]
         parts += [f"--architectures {self.architecture}", f"--seeds {self.seed + 1}"]
-        parts += [f"--epochs {epochs}"] if epochs else []
+        parts += [f"--{change.replace('=', ' ')}" for change in changes.split(",") if change]
         changed = changed_options(self.options)
         settings = [f"{self.entry.name}.{key}={value}" for key, value in changed.items()]
         parts += [f"--set {shlex.quote(setting)}" for setting in settings]

@@ -31,6 +31,7 @@ class Display:
         work = sum(_work(run.spec) for run in plan if run.state == "to run")
         self._overall = self.progress.add_task("plan", total=work, state="", visible=False)
         self._current: TaskID | None = None
+        self._said: set[str] = set()
         self._spec: RunSpec | None = None
 
     def __enter__(self) -> Self:
@@ -51,6 +52,10 @@ class Display:
         return Spinner(text + " ...", console=self.console)
 
     def on_message(self, text: str) -> None:
+        """Said once, however many seeds it holds for."""
+        if text in self._said:
+            return
+        self._said.add(text)
         self.console.print(f"kdbench: {text}", markup=False, highlight=False)
 
     def start(self, spec: RunSpec) -> None:

@@ -8,6 +8,7 @@ import torch
 from kdbench.engine.environment import device_name
 from kdbench.engine.optimizers import build_optimizers
 from kdbench.engine.spec import RunSpec
+from kdbench.engine.step import TrainingStep
 from kdbench.errors import UserError
 from kdbench.launch.plan import PlannedRun
 from kdbench.store import Result, read_all
@@ -59,19 +60,14 @@ def _time_step(spec: RunSpec, device: torch.device) -> float:
     size = suite.data.image_size
     method = spec.build().to(device).to(memory_format=torch.channels_last).train()
     method.begin_epoch(0)
-    optimizers = build_optimizers(method, suite.optimizer)
+    train = TrainingStep(method, build_optimizers(method, suite.optimizer), suite.precision)
     views = torch.randn(spec.views, suite.batch_size, size, size, 3, device=device)
     labels = torch.randint(suite.data.classes, (suite.batch_size,), device=device)
     started = 0.0
     for step in range(1 + TIMED_STEPS):
         if step == 1:
             started = _now(device)
-        loss = torch.stack(list(method(views.permute(0, 1, 4, 2, 3), labels).values())).sum()
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
+        train(views.permute(0, 1, 4, 2, 3), labels)
     return (_now(device) - started) / TIMED_STEPS
 
 

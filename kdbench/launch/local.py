@@ -1,6 +1,7 @@
 """Runs a plan in this process, run after run."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,22 +10,31 @@ from accelerate import Accelerator
 from kdbench.data import Images, is_cached, load_images, locate
 from kdbench.engine.checkpoint import remove_checkpoint
 from kdbench.engine.device import make_accelerator
+from kdbench.engine.mode import Compile, step_mode
 from kdbench.engine.run import DivergedError, Run, empty_result
 from kdbench.engine.spec import RunSpec
+from kdbench.engine.step import Mode
 from kdbench.errors import PlanInterruptedError, UserError
 from kdbench.launch.display import Display
 from kdbench.launch.plan import PlannedRun
 from kdbench.store import Result, Status, check_writable, save
 
 
-def execute(
-    plan: list[PlannedRun],
-    data_dir: Path | None,
-    results: Path,
-    runs: Path,
-    overwrite: bool = False,
-    tensorboard: bool = False,
-) -> list[Result]:
+@dataclass(frozen=True)
+class Execution:
+    """Where and how a plan runs."""
+
+    results: Path
+    runs: Path
+    """For checkpoints and logs."""
+    data_dir: Path | None = None
+    compile: Compile = "auto"
+    overwrite: bool = False
+    """Start anew also where there is a checkpoint."""
+    tensorboard: bool = False
+
+
+def execute(plan: list[PlannedRun], how: Execution) -> list[Result]:
     """Run what is to run; each result is written when it exists. Returns the new results.
 
     Raises:
@@ -35,10 +45,11 @@ def execute(
     if not todo:
         return []
     suite = todo[0].spec.suite
-    source = locate(suite.data, data_dir, is_cached)
-    check_writable(results)
-    check_writable(runs)
-    accelerator = make_accelerator(suite, runs, tensorboard)
+    source = locate(suite.data, how.data_dir, is_cached)
+    check_writable(how.results)
+    check_writable(how.runs)
+    accelerator = make_accelerator(how.runs, how.tensorboard)
+    modes = _modes(todo, how.compile, accelerator)
     done: list[Result] = []
     with Display(plan) as display:
         try:
@@ -46,19 +57,20 @@ def execute(
                 train = load_images(source, suite.data.train).to(accelerator.device)
                 test = load_images(source, suite.data.test).to(accelerator.device)
             for run in todo:
-                folder = run_folder(runs, run.spec)
-                if overwrite:
+                folder = run_folder(how.runs, run.spec)
+                if how.overwrite:
                     remove_checkpoint(folder)
-                if tensorboard:
-                    accelerator.init_trackers(str(folder.relative_to(runs)))
+                if how.tensorboard:
+                    accelerator.init_trackers(str(folder.relative_to(how.runs)))
                 display.start(run.spec)
-                result = run_one(run.spec, train, test, folder, accelerator, display)
-                save(results, result)
+                mode = modes[run.spec.architecture]
+                result = run_one(run.spec, train, test, folder, accelerator, display, mode)
+                save(how.results, result)
                 done.append(result)
                 display.finish(result)
         except KeyboardInterrupt:
             raise PlanInterruptedError(
-                _interrupted(len(plan) - len(todo) + len(done), len(plan), overwrite)
+                _interrupted(len(plan) - len(todo) + len(done), len(plan), how.overwrite)
             ) from None
     return done
 
@@ -70,6 +82,7 @@ def run_one(
     folder: Path,
     accelerator: Accelerator,
     display: Display,
+    mode: Mode = "eager",
 ) -> Result:
     """One run; whatever goes wrong in it is recorded as its result, so that the others go on.
 
@@ -79,17 +92,18 @@ def run_one(
     run: Run | None = None
     status: Status = "failed"
     try:
-        run = Run(spec, train, test, folder, accelerator, display)
+        run = Run(spec, train, test, folder, accelerator, display, mode)
         return run.train()
     except UserError:
         raise
     except DivergedError as error:
         status = "diverged"
         reason = str(error)
-    except torch.OutOfMemoryError as error:
-        reason = f"out of memory at batch size {spec.suite.batch_size}: {error}"
     except Exception as error:  # a method may raise anything; it must not take the plan with it
         reason = spec.entry.blame(error)
+        if is_out_of_memory(error):
+            peak = f", peak {run.memory.peak() / 2**20:,.0f} MiB" if run else ""
+            reason = f"out of memory at batch size {spec.suite.batch_size}{peak}: {reason}"
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()
@@ -98,6 +112,20 @@ def run_one(
     if run is None:
         return empty_result(spec, accelerator, status, reason)
     return run.result(status, reason)
+
+
+def _modes(todo: list[PlannedRun], compile: Compile, accelerator: Accelerator) -> dict[str, Mode]:
+    """How steps run, by architecture."""
+    suite = todo[0].spec.suite
+    place = accelerator.device, accelerator.num_processes
+    names = {run.spec.architecture for run in todo}
+    return {name: step_mode(compile, suite, name, *place) for name in names}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of the device or of the host; torch's allocator on the CPU has no error of its own."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def run_folder(runs: Path, spec: RunSpec) -> Path:

@@ -7,13 +7,21 @@ from tabulate import tabulate
 
 from kdbench.data import Source
 from kdbench.engine.device import make_accelerator
+from kdbench.engine.mode import Compile, step_mode
 from kdbench.launch.estimate import estimate_seconds
 from kdbench.launch.plan import PlannedRun
 
 
-def preview(plan: list[PlannedRun], source: Source, results: Path) -> str:
+def preview(
+    plan: list[PlannedRun], source: Source, results: Path, compile: Compile = "auto"
+) -> str:
     """What would run, for how long on this device, and where results would go."""
-    device = make_accelerator(plan[0].spec.suite).device
+    accelerator = make_accelerator()
+    device, suite = accelerator.device, plan[0].spec.suite
+    modes = {
+        step_mode(compile, suite, run.spec.architecture, device, accelerator.num_processes)
+        for run in plan
+    }
     seconds = estimate_seconds(plan, results, device)
     rows = [_row(run, time) for run, time in zip(plan, seconds, strict=True)]
     todo = sum(run.state == "to run" for run in plan)
@@ -24,6 +32,7 @@ def preview(plan: list[PlannedRun], source: Source, results: Path) -> str:
             f"Data: {source.describe()}",
             f"{todo} of {len(plan)} runs to do, about {_duration(sum(seconds))} of training "
             f"on {device.type}, evaluation not counted.",
+            f"Training steps: {', '.join(sorted(modes))} (--compile {compile}), {suite.precision}.",
         ]
     )
 

@@ -12,6 +12,9 @@ BOARD = ["suite", "suite_hash", "architecture"]
 IDENTITY = ["method", "method_hash", "seed"]
 """What tells the runs of a table apart."""
 
+MADE = ["device", "precision", "step", "jobs"]
+"""How a run was made: what explains a difference in its rates, and in precision its numbers."""
+
 RUN_COLUMNS = {
     "student_top1": "last epoch, per cent",
     "student_top5": "last epoch, per cent",
@@ -28,7 +31,7 @@ RUN_COLUMNS = {
 def runs_frame(results: Iterable[Result]) -> pd.DataFrame:
     """A row per run; numbers are missing where the run did not finish."""
     rows = [_run(result) for result in results]
-    columns = [*BOARD, *IDENTITY, "status", "device", "memory_kind", *RUN_COLUMNS]
+    columns = [*BOARD, *IDENTITY, "status", *MADE, "memory_kind", *RUN_COLUMNS]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -44,7 +47,8 @@ def leaderboard(runs: pd.DataFrame, against: str = "baseline") -> pd.DataFrame:
 
 def _run(result: Result) -> dict[str, object]:
     row: dict[str, object] = result.identity.model_dump(include={*BOARD, *IDENTITY})
-    row |= {"status": result.status, "device": result.environment.device}
+    row["status"] = result.status
+    row |= result.environment.model_dump(include=set(MADE))
     if result.status != "finished" or result.last is None or result.cost is None:
         return row
     row["student_top1"] = result.last["student"].top1
@@ -54,19 +58,21 @@ def _run(result: Result) -> dict[str, object]:
             row[f"{role}_top1"] = result.last[role].top1
     cost = result.cost.model_dump()
     row |= {name: cost[name] for name in RUN_COLUMNS if name in cost}
-    row["memory_kind"] = cost["peak_memory_kind"]
+    row |= {"memory_kind": cost["peak_memory_kind"], "jobs": cost["jobs"]}
     return row
 
 
 def _board(board: pd.DataFrame, against: str) -> pd.DataFrame:
-    key = board[BOARD].iloc[0].to_dict()
+    shown = board[BOARD].iloc[0].to_dict()
     reference = board[board.method == against].set_index("seed").student_top1
     reference = reference[~reference.index.duplicated(keep=False)]
-    # Two versions of a method are two rows, told apart by their hash.
-    clashes = board.groupby("method").method_hash.transform("nunique") > 1
-    names = board.method.where(~clashes, board.method + " (" + board.method_hash.str[:8] + ")")
+    # Two versions of a method are two rows, told apart by their hash; so are two precisions.
+    names = board.method
+    for key, label in (("method_hash", board.method_hash.str[:8]), ("precision", board.precision)):
+        clashes = board.groupby("method")[key].transform("nunique") > 1
+        names = names.where(~clashes, names + " (" + label + ")")
     rows = [
-        {**key, "method": name, **_method(runs, reference)}
+        {**shown, "method": name, **_method(runs, reference)}
         for name, runs in board.groupby(names, sort=True)
     ]
     frame = pd.DataFrame(rows)
@@ -76,8 +82,9 @@ def _board(board: pd.DataFrame, against: str) -> pd.DataFrame:
 def _method(runs: pd.DataFrame, reference: pd.Series) -> dict[str, object]:
     finished = runs[runs.status == "finished"]
     paired = finished.set_index("seed").student_top1 - reference
-    # Rates of different devices have no common mean.
-    comparable = finished if finished.device.nunique() == 1 else finished.iloc[:0]
+    alone = finished[finished.jobs == 1]
+    # Rates of different devices, or of compiled and eager steps, have no common mean.
+    comparable = alone if len(alone[["device", "step"]].drop_duplicates()) == 1 else alone[:0]
     return {
         "n": len(finished),
         "diverged": int((runs.status == "diverged").sum()),
@@ -89,6 +96,8 @@ def _method(runs: pd.DataFrame, reference: pd.Series) -> dict[str, object]:
         "mean_top1": finished.mean_top1.mean(),
         "ensemble_top1": finished.ensemble_top1.mean(),
         "ensemble_top1_sd": finished.ensemble_top1.std(ddof=1),
+        "shared": bool(len(finished)) and alone.empty,
+        "step": comparable.step.max(),
         "images_per_second": comparable.images_per_second.median(),
         "peak_memory_bytes": comparable.peak_memory_bytes.max(),
         "memory_kind": comparable.memory_kind.max(),

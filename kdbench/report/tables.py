@@ -31,7 +31,9 @@ def render(board: pd.DataFrame, form: Format, against: str = "baseline") -> str:
 
 def _section(title: str, rows: pd.DataFrame, form: Format, against: str) -> str:
     kinds = ", ".join(sorted(rows.memory_kind.dropna().unique()))
-    cells = [_row(row, against, f"peak MiB ({kinds or MISSING})") for _, row in rows.iterrows()]
+    memory = f"peak MiB ({kinds or MISSING})"
+    mixed = rows.step.nunique() > 1
+    cells = [_row(row, against, memory, mixed) for _, row in rows.iterrows()]
     style = "github" if form == "markdown" else "simple"
     heading = f"### {title}\n" if form == "markdown" else title
     table = tabulate(cells, headers="keys", tablefmt=style, disable_numparse=True, colalign=ALIGN)
@@ -41,7 +43,7 @@ def _section(title: str, rows: pd.DataFrame, form: Format, against: str) -> str:
 ALIGN = ("left", *["right"] * 8)
 
 
-def _row(row: pd.Series, against: str, memory: str) -> dict[str, str]:
+def _row(row: pd.Series, against: str, memory: str, mixed: bool) -> dict[str, str]:
     trained, deployed = _millions(row.parameters_trained), _millions(row.parameters_deployed)
     return {
         "method": str(row.method),
@@ -49,11 +51,19 @@ def _row(row: pd.Series, against: str, memory: str) -> dict[str, str]:
         "n": _count(row),
         f"vs {against}": _number(row.difference, "+.2f"),
         "ensemble %": _spread(row.ensemble_top1, row.ensemble_top1_sd),
-        "images/s": _number(row.images_per_second, ",.0f"),
+        "images/s": _rate(row, mixed),
         memory: _number(row.peak_memory_bytes / 2**20, ",.0f"),
         "training": _duration(row.training_seconds),
         "params trained / deployed": f"{trained} / {deployed}",
     }
+
+
+def _rate(row: pd.Series, mixed: bool) -> str:
+    """Rates of runs that shared a device are none; compiled and eager ones are told apart."""
+    if row.shared:
+        return "shared"
+    rate = _number(row.images_per_second, ",.0f")
+    return f"{rate} ({row.step})" if mixed and rate != MISSING else rate
 
 
 def _number(value: float, spec: str) -> str:

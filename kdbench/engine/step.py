@@ -1,0 +1,210 @@
+"""One training step: as it stands, compiled by inductor, recorded as a CUDA graph, or both."""
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from kdbench.method import ContractError
+from kdbench.suite import Precision
+
+Mode = Literal["eager", "inductor", "graph", "inductor+graph"]
+"""How steps run. `graph` replays forward, backward and update as one CUDA graph."""
+
+WARM_UP = 3
+"""Steps before a graph is recorded: libraries choose their algorithms, optimizers make state."""
+
+TOLERANCE = 1e-2
+"""Largest relative difference of an update, replayed against not: a wrong graph differs by 1."""
+
+
+class TrainingStep:
+    """Forward of all terms, one backward of their sum, one update by every optimizer.
+
+    What cannot be compiled or recorded runs eagerly from then on, and `on_fallback` is told why.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizers: Iterable[Optimizer],
+        precision: Precision = "fp32",
+        mode: Mode = "eager",
+        on_fallback: Callable[[str], None] = lambda reason: None,
+    ):
+        self.module = module
+        self.optimizers = list(optimizers)
+        self.bf16 = precision == "bf16"
+        self.mode = mode
+        self.on_fallback = on_fallback
+        self.names: tuple[str, ...] = ()
+        """Of the loss terms, in order; known after the first step."""
+        self._forward: Callable[[Tensor, Tensor], dict[str, Tensor]] = module
+        if "inductor" in mode:
+            self._forward = torch.compile(module, fullgraph=True, dynamic=False)
+        self._replay: Callable[[], object] | None = None
+        self._inputs: tuple[Tensor, Tensor]
+        self._output: Tensor
+        self._steps = 0
+
+    def __call__(self, views: Tensor, labels: Tensor) -> Tensor:
+        """Train on views (V, B, 3, H, W) and labels (B,); gives the weighted terms (N,).
+
+        Nothing waits for the device. With a graph the next step overwrites the values returned.
+
+        Raises:
+            ContractError: the method returned something else than named scalar terms.
+        """
+        self._steps += 1
+        if self._steps == 1:
+            return self._first(views, labels)
+        if "graph" in self.mode and self._steps > WARM_UP:
+            return self._recorded(views, labels)
+        return self._run(views, labels)
+
+    def _run(self, views: Tensor, labels: Tensor) -> Tensor:
+        with self.autocast():
+            terms = self._forward(views, labels)
+            if not self.names:
+                check_terms(terms)
+                self.names = tuple(terms)
+            values = torch.stack(list(terms.values()))
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        values.sum().backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return values.detach()
+
+    def autocast(self) -> torch.autocast | nullcontext[None]:
+        """The suite's precision, for training and evaluation."""
+        if not self.bf16:
+            return nullcontext()
+        return torch.autocast(next(self.module.parameters()).device.type, torch.bfloat16)
+
+    def _first(self, views: Tensor, labels: Tensor) -> Tensor:
+        """Compiles; where that fails nothing has been trained yet, and the step is run eagerly."""
+        if "inductor" not in self.mode:
+            return self._run(views, labels)
+        before = State(self.module, self.optimizers)
+        try:
+            return self._run(views, labels)
+        except (ContractError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # compilers raise anything; an error of the method comes again
+            before.restore()
+            self._forward = self.module
+            values = self._run(views, labels)
+            self._fall_back("graph" if "graph" in self.mode else "eager", "compiled", error)
+            return values
+
+    def _recorded(self, views: Tensor, labels: Tensor) -> Tensor:
+        if self._replay is None:
+            try:
+                return self._record(views, labels)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                self._fall_back(
+                    "inductor" if "inductor" in self.mode else "eager", "recorded", error
+                )
+                return self._run(views, labels)
+        for held, new in zip(self._inputs, (views, labels), strict=True):
+            held.copy_(new)
+        self._replay()
+        return self._output
+
+    def _record(self, views: Tensor, labels: Tensor) -> Tensor:
+        """Record the step, and keep the record only if it trains as the step itself does."""
+        start = State(self.module, self.optimizers)
+        expected = self._run(views, labels)
+        end = State(self.module, self.optimizers)
+        start.restore()
+        self._inputs = views.clone(), labels.clone()
+        try:
+            replay, self._output = cuda_graph(lambda: self._run(*self._inputs))
+            replay()
+        finally:
+            after = State(self.module, self.optimizers)
+            end.restore()
+        error = max(after.difference(end, start), _relative(self._output, expected))
+        if error > TOLERANCE:
+            raise RuntimeError(f"its replay differs by {error:.1e} from the step itself")
+        self._replay = replay
+        return expected
+
+    def _fall_back(self, mode: Mode, what: str, error: Exception) -> None:
+        self.mode = mode
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = next((line for line in lines if line), type(error).__name__)
+        self.on_fallback(f"cannot be {what}: {reason}")
+
+
+class State:
+    """A copy of everything that a step changes: parameters, buffers, the optimizers' state."""
+
+    def __init__(self, module: nn.Module, optimizers: Iterable[Optimizer]):
+        optimizers = list(optimizers)
+        self._tensors = [*module.parameters(), *module.buffers()]
+        self._tensors += [
+            value
+            for optimizer in optimizers
+            for state in optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, Tensor)
+        ]
+        self._copies = [tensor.detach().clone() for tensor in self._tensors]
+        self._optimizers = [(optimizer, set(optimizer.state)) for optimizer in optimizers]
+        self._cpu = torch.get_rng_state()
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """In place, so that whoever holds the tensors sees it."""
+        for tensor, copy in zip(self._tensors, self._copies, strict=True):
+            tensor.copy_(copy)
+        for optimizer, known in self._optimizers:
+            for parameter in set(optimizer.state) - known:
+                del optimizer.state[parameter]
+        torch.set_rng_state(self._cpu)
+
+    def difference(self, other: "State", start: "State") -> float:
+        """Of two states that came of `start`, relative to the way from there."""
+        floats = [
+            (mine, theirs, old)
+            for mine, theirs, old in zip(self._copies, other._copies, start._copies, strict=True)
+            if mine.is_floating_point()
+        ]
+        apart = sum((mine - theirs).double().square().sum() for mine, theirs, _ in floats)
+        way = sum((theirs - old).double().square().sum() for _, theirs, old in floats)
+        return float((torch.as_tensor(apart) / torch.as_tensor(way)).sqrt())
+
+
+def cuda_graph(step: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+    """Record a step on the device; what replays it, and the tensor that it then writes."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = step()
+    return graph.replay, output
+
+
+def _relative(values: Tensor, expected: Tensor) -> float:
+    return float((values - expected).abs().max() / expected.abs().max())
+
+
+def check_terms(terms: Any) -> None:
+    """Refuse what is no dict of named scalars.
+
+    Raises:
+        ContractError: says what forward() returned instead.
+    """
+    if not isinstance(terms, dict) or not terms:
+        raise ContractError("forward() must return a dict of named loss terms")
+    for name, term in terms.items():
+        if not isinstance(name, str) or not name:
+            raise ContractError(f"forward() returned a loss term without a name ({name!r})")
+        if not isinstance(term, Tensor) or term.dim() != 0:
+            shape = tuple(term.shape) if isinstance(term, Tensor) else type(term).__name__
+            raise ContractError(f"forward() returned '{name}' as {shape}, not as a scalar tensor")
