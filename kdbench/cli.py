@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from typer import Argument, Option
 
-from kdbench.errors import UserError
+from kdbench.errors import UserError, unknown
 
 app = typer.Typer(
     name="kdbench",
@@ -40,6 +40,14 @@ class Compile(StrEnum):
     inductor = "inductor"
     graph = "graph"
     both = "inductor+graph"
+
+
+class BenchFormat(StrEnum):
+    """How `kdbench bench` prints."""
+
+    terminal = "terminal"
+    markdown = "markdown"
+    json = "json"
 
 
 class ReportFormat(StrEnum):
@@ -152,6 +160,50 @@ def report(
 
 
 @app.command()
+def bench(
+    suite: Annotated[str, Option(help="Name of a suite, or a TOML file.")] = "cifar100",
+    methods: Annotated[str, Option(help="Comma list of names or .py files, or 'all'.")] = "all",
+    architectures: Annotated[str, Option(help="Comma list; default: the suite's.")] = "",
+    precision: Annotated[
+        Precision | None, Option(help="Another precision than the suite's.")
+    ] = None,
+    compile_: Annotated[
+        str, Option("--compile", help="Comma list of ways to run steps; each is a row.")
+    ] = "auto",
+    against: Annotated[str, Option(help="Method that ratios refer to.")] = "independent",
+    rounds: Annotated[int, Option(help="Timed windows of each method, in turn.")] = 10,
+    set_: Annotated[
+        list[str] | None, Option("--set", help="METHOD.OPTION=VALUE; may be repeated.")
+    ] = None,
+    format_: Annotated[BenchFormat, Option("--format")] = BenchFormat.terminal,
+) -> None:
+    """Measure what a training step of each method costs, on random images."""
+    from rich.progress import Progress
+
+    from kdbench.bench.command import bench as measure
+    from kdbench.bench.tables import render
+    from kdbench.launch.plan import make_specs
+    from kdbench.suite import load_suite
+
+    chosen = load_suite(suite)
+    if precision is not None:
+        chosen = chosen.with_precision(precision.value)
+    specs = make_specs(chosen, _names(methods), _names(architectures), settings=set_ or [])
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("measuring", total=1)
+        measured = measure(
+            specs,
+            [way.value for way in _ways(compile_)],
+            rounds,
+            against,
+            lambda what, share: progress.update(task, description=what, completed=share),
+            _complain,
+        )
+    print(render(measured, format_.value), end="")
+
+
+@app.command()
 def check(
     methods: Annotated[
         list[str] | None, Argument(metavar="[METHOD or FILE.py]...", help="Names or .py files.")
@@ -220,6 +272,14 @@ def _print_report(results: Path, suite: str | None, form: ReportFormat, against:
     for damaged in made.damaged:
         _complain(f"'{damaged.file}' is no valid result and was left out: {damaged.reason}.")
     return bool(made.damaged)
+
+
+def _ways(text: str) -> list[Compile]:
+    ways = [way.value for way in Compile]
+    for name in _names(text):
+        if name not in ways:
+            raise unknown("way to run steps", name, ways)
+    return [Compile(name) for name in _names(text)]
 
 
 def _names(text: str) -> list[str]:

@@ -18,6 +18,13 @@ WINDOW = 10
 """Steps between two marks: long enough to time, short enough for a median."""
 
 
+def synchronised_clock(device: torch.device) -> float:
+    """Seconds, once all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 class StepClock:
     """Times windows of steps without making the step wait: events on a GPU, a clock on a CPU."""
 

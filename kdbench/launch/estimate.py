@@ -1,11 +1,11 @@
 """How long a plan will take: from results made on this device, else from steps timed now."""
 
-import time
 from pathlib import Path
 
 import torch
 
 from kdbench.engine.environment import device_name
+from kdbench.engine.measure import synchronised_clock
 from kdbench.engine.optimizers import build_optimizers
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import TrainingStep
@@ -66,12 +66,6 @@ def _time_step(spec: RunSpec, device: torch.device) -> float:
     started = 0.0
     for step in range(1 + TIMED_STEPS):
         if step == 1:
-            started = _now(device)
+            started = synchronised_clock(device)
         train(views.permute(0, 1, 4, 2, 3), labels)
-    return (_now(device) - started) / TIMED_STEPS
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return (synchronised_clock(device) - started) / TIMED_STEPS

@@ -1,6 +1,6 @@
 """What a command asks for, and what of it exists already."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -43,23 +43,40 @@ def make_plan(
         UserError: an unknown name, a method that does not fit the suite, or a result in the way
             that another suite or method of the same name made.
     """
+    count = suite.seeds if seeds is None else seeds
+    if count < 1:
+        raise UserError(f"--seeds must be at least 1, not {count}.")
+    specs = make_specs(suite, methods, architectures, count, settings, on_broken)
+    return [_planned(spec, results, overwrite) for spec in specs]
+
+
+def make_specs(
+    suite: Suite,
+    methods: list[str],
+    architectures: list[str],
+    seeds: int = 1,
+    settings: Sequence[str] = (),
+    on_broken: Callable[[BrokenMethodError], None] | None = None,
+) -> list[RunSpec]:
+    """All combinations of architectures, seeds and methods, each checked against the suite.
+
+    Raises:
+        UserError: an unknown name, or a method that does not fit the suite.
+    """
     if not methods:
         raise UserError("--methods names no method; 'all' takes every one.")
     entries = find_methods(methods, on_broken)
     options = _options_by_method(settings, entries)
     names = _offered(suite, architectures or [suite.default_architecture])
-    count = suite.seeds if seeds is None else seeds
-    if count < 1:
-        raise UserError(f"--seeds must be at least 1, not {count}.")
     specs = [
         RunSpec(suite, architecture, entry, entry.options(options.get(entry.name, {})), seed)
         for architecture in names
-        for seed in range(count)
+        for seed in range(seeds)
         for entry in entries
     ]
     for spec in specs:
         spec.check()
-    return [_planned(spec, results, overwrite) for spec in specs]
+    return specs
 
 
 def _offered(suite: Suite, names: Iterable[str]) -> list[str]:
@@ -75,7 +92,7 @@ def _offered(suite: Suite, names: Iterable[str]) -> list[str]:
 
 
 def _options_by_method(
-    settings: list[str], entries: list[MethodEntry]
+    settings: Iterable[str], entries: list[MethodEntry]
 ) -> dict[str, dict[str, str]]:
     """`method.key=value` settings, by method."""
     names = [entry.name for entry in entries]

@@ -1,0 +1,1 @@
+"""What a step costs, without training to the end."""

@@ -1,0 +1,98 @@
+"""One method ready to be timed, on random images of the suite's shape."""
+
+from collections.abc import Callable, Iterator
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from kdbench.bench.floor import StepWork, step_work
+from kdbench.data import Images, TrainingBatches
+from kdbench.engine.measure import MemoryMeter, synchronised_clock
+from kdbench.engine.optimizers import build_optimizers
+from kdbench.engine.spec import RunSpec
+from kdbench.engine.step import WARM_UP, Mode, TrainingStep
+
+BATCHES = 8
+"""Of images: enough that none is in a cache when it comes again."""
+
+WINDOW = 0.2
+"""Seconds that a timed window lasts at least."""
+
+
+def random_images(spec: RunSpec, device: torch.device) -> Images:
+    """Throughput does not depend on what they show."""
+    suite = spec.suite
+    size, count = suite.data.image_size, BATCHES * suite.batch_size
+    pixels = torch.randint(256, (count, size, size, 3), dtype=torch.uint8)
+    return Images(pixels, torch.randint(suite.data.classes, (count,))).to(device)
+
+
+class Subject:
+    """A method that is trained window by window."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        mode: Mode,
+        images: Images,
+        on_fallback: Callable[[str], None] = lambda reason: None,
+    ):
+        suite = spec.suite
+        self.spec = spec
+        self.device = images.pixels.device
+        method = spec.build().to(self.device).to(memory_format=torch.channels_last).train()
+        method.begin_epoch(0)
+        self.method = method
+        optimizers = build_optimizers(method, suite.optimizer, capturable="graph" in mode)
+        self.optimizers = optimizers
+        self.batches = TrainingBatches(images, suite, spec.seed, spec.views)
+        self._stream = self._endless()
+        self.work = self._count()
+        self.step = TrainingStep(method, optimizers, suite.precision, mode, on_fallback)
+        self.train(WARM_UP + 2)
+        self.peak_memory_bytes = self._peak_memory()
+        self.steps = max(1, ceil(WINDOW / self.train(1)))
+
+    def train(self, steps: int) -> float:
+        """Seconds a step, its data included."""
+        started = synchronised_clock(self.device)
+        for _ in range(steps):
+            self.step(*next(self._stream))
+        return (synchronised_clock(self.device) - started) / steps
+
+    def load(self, steps: int) -> float:
+        """Seconds a step, for its data alone."""
+        started = synchronised_clock(self.device)
+        for _ in range(steps):
+            next(self._stream)
+        return (synchronised_clock(self.device) - started) / steps
+
+    def _endless(self) -> Iterator[tuple[Tensor, Tensor]]:
+        epoch = 0
+        while True:
+            yield from self.batches.epoch(epoch)
+            epoch += 1
+
+    def _count(self) -> StepWork:
+        """With a step of its own, run eagerly."""
+        views, labels = next(self._stream)
+        eager = TrainingStep(self.method, self.optimizers, self.spec.suite.precision)
+        eager(views, labels)  # optimizers make their state in the first
+        with eager.autocast():
+            return step_work(lambda: self.method(views, labels), lambda: eager(views, labels))
+
+    def _peak_memory(self) -> int:
+        held = [*self.method.parameters(), *self.method.buffers()]
+        held += [p.grad for p in self.method.parameters() if p.grad is not None]
+        held += [
+            value
+            for optimizer in self.optimizers
+            for state in optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, Tensor)
+        ]
+        meter = MemoryMeter(self.device)
+        before = meter.peak()
+        self.train(2)
+        return meter.peak() - before + sum(tensor.nbytes for tensor in held)

@@ -1,0 +1,66 @@
+"""A benchmark as text: terminal and markdown for readers, JSON for CI."""
+
+from typing import Literal
+
+from tabulate import tabulate
+
+from kdbench.bench.record import Benchmark, StepCost
+
+BenchFormat = Literal["terminal", "markdown", "json"]
+MISSING = "n/a"
+
+
+def render(benchmark: Benchmark, form: BenchFormat) -> str:
+    """A table an architecture, under a line that says what was measured where."""
+    if form == "json":
+        return benchmark.model_dump_json(indent=1) + "\n"
+    architectures = dict.fromkeys(row.architecture for row in benchmark.rows)
+    sections = [_section(benchmark, name, form) for name in architectures]
+    return "\n".join([*sections, _conditions(benchmark)])
+
+
+def _section(benchmark: Benchmark, architecture: str, form: BenchFormat) -> str:
+    rows = [row for row in benchmark.rows if row.architecture == architecture]
+    cells = [_cells(row, benchmark.against) for row in rows]
+    title = f"{benchmark.suite}, {architecture}, batch {benchmark.batch_size}"
+    heading = f"### {title}\n" if form == "markdown" else title
+    style = "github" if form == "markdown" else "simple"
+    aligned = ["left", "left", *["right"] * (len(cells[0]) - 2)]
+    table = tabulate(cells, headers="keys", tablefmt=style, disable_numparse=True, colalign=aligned)
+    return f"{heading}\n{table}\n"
+
+
+def _cells(row: StepCost, against: str) -> dict[str, str]:
+    low, high = row.milliseconds.quartiles
+    ratio, spread = MISSING, MISSING
+    if row.ratio is not None:
+        ratio = f"{row.ratio.median:.3f}"
+        spread = "{:.3f}-{:.3f}".format(*row.ratio.quartiles)
+    return {
+        "method": row.method,
+        "step": row.step,
+        "networks": str(row.networks),
+        "ms/step": f"{row.milliseconds.median:.1f}",
+        "IQR": f"{high - low:.1f}",
+        "images/s": f"{row.images_per_second:,.0f}",
+        f"/ {against}": ratio,
+        "quartiles": spread,
+        "data": f"{100 * row.data_share:.1f} %",
+        "peak MiB": f"{row.peak_memory_bytes / 2**20:,.0f}",
+        "operations": f"{row.operations:,}",
+        "GB": f"{row.bytes / 1e9:.2f}",
+        "GFLOP": f"{row.flops / 1e9:.1f}",
+        "floor ms": f"{row.floor_milliseconds:.1f}",
+        "of floor": f"{100 * row.floor_milliseconds / row.milliseconds.median:.0f} %",
+    }
+
+
+def _conditions(benchmark: Benchmark) -> str:
+    made = benchmark.environment
+    return (
+        f"{made.device}, {made.threads} threads, {made.system}, {made.precision}; "
+        f"torch {made.torch}, Python {made.python}, kdbench {made.kdbench}; {benchmark.date}. "
+        f"Median of {benchmark.rounds} rounds, all methods in turn; copies "
+        f"{benchmark.bytes_per_second / 1e9:,.0f} GB/s, matrix products "
+        f"{benchmark.flops_per_second / 1e12:,.2f} TFLOP/s.\n"
+    )
