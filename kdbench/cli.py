@@ -276,6 +276,8 @@ def _print_report(results: Path, suite: str | None, form: ReportFormat, against:
 
 def _ways(text: str) -> list[Compile]:
     ways = [way.value for way in Compile]
+    if not _names(text):
+        raise UserError(f"--compile names no way to run steps; choose from: {', '.join(ways)}.")
     for name in _names(text):
         if name not in ways:
             raise unknown("way to run steps", name, ways)

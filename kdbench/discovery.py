@@ -17,9 +17,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdbench.errors import UserError, describe, sentence, unknown
+from kdbench.errors import UserError, unknown
 from kdbench.method import ContractError, Method, MethodOptions
-from kdbench.paths import METHODS
+from kdbench.paths import built_in_files
+from kdbench.validation import describe, sentence
 
 ENTRY_POINTS = "kdbench.methods"
 
@@ -66,11 +67,6 @@ class MethodEntry:
         except ValidationError as error:
             problems = sentence(describe(error, self.method.Options))
             raise UserError(f"Options of method '{self.name}': {problems}") from None
-
-
-def built_in_files() -> dict[str, Path]:
-    """The method files that ship, by name."""
-    return {f.stem: f for f in sorted(METHODS.glob("*.py")) if not f.stem.startswith("_")}
 
 
 def method_names() -> list[str]:
@@ -139,7 +135,7 @@ def load_file(
     ]
     if not found:
         raise BrokenMethodError(
-            f"{file}: no method: define a class that derives from kdbench's Method."
+            f"{file.name}: no method: define a class that derives from kdbench's Method."
         )
     if len(found) > 1:
         names = " and ".join(cls.__name__ for cls in found)

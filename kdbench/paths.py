@@ -9,3 +9,8 @@ from pathlib import Path
 SHIPPED = Path(__file__).parents[1]
 METHODS = SHIPPED / "methods"
 SUITES = SHIPPED / "suites"
+
+
+def built_in_files() -> dict[str, Path]:
+    """The method files that ship, by name."""
+    return {f.stem: f for f in sorted(METHODS.glob("*.py")) if not f.stem.startswith("_")}

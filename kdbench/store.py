@@ -13,7 +13,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdbench.atomic import written_whole
-from kdbench.errors import UserError, describe
+from kdbench.errors import UserError
+from kdbench.validation import describe
 
 Arithmetic = Literal["fp32", "tf32", "bf16"]
 """What matrices were multiplied in."""

@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kdbench.errors import UserError, describe, sentence, unknown
+from kdbench.errors import UserError, unknown
 from kdbench.paths import SUITES
+from kdbench.validation import describe, sentence
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

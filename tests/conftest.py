@@ -4,10 +4,11 @@ import pytest
 from accelerate import Accelerator
 
 from kdbench.data import Images, load_images, locate
-from kdbench.discovery import built_in_files, find_methods
+from kdbench.discovery import find_methods
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.run import Run
 from kdbench.engine.spec import RunSpec
+from kdbench.paths import built_in_files
 from kdbench.store import Epoch
 from kdbench.suite import Suite, load_suite
 

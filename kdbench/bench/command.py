@@ -9,7 +9,8 @@ import torch
 
 from kdbench.bench.floor import DeviceRates, measure_rates
 from kdbench.bench.record import Benchmark, Spread, StepCost
-from kdbench.bench.subject import Subject, random_images
+from kdbench.bench.subject import Subject
+from kdbench.data import random_images
 from kdbench.discovery import find_methods
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.environment import environment
@@ -17,6 +18,9 @@ from kdbench.engine.mode import Compile, step_mode
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import Mode
 from kdbench.errors import UserError
+
+BATCHES = 8
+"""Of random images: throughput does not depend on what they show."""
 
 Progress = Callable[[str, float], None]
 """Told what is being done, and which share of all is."""
@@ -77,7 +81,8 @@ def _architecture(
     on_message: Callable[[str], None],
 ) -> list[StepCost]:
     torch.compiler.reset()
-    images = random_images(specs[0], make_accelerator().device)
+    suite = specs[0].suite
+    images = random_images(suite.data, BATCHES * suite.batch_size).to(make_accelerator().device)
     wanted = [(spec, mode) for mode in dict.fromkeys(modes) for spec in specs]
     references = {(s.networks, mode): _reference(s, against) for s, mode in wanted}
     todo = {(spec.method_name, mode): (spec, mode) for spec, mode in wanted}

@@ -13,19 +13,8 @@ from kdbench.engine.optimizers import build_optimizers
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import WARM_UP, Mode, TrainingStep
 
-BATCHES = 8
-"""Of images: enough that none is in a cache when it comes again."""
-
 WINDOW = 0.2
 """Seconds that a timed window lasts at least."""
-
-
-def random_images(spec: RunSpec, device: torch.device) -> Images:
-    """Throughput does not depend on what they show."""
-    suite = spec.suite
-    size, count = suite.data.image_size, BATCHES * suite.batch_size
-    pixels = torch.randint(256, (count, size, size, 3), dtype=torch.uint8)
-    return Images(pixels, torch.randint(suite.data.classes, (count,))).to(device)
 
 
 class Subject:

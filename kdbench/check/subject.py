@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from kdbench.data import Images
+from kdbench.data import random_images
 from kdbench.discovery import MethodEntry
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.evaluate import is_network
@@ -52,14 +52,6 @@ def tiny_suite() -> Suite:
     return digits.model_copy(update={"schedule": digits.schedule.scaled(EPOCHS), **changes})
 
 
-def random_images(suite: Suite, count: int) -> Images:
-    """Noise, with labels that go round the classes."""
-    size = suite.data.image_size
-    source = generator(0, "check", count)
-    pixels = torch.randint(256, (count, size, size, 3), generator=source, dtype=torch.uint8)
-    return Images(pixels, torch.arange(count) % suite.data.classes)
-
-
 @dataclass(frozen=True)
 class Subject:
     """One method with one set of options."""
@@ -93,7 +85,7 @@ class Subject:
     def run(self, accelerator: Accelerator | None = None) -> Iterator[Run]:
         """A run of the harness, in a folder that is removed afterwards."""
         data = self.suite.data
-        train, test = (random_images(self.suite, split.images) for split in (data.train, data.test))
+        train, test = (random_images(data, split.images) for split in (data.train, data.test))
         with tempfile.TemporaryDirectory() as folder:
             device = accelerator or make_accelerator(cpu=True)
             yield Run(self.spec, train, test, Path(folder), device, Quiet())

@@ -1,7 +1,7 @@
 """Images: where they come from, how a batch is made of them, in which order."""
 
 from kdbench.data.batches import EvaluationBatches, TrainingBatches
-from kdbench.data.images import Images, is_cached, load_images
+from kdbench.data.images import Images, is_cached, load_images, random_images
 from kdbench.data.sources import Source, locate
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "is_cached",
     "load_images",
     "locate",
+    "random_images",
 ]

@@ -17,7 +17,8 @@ from torch import Tensor
 from kdbench.atomic import written_whole
 from kdbench.data.sources import Source
 from kdbench.errors import UserError
-from kdbench.suite import Split
+from kdbench.seeds import generator
+from kdbench.suite import Data, Split
 
 CACHE_ENVIRONMENT = "KDBENCH_CACHE"
 
@@ -58,6 +59,14 @@ class Images:
             Images(self.pixels[kept], self.labels[kept]),
             Images(self.pixels[held], self.labels[held]),
         )
+
+
+def random_images(data: Data, count: int) -> Images:
+    """Noise of a data set's shape, with labels that go round the classes: no reading needed."""
+    size = data.image_size
+    source = generator(0, "random images", count)
+    pixels = torch.randint(256, (count, size, size, 3), generator=source, dtype=torch.uint8)
+    return Images(pixels, torch.arange(count) % data.classes)
 
 
 def load_images(source: Source, split: Split) -> Images:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdbench.discovery import built_in_files
 from kdbench.errors import UserError, unknown
+from kdbench.paths import built_in_files
 from kdbench.report.summary import leaderboard, runs_frame
 from kdbench.report.tables import Format, render
 from kdbench.store import Damaged, Result, read_all

@@ -1,0 +1,126 @@
+"""kdbench bench: what it counts, what it compares with what, what it prints."""
+
+import json
+import re
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from kdbench import cli
+from kdbench.bench.floor import DeviceRates, StepWork, measure_rates, step_work
+from kdbench.bench.record import Benchmark
+from kdbench.engine.measure import MemoryMeter
+from kdbench.engine.step import TrainingStep
+
+
+def test_work_is_the_bytes_and_flops_of_every_operation():
+    x, w = torch.ones(8, 16), torch.ones(16, 4)
+
+    def step():
+        y = x @ w  # reads 8*16 + 16*4, writes 8*4
+        y.view(4, 8).t()  # touches nothing
+        torch.empty(100)  # neither
+        y.add_(1.0)  # reads and writes 8*4
+        return x[:1].expand(8, 16).sum(0)  # reads one row of 16, writes 16
+
+    work = step_work(lambda: x @ w, step)
+    assert work.bytes == 4 * (8 * 16 + 16 * 4 + 8 * 4 + 2 * 8 * 4 + 8 * 16 + 16)
+    assert work.flops == 3 * 2 * 8 * 16 * 4
+    assert work.operations == 3
+
+
+def test_the_backward_pass_is_counted():
+    layer = nn.Linear(16, 4, bias=False)
+    x = torch.ones(8, 16)
+    forward = step_work(lambda: layer(x), lambda: layer(x)).bytes
+    both = step_work(lambda: layer(x), lambda: layer(x).sum().backward()).bytes
+    assert both > 2 * forward
+
+
+def test_the_floor_is_the_longer_of_bytes_and_flops():
+    work = StepWork(bytes=100, flops=1000, operations=1)
+    assert work.floor(DeviceRates(bytes_per_second=10, flops_per_second=1000)) == 10
+    assert work.floor(DeviceRates(bytes_per_second=1000, flops_per_second=10)) == 100
+
+
+def test_rates_of_this_device_are_plausible():
+    rates = measure_rates(torch.device("cpu"), "fp32")
+    assert 1e8 < rates.bytes_per_second < 1e13
+    assert 1e8 < rates.flops_per_second < 1e16
+
+
+@pytest.fixture
+def bench(monkeypatch, capsys):
+    """Runs `kdbench bench` on the digits: exit code, standard output, standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        command = ["kdbench", "bench", "--suite", "digits", "--rounds", "2", *arguments]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def test_ratios_are_to_the_reference_with_as_many_networks(bench):
+    code, out, _ = bench(
+        "--methods", "baseline,independent,okddip", "--set", "okddip.networks=4", "--format", "json"
+    )
+    assert code == 0
+    measured = Benchmark.model_validate_json(out)
+    rows = {row.method: row for row in measured.rows}
+    assert list(rows) == ["baseline", "independent", "okddip@networks=4"]
+    assert rows["baseline"].ratio is None  # the control takes two networks at least
+    assert rows["independent"].ratio.median == 1.0
+    assert rows["okddip@networks=4"].networks == 4
+    low, high = rows["okddip@networks=4"].ratio.quartiles
+    assert 0 < low <= rows["okddip@networks=4"].ratio.median <= high
+    assert rows["independent"].flops == pytest.approx(3 * rows["baseline"].flops, rel=0.01)
+    for row in rows.values():
+        assert row.images_per_second == pytest.approx(64e3 / row.milliseconds.median)
+        assert 0 < row.data_share < 1 and row.peak_memory_bytes > 0 and row.step == "eager"
+    assert not re.search(r"/(home|root|tmp|work)", json.dumps(measured.model_dump(mode="json")))
+
+
+def test_the_table_names_its_conditions(bench):
+    code, out, _ = bench("--methods", "dml", "--format", "markdown", "--against", "dml")
+    assert code == 0
+    assert out.startswith("### digits, resnet8, batch 64")
+    (row,) = [line for line in out.splitlines() if line.startswith("| dml")]
+    assert "| eager" in row and "1.000" in row
+    assert f"torch {torch.__version__}" in out and "Median of 2 rounds" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--compile", "off,inducter"), "Did you mean 'inductor'?"),
+        (("--compile", "graph"), "needs a CUDA GPU"),
+        (("--rounds", "0"), "--rounds must be at least 1"),
+        (("--methods", "dlm"), "Did you mean 'dml'?"),
+        (("--against", "independant"), "Did you mean 'independent'?"),
+    ],
+)
+def test_mistakes_are_one_sentence(bench, arguments, complaint):
+    code, out, err = bench("--methods", "dml", *arguments)
+    assert code == 2 and not out
+    assert complaint in err.replace("\n", " ") and "Traceback" not in err
+
+
+def test_memory_does_not_grow_with_steps(make_run):
+    run = make_run("ffsd")
+    step: TrainingStep = run.step
+
+    def train(steps: int) -> int:
+        batches = list(run.training.epoch(0))
+        for index in range(steps):
+            step(*batches[index % len(batches)])
+        del batches
+        return MemoryMeter(torch.device("cpu")).peak()  # now: nothing came after its start
+
+    before = train(50)
+    assert train(200) - before < 2 * 2**20
