@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from kdbench.losses import kl
 from kdbench.method import VIEW_PER_NETWORK, Cohort, Method, MethodOptions, network_roles
 
+STEP_LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.02, 0.0)
+"""Tried in each step of `linear_weights`, as shares of the way to the edge of the simplex."""
+
 Target = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -38,7 +41,8 @@ def linear_weights(logits: Tensor, labels: Tensor, steps: int = 20) -> Tensor:
     samples, _, networks = scores.shape
     own = scores[torch.arange(samples, device=labels.device), labels]  # (B, K)
     weights = scores.new_full((samples, networks), 1 / networks)
-    shrink = scores.new_tensor([1.0, 0.5, 0.25, 0.1, 0.02, 0.0])
+    # Filled on the device: a list would be copied there, which no captured step may do.
+    shrink = torch.stack([scores.new_full((), part) for part in STEP_LENGTHS])
     identity = torch.eye(networks, dtype=scores.dtype, device=scores.device)
 
     def objective(a: Tensor, barrier: float) -> Tensor:
