@@ -18,6 +18,7 @@ def make_accelerator(
         UserError: TensorBoard was asked for and is not installed.
     """
     torch.set_float32_matmul_precision("high")  # fp32 means TF32 on a GPU that has it
+    torch.backends.cudnn.benchmark = True  # shapes never change within a run
     accelerator = Accelerator(
         cpu=cpu or not torch.cuda.is_available(),
         # Running statistics are averaged before each evaluation instead of sent at each step.
