@@ -30,6 +30,8 @@ class Progress:
     training_seconds: float = 0.0
     evaluation_seconds: float = 0.0
     peak_memory_bytes: int = 0
+    jobs: int = 1
+    """Most runs that ever shared the device: windows timed among several are no measure."""
 
 
 def save_checkpoint(

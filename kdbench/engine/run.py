@@ -58,6 +58,7 @@ class Run:
         accelerator: Accelerator,
         observer: Observer,
         mode: Mode = "eager",
+        jobs: int = 1,
     ):
         self.spec = spec
         self.folder = folder
@@ -87,7 +88,7 @@ class Run:
         self.training = TrainingBatches(train, suite, spec.seed, spec.views, *place)
         self.evaluation = EvaluationBatches(test, suite, *place)
         self.clock = StepClock(accelerator.device)
-        self.progress = Progress()
+        self.progress = Progress(jobs=jobs)
         self.history: list[Epoch] = []
         self.started_as = empty_result(spec, accelerator, "failed")
 
@@ -136,6 +137,7 @@ class Run:
             self.observer.on_message(f"{self.spec.label} starts anew: {error}.")
             progress = None
         if progress is not None:
+            progress.jobs = max(progress.jobs, self.progress.jobs)
             self.progress = progress
             self.history = [Epoch.model_validate(e) for e in json.loads(progress.history)]
             if progress.device == self.started_as.environment.device:
@@ -222,6 +224,7 @@ class Run:
             training_seconds=self.progress.training_seconds,
             evaluation_seconds=self.progress.evaluation_seconds,
             peak_memory_bytes=max(self.progress.peak_memory_bytes, self.memory.peak()),
+            jobs=self.progress.jobs,
             peak_memory_kind=self.memory.kind,
             parameters_trained=self.parameters_trained,
             parameters_deployed=self.parameters_deployed,

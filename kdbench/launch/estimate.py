@@ -43,7 +43,7 @@ def _measured(results: Path, device: torch.device) -> dict[tuple[str, str, int, 
     """Seconds per step in results that this device made."""
     known = {}
     for result in read_all(results):
-        if not isinstance(result, Result) or result.cost is None:
+        if not isinstance(result, Result) or result.cost is None or result.cost.jobs > 1:
             continue
         milliseconds = result.cost.step_milliseconds
         if milliseconds is None or result.environment.device != device_name(device):
