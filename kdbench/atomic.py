@@ -10,10 +10,11 @@ from kdbench.errors import UserError
 
 
 @contextlib.contextmanager
-def written_whole(file: Path) -> Iterator[BinaryIO]:
+def written_whole(file: Path, durable: bool = True) -> Iterator[BinaryIO]:
     """A stream whose content replaces the file at the end, in one step, once it is on the disk.
 
-    Whatever goes wrong before leaves the old file as it was and nothing beside it.
+    Whatever goes wrong before leaves the old file as it was and nothing beside it. What is not
+    `durable` does not wait for the disk, and a power cut may lose it.
 
     Raises:
         UserError: the folder or the disk does not take it.
@@ -24,7 +25,8 @@ def written_whole(file: Path) -> Iterator[BinaryIO]:
         with temporary.open("wb") as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         temporary.replace(file)
     except OSError as error:
         raise UserError(f"Cannot write '{file}': {error.strerror or error}.") from error

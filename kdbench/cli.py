@@ -79,6 +79,9 @@ def run(
     compile_: Annotated[
         Compile, Option("--compile", help="How steps run; auto: what repays itself.")
     ] = Compile.auto,
+    jobs: Annotated[
+        int, Option(help="Runs at a time, as processes of their own; rates are then no measure.")
+    ] = 1,
     set_: Annotated[
         list[str] | None, Option("--set", help="METHOD.OPTION=VALUE; may be repeated.")
     ] = None,
@@ -95,10 +98,20 @@ def run(
 ) -> None:
     """Train methods under a suite's schedule, then print the leaderboard."""
     from kdbench.data import is_cached, locate
-    from kdbench.launch.local import Execution, execute
+    from kdbench.launch.execution import Execution
+    from kdbench.launch.local import execute
     from kdbench.launch.plan import make_plan
     from kdbench.suite import load_suite
 
+    how = Execution(
+        results_dir,
+        runs_dir,
+        data_dir,
+        compile_.value,
+        overwrite=overwrite,
+        tensorboard=tensorboard,
+        jobs=jobs,
+    )
     chosen = load_suite(suite)
     if epochs is not None:
         chosen = chosen.with_epochs(epochs)
@@ -126,16 +139,8 @@ def run(
         from kdbench.launch.preview import preview
 
         source = locate(chosen.data, data_dir, is_cached)
-        print(preview(plan, source, results_dir, compile_.value))
+        print(preview(plan, source, results_dir, compile_.value, jobs))
         return
-    how = Execution(
-        results_dir,
-        runs_dir,
-        data_dir,
-        compile_.value,
-        overwrite=overwrite,
-        tensorboard=tensorboard,
-    )
     new = execute(plan, how)
     _print_report(results_dir, chosen.name, ReportFormat.terminal, "baseline")
     unfinished = [result for result in new if result.status != "finished"]

@@ -1,8 +1,12 @@
 """Shared by all tests: a tiny suite on the embedded digits, and folders of their own."""
 
+import sys
+from pathlib import Path
+
 import pytest
 from accelerate import Accelerator
 
+from kdbench import cli
 from kdbench.data import Images, load_images, locate
 from kdbench.discovery import find_methods
 from kdbench.engine.device import make_accelerator
@@ -13,6 +17,18 @@ from kdbench.store import Epoch
 from kdbench.suite import Suite, load_suite
 
 METHODS = list(built_in_files())
+TINY = """
+version = 1
+extends = "digits"
+description = "two epochs of four steps"
+batch_size = 40
+[data.train]
+per_class = 16
+[schedule]
+epochs = 2
+milestones = [1]
+warmup_epochs = 0
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -83,3 +99,27 @@ def make_run(suite, images, accelerator, tmp_path):
         return Run(spec, *images, tmp_path / folder, accelerator, watcher or Watcher())
 
     return build
+
+
+@pytest.fixture
+def kdbench(monkeypatch, capsys):
+    """Runs a command in this process: exit code, standard output, standard error."""
+    Path("tiny.toml").write_text(TINY)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["kdbench", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def run_tiny(kdbench):
+    return lambda *arguments: kdbench("run", "--suite", "tiny.toml", *arguments)
+
+
+def is_one_sentence(error: str) -> bool:
+    return error.startswith("kdbench: ") and "Traceback" not in error and error.count("\n") == 1

@@ -6,23 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import TINY, is_one_sentence
 
-from kdbench import cli
 from kdbench.check import command
-from kdbench.launch import local
+from kdbench.engine.run import Run
 
-TINY = """
-version = 1
-extends = "digits"
-description = "two epochs of four steps"
-batch_size = 40
-[data.train]
-per_class = 16
-[schedule]
-epochs = 2
-milestones = [1]
-warmup_epochs = 0
-"""
 DIVERGES = """
 from torch import nn
 from kdbench.method import Method
@@ -40,30 +28,6 @@ class Breaks(Baseline):
     def forward(self, views, labels):
         raise RuntimeError("no such luck in /home/somebody/secret.py")
 """
-
-
-@pytest.fixture
-def kdbench(monkeypatch, capsys):
-    """Runs a command in this process: exit code, standard output, standard error."""
-    Path("tiny.toml").write_text(TINY)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["kdbench", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
-def run_tiny(kdbench):
-    return lambda *arguments: kdbench("run", "--suite", "tiny.toml", *arguments)
-
-
-def is_one_sentence(error: str) -> bool:
-    return error.startswith("kdbench: ") and "Traceback" not in error and error.count("\n") == 1
 
 
 def test_run_trains_writes_results_and_prints_the_leaderboard(run_tiny):
@@ -161,6 +125,7 @@ def test_list_names_suites_methods_and_architectures(kdbench):
         (["--epochs", "0"], ["--epochs must be at least 1"]),
         (["--epochs", "-3"], ["--epochs must be at least 1"]),
         (["--seeds", "0"], ["--seeds must be at least 1"]),
+        (["--jobs", "0"], ["--jobs must be at least 1"]),
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(kdbench, arguments, words):
@@ -204,18 +169,18 @@ def test_a_failed_run_is_tried_again(run_tiny):
 
 
 def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(run_tiny, monkeypatch):
-    original = local.Run.train
+    original = Run.train
 
     def stop_at_second(run):
         if run.spec.entry.name == "dml":
             raise KeyboardInterrupt
         return original(run)
 
-    monkeypatch.setattr(local.Run, "train", stop_at_second)
+    monkeypatch.setattr(Run, "train", stop_at_second)
     code, _, err = run_tiny("--methods", "baseline,dml")
     assert code == 130
     assert "1 of 2 runs are done" in err and "same command goes on" in err
-    monkeypatch.setattr(local.Run, "train", original)
+    monkeypatch.setattr(Run, "train", original)
     assert run_tiny("--methods", "baseline,dml")[0] == 0
 
 

@@ -15,7 +15,7 @@ from kdbench.engine.measure import StepClock, count_parameters, forward_flops
 from kdbench.engine.optimizers import build_optimizers
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
-from kdbench.launch.local import run_one
+from kdbench.launch.execution import run_one
 from kdbench.method import ContractError, MethodOptions, ParameterGroup
 from kdbench.suite import load_suite
 

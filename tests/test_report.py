@@ -12,7 +12,7 @@ from kdbench.discovery import find_methods
 from kdbench.engine.run import Run
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
-from kdbench.launch.local import without_paths
+from kdbench.launch.execution import without_paths
 from kdbench.report.summary import leaderboard, runs_frame
 from kdbench.report.tables import render
 from kdbench.store import Damaged, Metrics, Result

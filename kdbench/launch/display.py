@@ -10,15 +10,15 @@ from rich.status import Status as Spinner
 
 from kdbench.engine.spec import RunSpec
 from kdbench.launch.plan import PlannedRun
+from kdbench.launch.status import RunStatus
 from kdbench.store import Epoch, Result
 
 
 class Display:
-    """Two bars: the whole plan, and the current run with its loss and accuracy."""
+    """A bar for the whole plan, and one for each run under way with its loss and accuracy."""
 
     def __init__(self, plan: list[PlannedRun]):
         self.console = Console(file=sys.stderr)
-        self.plan = plan
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -30,9 +30,7 @@ class Display:
         )
         work = sum(_work(run.spec) for run in plan if run.state == "to run")
         self._overall = self.progress.add_task("plan", total=work, state="", visible=False)
-        self._current: TaskID | None = None
         self._said: set[str] = set()
-        self._spec: RunSpec | None = None
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -51,53 +49,74 @@ class Display:
         self.progress.stop()  # rich shows one live display at a time
         return Spinner(text + " ...", console=self.console)
 
-    def on_message(self, text: str) -> None:
+    def say(self, text: str) -> None:
         """Said once, however many seeds it holds for."""
         if text in self._said:
             return
         self._said.add(text)
         self.console.print(f"kdbench: {text}", markup=False, highlight=False)
 
-    def start(self, spec: RunSpec) -> None:
+    def start(self, spec: RunSpec) -> "RunBar":
         """A run begins."""
         self.progress.start()
-        self._spec = spec
         self.progress.update(self._overall, visible=True)
-        self._current = self.progress.add_task(
-            spec.label, total=spec.suite.total_steps, state=f"0/{spec.suite.schedule.epochs}"
-        )
+        epochs, steps = spec.suite.schedule.epochs, spec.suite.total_steps
+        task = self.progress.add_task(spec.label, total=steps, state=f"0/{epochs}")
+        return RunBar(self, spec, task)
+
+    def advance(self, work: int) -> None:
+        """The plan as a whole."""
+        self.progress.update(self._overall, advance=work)
+
+
+class RunBar:
+    """The bar of a run: its observer in this process, or shown the status of another."""
+
+    def __init__(self, display: Display, spec: RunSpec, task: TaskID):
+        self.display = display
+        self.spec = spec
+        self.step = 0
+        self._task = task
 
     def on_step(self) -> None:
-        self._advance(1)
+        self._move(self.step + 1)
 
     def on_epoch(self, epoch: Epoch, resumed: bool) -> None:
-        assert self._current is not None and self._spec is not None
-        if resumed:
-            self._advance(self._spec.suite.steps_per_epoch)
-        loss = sum(epoch.losses.values())
-        state = (
-            f"{epoch.epoch}/{self._spec.suite.schedule.epochs}  loss {loss:.3f}  "
-            f"student {epoch.metrics['student'].top1:.2f} %"
-        )
-        self.progress.update(self._current, state=state)
+        self._move(epoch.epoch * self.spec.suite.steps_per_epoch)
+        self._describe(epoch.epoch, sum(epoch.losses.values()), epoch.metrics["student"].top1)
+
+    def on_message(self, text: str) -> None:
+        self.display.say(text)
+
+    def show(self, status: RunStatus) -> None:
+        """How far the run is in its own process."""
+        self._move(status.step)
+        if status.loss is not None and status.top1 is not None:
+            self._describe(status.epoch, status.loss, status.top1)
+        for message in status.messages:
+            self.display.say(message)
 
     def finish(self, result: Result) -> None:
-        """A run ended, one way or another."""
-        assert self._current is not None and self._spec is not None
-        self.progress.remove_task(self._current)
-        if not self.console.is_terminal:
+        """The run ended, one way or another."""
+        self.display.progress.remove_task(self._task)
+        if not self.display.console.is_terminal:
             return
         outcome = result.reason or ""
         if result.last is not None and result.status == "finished":
             outcome = f"student {result.last['student'].top1:.2f} %"
-        self.console.print(
-            f"{result.status}: {self._spec.label}  {outcome}", markup=False, highlight=False
+        self.display.console.print(
+            f"{result.status}: {self.spec.label}  {outcome}", markup=False, highlight=False
         )
 
-    def _advance(self, steps: int) -> None:
-        assert self._current is not None and self._spec is not None
-        self.progress.update(self._current, advance=steps)
-        self.progress.update(self._overall, advance=steps * self._spec.networks)
+    def _move(self, step: int) -> None:
+        self.display.progress.update(self._task, completed=step)
+        self.display.advance((step - self.step) * self.spec.networks)
+        self.step = step
+
+    def _describe(self, epoch: int, loss: float, top1: float) -> None:
+        epochs = self.spec.suite.schedule.epochs
+        state = f"{epoch}/{epochs}  loss {loss:.3f}  student {top1:.2f} %"
+        self.display.progress.update(self._task, state=state)
 
 
 def _work(spec: RunSpec) -> int:

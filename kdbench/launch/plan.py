@@ -79,6 +79,15 @@ def make_specs(
     return specs
 
 
+def at_a_time(plan: list[PlannedRun], jobs: int) -> int:
+    """How many runs of a plan go at a time where `jobs` may.
+
+    It depends on the whole plan, not on what is left of it: a run's share of the threads decides
+    the last bits of its numbers, which must not depend on when the plan was stopped.
+    """
+    return min(jobs, len(plan))
+
+
 def _offered(suite: Suite, names: Iterable[str]) -> list[str]:
     for name in (part for named in names for part in named.split("+")):
         if name not in ARCHITECTURES:

@@ -9,11 +9,15 @@ from kdbench.data import Source
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.mode import Compile, step_mode
 from kdbench.launch.estimate import estimate_seconds
-from kdbench.launch.plan import PlannedRun
+from kdbench.launch.plan import PlannedRun, at_a_time
 
 
 def preview(
-    plan: list[PlannedRun], source: Source, results: Path, compile: Compile = "auto"
+    plan: list[PlannedRun],
+    source: Source,
+    results: Path,
+    compile: Compile = "auto",
+    jobs: int = 1,
 ) -> str:
     """What would run, for how long on this device, and where results would go."""
     accelerator = make_accelerator()
@@ -25,16 +29,17 @@ def preview(
     seconds = estimate_seconds(plan, results, device)
     rows = [_row(run, time) for run, time in zip(plan, seconds, strict=True)]
     todo = sum(run.state == "to run" for run in plan)
-    return "\n".join(
-        [
-            tabulate(rows, headers="keys", disable_numparse=True, colalign=ALIGN),
-            "",
-            f"Data: {source.describe()}",
-            f"{todo} of {len(plan)} runs to do, about {_duration(sum(seconds))} of training "
-            f"on {device.type}, evaluation not counted.",
-            f"Training steps: {', '.join(sorted(modes))} (--compile {compile}), {suite.precision}.",
-        ]
-    )
+    lines = [
+        tabulate(rows, headers="keys", disable_numparse=True, colalign=ALIGN),
+        "",
+        f"Data: {source.describe()}",
+        f"{todo} of {len(plan)} runs to do, about {_duration(sum(seconds))} of training "
+        f"on {device.type}, evaluation not counted.",
+        f"Training steps: {', '.join(sorted(modes))} (--compile {compile}), {suite.precision}.",
+    ]
+    if at_a_time(plan, jobs) > 1:
+        lines.append(f"{at_a_time(plan, jobs)} at a time; the time is that of one after the other.")
+    return "\n".join(lines)
 
 
 ALIGN = ("left", "left", "right", "right", "right", "right", "left", "left")

@@ -1,0 +1,284 @@
+"""Several runs at a time: their numbers, their marks, and what a kill leaves of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import is_one_sentence
+
+from kdbench.discovery import find_methods
+from kdbench.engine.device import make_accelerator
+from kdbench.engine.run import empty_result
+from kdbench.engine.spec import RunSpec
+from kdbench.errors import UserError
+from kdbench.launch import estimate, jobs, status
+from kdbench.launch.display import Display
+from kdbench.launch.execution import Execution
+from kdbench.launch.order import WorkOrder
+from kdbench.launch.plan import PlannedRun, at_a_time
+from kdbench.launch.shares import Shares
+from kdbench.launch.status import RunStatus, StatusReporter, read_status
+from kdbench.store import Epoch, Metrics, save
+from kdbench.suite import load_suite
+
+BASELINE = """
+import os, signal, sys, time
+from pathlib import Path
+from methods.baseline import Baseline
+
+class {name}(Baseline):
+    epoch = 0
+
+    def begin_epoch(self, epoch):
+        self.epoch = epoch
+
+    def forward(self, views, labels):
+        {statement}
+        return super().forward(views, labels)
+"""
+HOLDS = "while self.epoch and Path('hold').exists(): time.sleep(0.05)"
+KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
+QUITS = "print('cannot open /home/somebody/secret.bin'); sys.exit(3)"
+
+
+def write_method(name: str, statement: str) -> str:
+    Path(f"{name}.py").write_text(BASELINE.format(name=name.title(), statement=statement))
+    return f"./{name}.py"
+
+
+def status_of(method: str, suite: str = "tiny") -> RunStatus | None:
+    return read_status(Path(f"runs/{suite}/resnet8/{method}/seed0"))
+
+
+def result_of(method: str, suite: str = "tiny", results: str = "results") -> dict:
+    return json.loads(Path(f"{results}/{suite}/resnet8/{method}/seed0.json").read_text())
+
+
+def eventually(condition, seconds: float = 120) -> bool:
+    """Generous: a worker's imports take long on a busy machine."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def has_trained(method: str) -> bool:
+    found = status_of(method)
+    return found is not None and found.epoch >= 1
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.fixture
+def spec(suite) -> RunSpec:
+    (entry,) = find_methods(["dml"])
+    return RunSpec(suite, "resnet8", entry, entry.options({"temperature": "3"}), 1)
+
+
+def test_numbers_are_those_of_runs_one_after_the_other_and_rates_are_none(kdbench, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    command = ("run", "--suite", "digits", "--epochs", "1", "--methods", "baseline,independent")
+    name = "digits@epochs=1"
+    assert kdbench(*command, "--results-dir", "alone", "--runs-dir", "other")[0] == 0
+    code, out, err = kdbench(*command, "--jobs", "2")
+    assert (code, err) == (0, "")
+    for method in ("baseline", "independent"):
+        alone, shared = result_of(method, name, "alone"), result_of(method, name)
+        costs = alone.pop("cost"), shared.pop("cost")
+        assert shared == alone
+        assert [cost["jobs"] for cost in costs] == [1, 2]
+        assert all(cost["images_per_second"] > 0 for cost in costs)
+        (line,) = (line for line in out.splitlines() if line.startswith(method))
+        assert "shared" in line.split()
+        found = status_of(method, name)
+        assert found is not None and found.state == "finished"
+        assert (found.epoch, found.epochs, found.step, found.steps) == (1, 1, 22, 22)
+        assert found.top1 == shared["last"]["student"]["top1"]
+        assert found.loss == sum(shared["history"][0]["losses"].values())
+        assert found.started < found.updated and not is_alive(found.pid)
+    # A time per step taken from shared runs would be no estimate for one alone.
+    monkeypatch.setattr(estimate, "_time_step", lambda spec, device: 100.0)
+    _, out, _ = kdbench(*command, "--seeds", "2", "--jobs", "2", "--dry-run")
+    assert "2 of 4 runs to do, about 1:13:20" in out
+    assert out.endswith("2 at a time; the time is that of one after the other.\n")
+
+
+def test_a_killed_process_is_recorded_and_the_others_go_on(run_tiny):
+    methods = [write_method("killed", KILLED), write_method("quits", QUITS), "baseline"]
+    (entry,) = find_methods([methods[0]])
+    spec = RunSpec(load_suite("tiny.toml"), "resnet8", entry, entry.options({}), 0)
+    save(Path("results"), empty_result(spec, make_accelerator(), "failed", "an old reason"))
+    code, out, err = run_tiny("--methods", ",".join(methods), "--jobs", "2")
+    assert code == 1
+    assert "killed resnet8 seed 0 failed: its process was killed by SIGKILL." in err
+    reason = "its process ended with code 3 and no result: cannot open secret.bin"
+    assert f"quits resnet8 seed 0 failed: {reason}." in err
+    assert result_of("killed")["reason"] == "its process was killed by SIGKILL"
+    assert result_of("quits")["reason"] == reason
+    assert result_of("baseline")["status"] == "finished"
+    assert out.count("1 failed") == 2
+    found = status_of("killed")
+    assert found is not None and found.state == "failed"
+
+
+def test_an_error_of_the_user_in_a_process_is_one_sentence_and_ends_the_others(run_tiny):
+    Path("hold").touch()
+    taken = Path("results/tiny/resnet8/baseline")
+    taken.parent.mkdir(parents=True)
+    taken.write_text("a file")
+    code, _, err = run_tiny("--methods", f"baseline,{write_method('holds', HOLDS)}", "--jobs", "2")
+    assert code == 2
+    assert is_one_sentence(err) and f"Cannot write '{taken}" in err
+    found = status_of("holds")
+    assert found is None or not is_alive(found.pid)
+    assert not Path("results/tiny/resnet8/holds").exists()
+
+
+def test_ctrl_c_leaves_no_process_and_the_same_command_goes_on(run_tiny):
+    methods = write_method("first", HOLDS), write_method("second", HOLDS)
+    Path("hold").touch()
+
+    def interrupt() -> None:
+        eventually(lambda: has_trained("first") and has_trained("second"))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    code, _, err = run_tiny("--methods", ",".join(methods), "--jobs", "2")
+    assert code == 130
+    assert is_one_sentence(err) and "0 of 2 runs are done" in err
+    for method in ("first", "second"):
+        found = status_of(method)
+        assert found is not None and found.state == "stopped" and not is_alive(found.pid)
+    assert not list(Path().rglob("*.tmp"))
+    Path("hold").unlink()
+    before = Path("runs/tiny/resnet8/first/seed0/log.jsonl").read_text()
+    assert run_tiny("--methods", ",".join(methods))[0] == 0
+    assert Path("runs/tiny/resnet8/first/seed0/log.jsonl").read_text().startswith(before)
+    # It trained alone in the end, and its windows were timed beside another run all the same.
+    assert result_of("first")["cost"]["jobs"] == 2
+
+
+def test_no_process_outlives_a_killed_parent(kdbench):
+    Path("hold").touch()
+    methods = ",".join([write_method("first", HOLDS), write_method("second", HOLDS)])
+    command = [sys.executable, "-m", "kdbench", "run", "--suite", "tiny.toml", "--jobs", "2"]
+    with subprocess.Popen([*command, "--methods", methods]) as parent:
+        assert eventually(lambda: has_trained("first") and has_trained("second"))
+        parent.kill()
+    for method in ("first", "second"):
+        found = status_of(method)
+        assert found is not None
+        assert eventually(lambda pid=found.pid: not is_alive(pid), seconds=20)
+        stopped = status_of(method)
+        assert stopped is not None and stopped.state == "stopped"
+
+
+def test_sigterm_is_ctrl_c_and_a_process_that_does_not_end_is_killed(monkeypatch):
+    with jobs._interrupted_by_sigterm(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    monkeypatch.setattr(jobs, "GRACE_SECONDS", 0.3)
+    code = (
+        "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    )
+    stubborn = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, process_group=0
+    )
+    assert stubborn.stdout is not None
+    with stubborn.stdout as said:
+        said.readline()
+    jobs._end([stubborn])
+    assert stubborn.returncode == -signal.SIGKILL
+
+
+def test_gpus_are_taken_in_turn_and_threads_are_shared(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-a")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr("kdbench.launch.shares._cores", lambda: 8)
+    shares = Shares.among(3)
+    environments = [shares.environment(slot) for slot in range(3)]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in environments] == ["5", "GPU-a", "5"]
+    assert {each["OMP_NUM_THREADS"] for each in environments} == {"2"}
+    assert (shares.on_a_device, Shares.among(2).on_a_device) == (2, 1)
+    assert Shares.among(20).threads == 1
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    alone = Shares.among(3)
+    assert alone.on_a_device == 3 and alone.threads == torch.get_num_threads()
+    assert "CUDA_VISIBLE_DEVICES" not in alone.environment(0)
+
+
+def test_an_order_brings_the_very_run_or_says_that_it_changed(spec):
+    how = Execution(Path("results"), Path("runs"), Path("data"), "off", overwrite=True, jobs=2)
+    order = WorkOrder.of(spec, how, jobs=2, parent=17)
+    received = WorkOrder.model_validate_json(order.model_dump_json())
+    assert received == order
+    assert received.spec() == spec
+    other = received.model_copy(update={"fingerprint": "of another version"})
+    with pytest.raises(UserError, match="'dml', or kdbench itself, changed after"):
+        other.spec()
+    with pytest.raises(UserError, match="'dml', or kdbench itself, changed after"):
+        received.model_copy(update={"options": {"temprature": 3}}).spec()
+
+
+def epoch_record(number: int) -> Epoch:
+    metrics = {"student": Metrics(top1=50.0, top5=90.0, loss=1.0)}
+    return Epoch(epoch=number, learning_rate=0.1, losses={"a": 1.0, "b": 2.0}, metrics=metrics)
+
+
+def test_the_status_is_written_now_and_then(spec, tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(status.time, "monotonic", lambda: clock[0])
+    reporter = StatusReporter(tmp_path, spec)
+    first = read_status(tmp_path)
+    assert first is not None and (first.state, first.step, first.steps) == ("starting", 0, 12)
+    reporter.on_step()
+    assert read_status(tmp_path) == first
+    clock[0] += 1.1
+    reporter.on_step()
+    second = read_status(tmp_path)
+    assert second is not None and (second.state, second.step) == ("running", 2)
+    reporter.on_message("be warned")
+    reporter.on_epoch(epoch_record(1), resumed=False)
+    reporter.end("finished")
+    last = read_status(tmp_path)
+    assert last is not None and last.messages == ("be warned",)
+    assert (last.state, last.epoch, last.step, last.loss, last.top1) == ("finished", 1, 4, 3, 50)
+    assert last.started == first.started and last.pid == os.getpid()
+    (tmp_path / "status.json").write_text("{")
+    assert read_status(tmp_path) is None
+
+
+def test_the_display_follows_several_runs(spec, tmp_path):
+    plan = [PlannedRun(spec, tmp_path / str(seed), "to run") for seed in range(3)]
+    assert [at_a_time(plan, jobs) for jobs in (1, 2, 9)] == [1, 2, 3]
+    reporter = StatusReporter(tmp_path, spec)
+    reporter.on_epoch(epoch_record(2), resumed=True)
+    with Display(plan) as display:
+        here, there = display.start(spec), display.start(spec)
+        here.on_step()
+        there.show(reporter.status)
+        there.show(reporter.status)
+        overall, *lines = display.progress.tasks
+        assert [line.completed for line in lines] == [1, 8]
+        assert lines[1].fields["state"] == "2/3  loss 3.000  student 50.00 %"
+        assert overall.completed == (1 + 8) * spec.networks
+        assert overall.total == 3 * 12 * spec.networks
