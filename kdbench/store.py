@@ -23,6 +23,8 @@ Status = Literal["finished", "diverged", "failed"]
 
 
 class Record(BaseModel):
+    """Written once, read strictly."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 

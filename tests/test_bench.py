@@ -2,13 +2,11 @@
 
 import json
 import re
-import sys
 
 import pytest
 import torch
 from torch import nn
 
-from kdbench import cli
 from kdbench.bench.floor import DeviceRates, StepWork, measure_rates, step_work
 from kdbench.bench.record import Benchmark
 from kdbench.engine.measure import MemoryMeter
@@ -52,18 +50,8 @@ def test_rates_of_this_device_are_plausible():
 
 
 @pytest.fixture
-def bench(monkeypatch, capsys):
-    """Runs `kdbench bench` on the digits: exit code, standard output, standard error."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        command = ["kdbench", "bench", "--suite", "digits", "--rounds", "2", *arguments]
-        monkeypatch.setattr(sys, "argv", command)
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return run
+def bench(kdbench):
+    return lambda *arguments: kdbench("bench", "--suite", "digits", "--rounds", "2", *arguments)
 
 
 def test_ratios_are_to_the_reference_with_as_many_networks(bench):

@@ -10,7 +10,7 @@ import torch
 from kdbench.bench.floor import DeviceRates, measure_rates
 from kdbench.bench.record import Benchmark, Spread, StepCost
 from kdbench.bench.subject import Subject
-from kdbench.data import random_images
+from kdbench.data import Images, random_images
 from kdbench.discovery import find_methods
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.environment import environment
@@ -50,6 +50,7 @@ def bench(
     short = suite.with_epochs(1)
     modes = {name: [step_mode(how, short, name, device) for how in compile] for name in names}
     rates = measure_rates(device, suite.precision)
+    images = random_images(suite.data, BATCHES * suite.batch_size).to(device)
     rows: list[StepCost] = []
     for index, name in enumerate(names):
         chosen = [spec for spec in specs if spec.architecture == name]
@@ -57,7 +58,9 @@ def bench(
         def report(what: str, share: float, done: int = index, name: str = name) -> None:
             progress(f"{name}: {what}", (done + share) / len(names))
 
-        rows += _architecture(chosen, modes[name], rounds, against, rates, report, on_message)
+        rows += _architecture(
+            chosen, modes[name], images, rounds, against, rates, report, on_message
+        )
     return Benchmark(
         suite=suite.name,
         batch_size=suite.batch_size,
@@ -74,6 +77,7 @@ def bench(
 def _architecture(
     specs: list[RunSpec],
     modes: list[Mode],
+    images: Images,
     rounds: int,
     against: str,
     rates: DeviceRates,
@@ -81,8 +85,6 @@ def _architecture(
     on_message: Callable[[str], None],
 ) -> list[StepCost]:
     torch.compiler.reset()
-    suite = specs[0].suite
-    images = random_images(suite.data, BATCHES * suite.batch_size).to(make_accelerator().device)
     wanted = [(spec, mode) for mode in dict.fromkeys(modes) for spec in specs]
     references = {(s.networks, mode): _reference(s, against) for s, mode in wanted}
     todo = {(spec.method_name, mode): (spec, mode) for spec, mode in wanted}

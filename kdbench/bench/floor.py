@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
-from kdbench.engine.measure import synchronised_clock
+from kdbench.engine.measure import count_flops, synchronised_clock
 from kdbench.suite import Precision
 
 REPEATS = 7
@@ -56,12 +55,10 @@ def measure_rates(device: torch.device, precision: Precision) -> DeviceRates:
 
 def step_work(forward: Callable[[], object], step: Callable[[], object]) -> StepWork:
     """Counted while a forward pass and a whole step run once."""
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        forward()
+    flops = 3 * count_flops(forward)
     with _Traffic() as traffic:
         step()
-    return StepWork(traffic.bytes, 3 * counter.get_total_flops(), traffic.operations)
+    return StepWork(traffic.bytes, flops, traffic.operations)
 
 
 class _Traffic(TorchDispatchMode):

@@ -1,23 +1,17 @@
 """What a benchmark measured, as JSON keeps it."""
 
-from pydantic import BaseModel, ConfigDict
-
-from kdbench.store import Environment
+from kdbench.store import Environment, Record
 
 
-class Spread(BaseModel):
+class Spread(Record):
     """Of one figure over the rounds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     median: float
     quartiles: tuple[float, float]
 
 
-class StepCost(BaseModel):
+class StepCost(Record):
     """One method, one architecture, one way of running steps."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: str
     architecture: str
@@ -44,10 +38,8 @@ class StepCost(BaseModel):
     """The longer of bytes and FLOPs over the device's measured rates."""
 
 
-class Benchmark(BaseModel):
+class Benchmark(Record):
     """All that was measured in one process, round by round in turn."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     suite: str
     batch_size: int

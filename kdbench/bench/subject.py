@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from math import ceil
 
-import torch
 from torch import Tensor
 
 from kdbench.bench.floor import StepWork, step_work
@@ -11,7 +10,7 @@ from kdbench.data import Images, TrainingBatches
 from kdbench.engine.measure import MemoryMeter, synchronised_clock
 from kdbench.engine.optimizers import build_optimizers
 from kdbench.engine.spec import RunSpec
-from kdbench.engine.step import WARM_UP, Mode, TrainingStep
+from kdbench.engine.step import WARM_UP, Mode, TrainingStep, state_tensors
 
 WINDOW = 0.2
 """Seconds that a timed window lasts at least."""
@@ -30,7 +29,7 @@ class Subject:
         suite = spec.suite
         self.spec = spec
         self.device = images.pixels.device
-        method = spec.build().to(self.device).to(memory_format=torch.channels_last).train()
+        method = spec.build_on(self.device).train()
         method.begin_epoch(0)
         self.method = method
         optimizers = build_optimizers(method, suite.optimizer, capturable="graph" in mode)
@@ -72,15 +71,8 @@ class Subject:
             return step_work(lambda: self.method(views, labels), lambda: eager(views, labels))
 
     def _peak_memory(self) -> int:
-        held = [*self.method.parameters(), *self.method.buffers()]
+        held = state_tensors(self.method, self.optimizers)
         held += [p.grad for p in self.method.parameters() if p.grad is not None]
-        held += [
-            value
-            for optimizer in self.optimizers
-            for state in optimizer.state.values()
-            for value in state.values()
-            if isinstance(value, Tensor)
-        ]
         meter = MemoryMeter(self.device)
         before = meter.peak()
         self.train(2)

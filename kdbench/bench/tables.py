@@ -2,12 +2,10 @@
 
 from typing import Literal
 
-from tabulate import tabulate
-
 from kdbench.bench.record import Benchmark, StepCost
+from kdbench.report.tables import MISSING, titled_table
 
 BenchFormat = Literal["terminal", "markdown", "json"]
-MISSING = "n/a"
 
 
 def render(benchmark: Benchmark, form: BenchFormat) -> str:
@@ -23,11 +21,7 @@ def _section(benchmark: Benchmark, architecture: str, form: BenchFormat) -> str:
     rows = [row for row in benchmark.rows if row.architecture == architecture]
     cells = [_cells(row, benchmark.against) for row in rows]
     title = f"{benchmark.suite}, {architecture}, batch {benchmark.batch_size}"
-    heading = f"### {title}\n" if form == "markdown" else title
-    style = "github" if form == "markdown" else "simple"
-    aligned = ["left", "left", *["right"] * (len(cells[0]) - 2)]
-    table = tabulate(cells, headers="keys", tablefmt=style, disable_numparse=True, colalign=aligned)
-    return f"{heading}\n{table}\n"
+    return titled_table(title, cells, markdown=form == "markdown", left=2)
 
 
 def _cells(row: StepCost, against: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -121,8 +122,14 @@ def forward_flops(network: nn.Module, image_size: int) -> int:
     """FLOPs of one image through a network, 2 per multiply-add."""
     image = next(network.parameters()).new_zeros(1, 3, image_size, image_size)
     training = network.training
+    flops = count_flops(lambda: network.eval()(image))
+    network.train(training)
+    return flops
+
+
+def count_flops(forward: Callable[[], object]) -> int:
+    """FLOPs of a call without gradients, 2 per multiply-add."""
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        network.eval()(image)
-    network.train(training)
+        forward()
     return int(counter.get_total_flops())

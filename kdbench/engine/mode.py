@@ -1,5 +1,6 @@
 """Which of the ways to run a training step repays itself."""
 
+from functools import cache
 from typing import Literal
 
 import torch
@@ -46,9 +47,15 @@ def step_mode(
 def training_flops(suite: Suite, architecture: str) -> float:
     """Of a whole run of the suite's number of networks; a backward pass counts as two forward."""
     named = architecture.split("+")
-    size, classes = suite.data.image_size, suite.data.classes
-    forward = sum(forward_flops(build(name, classes), size) for name in named) / len(named)
+    shape = suite.data.classes, suite.data.image_size
+    forward = sum(_network_flops(name, *shape) for name in named) / len(named)
     return 3 * forward * suite.networks * suite.batch_size * suite.total_steps
+
+
+@cache
+def _network_flops(name: str, classes: int, image_size: int) -> int:
+    """Asked for by every run of a plan."""
+    return forward_flops(build(name, classes), image_size)
 
 
 def _repaid(device: torch.device) -> float:

@@ -66,8 +66,7 @@ class Run:
         self.observer = observer
         suite = spec.suite
         self.memory = MemoryMeter(accelerator.device)
-        # Convolutions run faster channels last, on CPUs and on GPUs with tensor cores.
-        method = spec.build().to(accelerator.device).to(memory_format=torch.channels_last)
+        method = spec.build_on(accelerator.device)
         self.parameters_trained = count_parameters(method)
         self.parameters_deployed = count_parameters(method.student())
         self.flops = forward_flops(method.student(), suite.data.image_size)

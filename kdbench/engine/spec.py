@@ -5,6 +5,8 @@ import json
 import shlex
 from dataclasses import dataclass
 
+import torch
+
 from kdbench.discovery import MethodEntry
 from kdbench.errors import UserError
 from kdbench.method import Cohort, Method, MethodOptions
@@ -112,6 +114,12 @@ class RunSpec:
         )
         with seeded(self.seed, "modules"):
             return self.entry.method(cohort, self.options)
+
+    def build_on(self, device: torch.device) -> Method:
+        """The same on the device that trains, channels last: convolutions run faster so, on CPUs
+        and on GPUs with tensor cores.
+        """
+        return self.build().to(device).to(memory_format=torch.channels_last)
 
     @property
     def _architectures(self) -> list[str]:

@@ -148,14 +148,7 @@ class State:
 
     def __init__(self, module: nn.Module, optimizers: Iterable[Optimizer]):
         optimizers = list(optimizers)
-        self._tensors = [*module.parameters(), *module.buffers()]
-        self._tensors += [
-            value
-            for optimizer in optimizers
-            for state in optimizer.state.values()
-            for value in state.values()
-            if isinstance(value, Tensor)
-        ]
+        self._tensors = state_tensors(module, optimizers)
         self._copies = [tensor.detach().clone() for tensor in self._tensors]
         self._optimizers = [(optimizer, set(optimizer.state)) for optimizer in optimizers]
         self._cpu = torch.get_rng_state()
@@ -180,6 +173,18 @@ class State:
         apart = sum((mine - theirs).double().square().sum() for mine, theirs, _ in floats)
         way = sum((theirs - old).double().square().sum() for _, theirs, old in floats)
         return float((torch.as_tensor(apart) / torch.as_tensor(way)).sqrt())
+
+
+def state_tensors(module: nn.Module, optimizers: Iterable[Optimizer]) -> list[Tensor]:
+    """Parameters, buffers and what the optimizers keep."""
+    kept = [
+        value
+        for optimizer in optimizers
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor)
+    ]
+    return [*module.parameters(), *module.buffers(), *kept]
 
 
 def cuda_graph(step: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:

@@ -58,7 +58,7 @@ def _time_step(spec: RunSpec, device: torch.device) -> float:
     """Seconds of a training step on random images, after one to warm up."""
     suite = spec.suite
     size = suite.data.image_size
-    method = spec.build().to(device).to(memory_format=torch.channels_last).train()
+    method = spec.build_on(device).train()
     method.begin_epoch(0)
     train = TrainingStep(method, build_optimizers(method, suite.optimizer), suite.precision)
     views = torch.randn(spec.views, suite.batch_size, size, size, 3, device=device)

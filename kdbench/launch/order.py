@@ -3,19 +3,18 @@
 import json
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from kdbench.discovery import find_methods
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
 from kdbench.launch.execution import Execution
+from kdbench.store import Record
 from kdbench.suite import Suite
 
 
-class WorkOrder(BaseModel):
+class WorkOrder(Record):
     """One run, and all that its process must know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     suite: Suite
     architecture: str

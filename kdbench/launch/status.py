@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from kdbench.atomic import written_whole
 from kdbench.engine.spec import RunSpec
-from kdbench.store import Epoch
+from kdbench.store import Epoch, Record
 
 FILE = "status.json"
 WRITE_SECONDS = 1.0
@@ -20,10 +20,8 @@ State = Literal["starting", "running", "finished", "diverged", "failed", "stoppe
 """Stopped: from outside, and to be gone on with."""
 
 
-class RunStatus(BaseModel):
+class RunStatus(Record):
     """How far a run is. One whose process was killed says `running` for ever; see `updated`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     state: State = "starting"
     epoch: int = 0

@@ -63,16 +63,19 @@ def _run(result: Result) -> dict[str, object]:
 
 
 def _board(board: pd.DataFrame, against: str) -> pd.DataFrame:
-    shown = board[BOARD].iloc[0].to_dict()
+    key = board[BOARD].iloc[0].to_dict()
     reference = board[board.method == against].set_index("seed").student_top1
     reference = reference[~reference.index.duplicated(keep=False)]
     # Two versions of a method are two rows, told apart by their hash; so are two precisions.
     names = board.method
-    for key, label in (("method_hash", board.method_hash.str[:8]), ("precision", board.precision)):
-        clashes = board.groupby("method")[key].transform("nunique") > 1
+    for column, label in (
+        ("method_hash", board.method_hash.str[:8]),
+        ("precision", board.precision),
+    ):
+        clashes = board.groupby("method")[column].transform("nunique") > 1
         names = names.where(~clashes, names + " (" + label + ")")
     rows = [
-        {**shown, "method": name, **_method(runs, reference)}
+        {**key, "method": name, **_method(runs, reference)}
         for name, runs in board.groupby(names, sort=True)
     ]
     frame = pd.DataFrame(rows)

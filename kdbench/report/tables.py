@@ -1,6 +1,7 @@
 """Leaderboards as text: terminal and markdown for readers, CSV and JSON for programs."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import pandas as pd
@@ -34,13 +35,18 @@ def _section(title: str, rows: pd.DataFrame, form: Format, against: str) -> str:
     memory = f"peak MiB ({kinds or MISSING})"
     mixed = rows.step.nunique() > 1
     cells = [_row(row, against, memory, mixed) for _, row in rows.iterrows()]
-    style = "github" if form == "markdown" else "simple"
-    heading = f"### {title}\n" if form == "markdown" else title
-    table = tabulate(cells, headers="keys", tablefmt=style, disable_numparse=True, colalign=ALIGN)
+    return titled_table(title, cells, markdown=form == "markdown")
+
+
+def titled_table(
+    title: str, cells: Sequence[Mapping[str, str]], markdown: bool, left: int = 1
+) -> str:
+    """Rows of finished texts under a heading; the first `left` columns hold words."""
+    style = "github" if markdown else "simple"
+    heading = f"### {title}\n" if markdown else title
+    aligned = ["left"] * left + ["right"] * (len(cells[0]) - left)
+    table = tabulate(cells, headers="keys", tablefmt=style, disable_numparse=True, colalign=aligned)
     return f"{heading}\n{table}\n"
-
-
-ALIGN = ("left", *["right"] * 8)
 
 
 def _row(row: pd.Series, against: str, memory: str, mixed: bool) -> dict[str, str]:

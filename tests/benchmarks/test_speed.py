@@ -64,7 +64,7 @@ def test_data_pipeline(benchmark, cifar, images, views):
 @pytest.mark.benchmark(group="evaluation, ResNet-20, 1,024 images")
 def test_evaluation(benchmark, cifar, images):
     (spec,) = make_specs(cifar, ["baseline"], [])
-    method = spec.build().to(memory_format=torch.channels_last)
+    method = spec.build_on(torch.device("cpu"))
     benchmark.pedantic(evaluate, args=(method, EvaluationBatches(images, cifar)), rounds=3)
 
 
