@@ -103,22 +103,14 @@ class TrainingStep:
 
     def _recorded(self, views: Tensor, labels: Tensor) -> Tensor:
         if self._replay is None:
-            try:
-                return self._record(views, labels)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                self._fall_back(
-                    "inductor" if "inductor" in self.mode else "eager", "recorded", error
-                )
-                return self._run(views, labels)
+            return self._record(views, labels)
         for held, new in zip(self._inputs, (views, labels), strict=True):
             held.copy_(new)
         self._replay()
         return self._output
 
     def _record(self, views: Tensor, labels: Tensor) -> Tensor:
-        """Record the step, and keep the record only if it trains as the step itself does."""
+        """Train a step, and record it; the record is kept only if it trains as the step did."""
         start = State(self.module, self.optimizers)
         expected = self._run(views, labels)
         end = State(self.module, self.optimizers)
@@ -127,13 +119,17 @@ class TrainingStep:
         try:
             replay, self._output = cuda_graph(lambda: self._run(*self._inputs))
             replay()
-        finally:
             after = State(self.module, self.optimizers)
+            apart = max(after.difference(end, start), _relative(self._output, expected))
+            if not apart <= TOLERANCE:
+                raise RuntimeError(f"its replay differs by {apart:.1e} from the step itself")
+            self._replay = replay
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._fall_back("inductor" if "inductor" in self.mode else "eager", "recorded", error)
+        finally:
             end.restore()
-        error = max(after.difference(end, start), _relative(self._output, expected))
-        if error > TOLERANCE:
-            raise RuntimeError(f"its replay differs by {error:.1e} from the step itself")
-        self._replay = replay
         return expected
 
     def _fall_back(self, mode: Mode, what: str, error: Exception) -> None:
