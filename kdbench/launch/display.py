@@ -54,7 +54,7 @@ class Display:
         if text in self._said:
             return
         self._said.add(text)
-        self.console.print(f"kdbench: {text}", markup=False, highlight=False)
+        self.console.print(f"kdbench: {text}", markup=False, highlight=False, soft_wrap=True)
 
     def start(self, spec: RunSpec) -> "RunBar":
         """A run begins."""
