@@ -1,5 +1,6 @@
 """Shared by all tests: a tiny suite on the embedded digits, and folders of their own."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -123,3 +124,8 @@ def run_tiny(kdbench):
 
 def is_one_sentence(error: str) -> bool:
     return error.startswith("kdbench: ") and "Traceback" not in error and error.count("\n") == 1
+
+
+def result_of(method: str, suite: str = "tiny", results: str = "results") -> dict:
+    """What a command wrote for seed 0."""
+    return json.loads(Path(f"{results}/{suite}/resnet8/{method}/seed0.json").read_text())

@@ -1,6 +1,5 @@
 """Several runs at a time: their numbers, their marks, and what a kill leaves of them."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import is_one_sentence
+from conftest import is_one_sentence, result_of
 
 from kdbench.discovery import find_methods
 from kdbench.engine.device import make_accelerator
@@ -57,10 +56,6 @@ def write_method(name: str, statement: str) -> str:
 
 def status_of(method: str, suite: str = "tiny") -> RunStatus | None:
     return read_status(Path(f"runs/{suite}/resnet8/{method}/seed0"))
-
-
-def result_of(method: str, suite: str = "tiny", results: str = "results") -> dict:
-    return json.loads(Path(f"{results}/{suite}/resnet8/{method}/seed0.json").read_text())
 
 
 def eventually(condition, seconds: float = 120) -> bool:

@@ -1,5 +1,6 @@
 """How long a plan will take: from results made on this device, else from steps timed now."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ from kdbench.engine.environment import device_name
 from kdbench.engine.measure import synchronised_clock
 from kdbench.engine.optimizers import build_optimizers
 from kdbench.engine.spec import RunSpec
-from kdbench.engine.step import TrainingStep
+from kdbench.engine.step import Mode, TrainingStep
 from kdbench.errors import UserError
 from kdbench.launch.plan import PlannedRun
 from kdbench.store import Result, read_all
@@ -16,12 +17,22 @@ from kdbench.store import Result, read_all
 TIMED_STEPS = 2
 
 
-def estimate_seconds(plan: list[PlannedRun], results: Path, device: torch.device) -> list[float]:
-    """Seconds of training for each run of the plan; 0 where its result exists."""
+Key = tuple[str, str, str, int, int, str]
+"""What the time of a step depends on."""
+
+
+def estimate_seconds(
+    plan: list[PlannedRun], results: Path, device: torch.device, modes: Mapping[str, Mode]
+) -> list[float]:
+    """Seconds of training for each run of the plan; 0 where its result exists.
+
+    Taken from results whose steps ran in the same way (`modes`, by architecture). What no result
+    tells is timed in steps that run eagerly: nobody waits for a compiler to see a plan.
+    """
     known = _measured(results, device)
     seconds = []
     for run in plan:
-        key = _key(run.spec)
+        key = _key(run.spec, modes[run.spec.architecture])
         if run.state == "to run" and key not in known:
             try:
                 known[key] = _time_step(run.spec, device)
@@ -33,13 +44,13 @@ def estimate_seconds(plan: list[PlannedRun], results: Path, device: torch.device
     return seconds
 
 
-def _key(spec: RunSpec) -> tuple[str, str, int, int]:
-    """What the time of a step depends on."""
+def _key(spec: RunSpec, mode: Mode) -> Key:
     suite = spec.suite
-    return spec.method_name, spec.architecture, suite.batch_size, suite.data.image_size
+    shape = suite.batch_size, suite.data.image_size
+    return spec.method_name, spec.architecture, suite.precision, *shape, mode
 
 
-def _measured(results: Path, device: torch.device) -> dict[tuple[str, str, int, int], float]:
+def _measured(results: Path, device: torch.device) -> dict[Key, float]:
     """Seconds per step in results that this device made."""
     known = {}
     for result in read_all(results):
@@ -48,9 +59,10 @@ def _measured(results: Path, device: torch.device) -> dict[tuple[str, str, int, 
         milliseconds = result.cost.step_milliseconds
         if milliseconds is None or result.environment.device != device_name(device):
             continue
-        size, batch = result.protocol["data"]["image_size"], result.protocol["batch_size"]
-        identity = result.identity
-        known[identity.method, identity.architecture, batch, size] = milliseconds / 1000
+        protocol, identity = result.protocol, result.identity
+        shape = protocol["batch_size"], protocol["data"]["image_size"]
+        what = identity.method, identity.architecture, protocol["precision"]
+        known[*what, *shape, result.environment.step] = milliseconds / 1000
     return known
 
 

@@ -3,12 +3,9 @@
 import contextlib
 from collections.abc import Generator
 
-from accelerate import Accelerator
-
 from kdbench.data import Source, is_cached, locate
 from kdbench.engine.device import make_accelerator
-from kdbench.engine.mode import Compile, step_mode
-from kdbench.engine.step import Mode
+from kdbench.engine.mode import step_modes
 from kdbench.errors import PlanInterruptedError
 from kdbench.launch.display import Display
 from kdbench.launch.execution import Execution, read_images, run_and_save
@@ -52,7 +49,9 @@ def _run_here(
 ) -> Generator[Result]:
     """The result of each run, when it exists."""
     accelerator = make_accelerator(how.runs, how.tensorboard)
-    modes = _modes(todo, how.compile, accelerator)
+    suite, names = todo[0].spec.suite, [run.spec.architecture for run in todo]
+    place = accelerator.device, accelerator.num_processes
+    modes = step_modes(how.compile, suite, names, *place)
     with display.note(f"Reading the images of {source.data.name}"):
         images = read_images(source, accelerator.device)
     for run in todo:
@@ -61,14 +60,6 @@ def _run_here(
         result = run_and_save(run.spec, images, how, accelerator, current, mode)
         current.finish(result)
         yield result
-
-
-def _modes(todo: list[PlannedRun], compile: Compile, accelerator: Accelerator) -> dict[str, Mode]:
-    """How steps run, by architecture."""
-    suite = todo[0].spec.suite
-    place = accelerator.device, accelerator.num_processes
-    names = {run.spec.architecture for run in todo}
-    return {name: step_mode(compile, suite, name, *place) for name in names}
 
 
 def _interrupted(done: int, total: int, overwrite: bool) -> str:

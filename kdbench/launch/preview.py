@@ -7,7 +7,7 @@ from tabulate import tabulate
 
 from kdbench.data import Source
 from kdbench.engine.device import make_accelerator
-from kdbench.engine.mode import Compile, step_mode
+from kdbench.engine.mode import Compile, step_modes
 from kdbench.launch.estimate import estimate_seconds
 from kdbench.launch.plan import PlannedRun, at_a_time
 
@@ -22,11 +22,9 @@ def preview(
     """What would run, for how long on this device, and where results would go."""
     accelerator = make_accelerator()
     device, suite = accelerator.device, plan[0].spec.suite
-    modes = {
-        step_mode(compile, suite, run.spec.architecture, device, accelerator.num_processes)
-        for run in plan
-    }
-    seconds = estimate_seconds(plan, results, device)
+    names = [run.spec.architecture for run in plan]
+    modes = step_modes(compile, suite, names, device, accelerator.num_processes)
+    seconds = estimate_seconds(plan, results, device, modes)
     rows = [_row(run, time) for run, time in zip(plan, seconds, strict=True)]
     todo = sum(run.state == "to run" for run in plan)
     lines = [
@@ -35,7 +33,8 @@ def preview(
         f"Data: {source.describe()}",
         f"{todo} of {len(plan)} runs to do, about {_duration(sum(seconds))} of training "
         f"on {device.type}, evaluation not counted.",
-        f"Training steps: {', '.join(sorted(modes))} (--compile {compile}), {suite.precision}.",
+        f"Training steps: {', '.join(sorted(set(modes.values())))} (--compile {compile}), "
+        f"{suite.precision}.",
     ]
     if at_a_time(plan, jobs) > 1:
         lines.append(f"{at_a_time(plan, jobs)} at a time; the time is that of one after the other.")

@@ -1,0 +1,227 @@
+"""One training step in its several ways: equal numbers, and what becomes of those that fail."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import METHODS, Watcher, is_one_sentence, result_of
+from torch import Tensor
+
+from kdbench.discovery import find_methods
+from kdbench.engine import step as step_module
+from kdbench.engine.optimizers import build_optimizers, set_learning_rates
+from kdbench.engine.run import Run
+from kdbench.engine.spec import RunSpec
+from kdbench.engine.step import TOLERANCE, State, TrainingStep
+from kdbench.launch import estimate
+from kdbench.launch.execution import run_one
+from kdbench.launch.plan import PlannedRun
+from kdbench.store import save
+
+STEPS = 50
+CONDITIONAL = """
+from methods.baseline import Baseline
+
+class Conditional(Baseline):
+    def forward(self, views, labels):
+        terms = super().forward(views, labels)
+        return terms if terms["ce/student"] > 0 else {}
+"""
+HUNGRY = """
+import torch
+from methods.baseline import Baseline
+
+class Hungry(Baseline):
+    def forward(self, views, labels):
+        raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB.")
+"""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_compiled_step_gives_the_losses_of_an_eager_one(make_run, method):
+    """Along 50 steps of training, each from the state that the eager steps came to.
+
+    Left to themselves two fp32 trainings part whatever computes them: rounding differences grow
+    tenfold every few steps, also between one thread and two.
+    """
+    torch.compiler.reset()
+    eager, other = make_run(method, folder="eager"), make_run(method, folder="compiled")
+    messages: list[str] = []
+    compiled = TrainingStep(other.method, other.optimizers, "fp32", "inductor", messages.append)
+    steps = 0
+    for epoch in range(STEPS):
+        for run in (eager, other):
+            run.method.train().begin_epoch(epoch)
+        for views, labels in eager.training.epoch(epoch):
+            hand_over(eager, other)
+            before = State(eager.method, eager.optimizers)
+            expected, values = eager.step(views, labels), compiled(views, labels)
+            # A small term is a difference of large numbers: it is held to the sum of all.
+            small = 1e-6 * expected.sum().item()
+            torch.testing.assert_close(values, expected, rtol=1e-5, atol=small)
+            steps += 1
+        if steps >= STEPS:
+            break
+    assert steps >= STEPS and messages == [] and compiled.mode == "inductor"
+    updated = State(eager.method, eager.optimizers)
+    assert State(other.method, other.optimizers).difference(updated, before) < TOLERANCE
+
+
+def hand_over(source: Run, target: Run) -> None:
+    """The state of one training to another of the same method."""
+    target.method.load_state_dict(source.method.state_dict())
+    for mine, theirs in zip(target.optimizers, source.optimizers, strict=True):
+        mine.load_state_dict(deepcopy(theirs.state_dict()))  # it would share the tensors
+
+
+def test_what_cannot_be_compiled_runs_eagerly_and_says_so_once(run_tiny):
+    Path("conditional.py").write_text(CONDITIONAL)
+    command = ("--methods", "./conditional.py", "--seeds", "2", "--epochs", "1")
+    code, _, err = run_tiny(*command, "--compile", "inductor")
+    assert code == 0
+    assert is_one_sentence(err) and err.startswith("kdbench: 'conditional' cannot be compiled: ")
+    assert err.endswith("; its steps run eagerly.\n")
+    assert run_tiny(*command, "--compile", "off", "--results-dir", "eager")[0] == 0
+    fallen, eager = (
+        result_of("conditional", "tiny@epochs=1", folder) for folder in ("results", "eager")
+    )
+    assert fallen["environment"]["step"] == "eager"
+    assert fallen["history"] == eager["history"]
+
+
+def test_running_out_of_memory_is_recorded_with_batch_size_and_peak(run_tiny):
+    Path("hungry.py").write_text(HUNGRY)
+    for mode in ("off", "inductor"):
+        code, _, err = run_tiny("--methods", "./hungry.py,baseline", "--compile", mode)
+        assert code == 1 and is_one_sentence(err)
+        reason = result_of("hungry")["reason"]
+        said, _, rest = reason.partition(" MiB: ")
+        assert said.startswith("out of memory at batch size 40, peak ")
+        assert int(said.rpartition(" ")[2].replace(",", "")) > 10
+        assert rest == "hungry.py, line 7: OutOfMemoryError: Tried to allocate 20.00 GiB"
+        assert result_of("baseline")["status"] == "finished"  # the next goes on
+
+
+def test_running_out_of_memory_is_recorded_whoever_says_so(make_run, monkeypatch):
+    run = make_run("baseline")
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 GB")):
+
+        def fail(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(TrainingStep, "__call__", fail)
+        images = run.training.images
+        result = run_one(run.spec, images, images, run.folder, run.accelerator, Watcher())
+        assert result.status == "failed"
+        assert result.reason is not None and "out of memory at batch size 40" in result.reason
+
+
+class Recorder:
+    """Stands in for a CUDA graph: recording trains nothing, a replay fills the same tensor."""
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    def __call__(self, step: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+        before = State(self.run.method, self.run.optimizers)
+        output = step().clone()
+        before.restore()
+        return lambda: self.replay(step, output), output
+
+    def replay(self, step: Callable[[], Tensor], output: Tensor) -> None:
+        output.copy_(step())
+
+
+class Frozen(Recorder):
+    """A graph that trains nothing."""
+
+    def replay(self, step: Callable[[], Tensor], output: Tensor) -> None: ...
+
+
+class Refused(Recorder):
+    def __call__(self, step: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+        step()  # a half-recorded step may have trained
+        raise RuntimeError("\nCUDA error: operation not permitted when stream is capturing\nmore")
+
+
+@pytest.mark.parametrize(
+    ("recorder", "complaint"),
+    [
+        (Recorder, None),
+        (Frozen, "cannot be recorded: its replay differs by"),
+        (Refused, "cannot be recorded: CUDA error: operation not permitted when stream is"),
+    ],
+)
+def test_a_recorded_step_trains_as_the_step_itself_or_is_not_kept(
+    make_run, monkeypatch, recorder: type[Recorder], complaint: str | None
+):
+    eager, other = make_run("independent", folder="eager"), make_run("independent", folder="graph")
+    monkeypatch.setattr(step_module, "cuda_graph", recorder(other))
+    messages: list[str] = []
+    recorded = TrainingStep(other.method, other.optimizers, "fp32", "graph", messages.append)
+    for epoch in range(3):
+        for views, labels in eager.training.epoch(epoch):
+            for run in (eager, other):
+                set_learning_rates(run.optimizers, 1 / (1 + epoch))
+            assert torch.equal(recorded(views, labels), eager.step(views, labels))
+    for mine, theirs in zip(
+        other.method.state_dict().values(), eager.method.state_dict().values(), strict=True
+    ):
+        assert torch.equal(mine, theirs)
+    if complaint is None:
+        assert messages == [] and recorded.mode == "graph"
+    else:
+        assert recorded.mode == "eager"
+        (message,) = messages
+        assert message.startswith(complaint) and "\n" not in message
+
+
+def test_the_state_of_a_step_is_all_that_it_changes(make_run):
+    run = make_run("ffsd")
+    views, labels = next(iter(run.training.epoch(0)))
+    run.method.train().begin_epoch(0)
+    before = State(run.method, run.optimizers)  # optimizers have made no state yet
+    first = run.step(views, labels)
+    before.restore()
+    assert not any(optimizer.state for optimizer in run.optimizers)
+    again = run.step(views, labels)
+    assert torch.equal(first, again)
+    after = State(run.method, run.optimizers)
+    run.step(views, labels)
+    third = State(run.method, run.optimizers)
+    after.restore()
+    assert State(run.method, run.optimizers).difference(third, after) == 1.0
+
+
+def test_rates_of_a_recorded_step_are_tensors_that_it_reads(suite):
+    (entry,) = find_methods(["dml"])
+    method = RunSpec(suite, "resnet8", entry, entry.options({}), 0).build()
+    (sgd,) = build_optimizers(method, suite.optimizer, capturable=True)
+    rate = sgd.param_groups[0]["lr"]
+    set_learning_rates([sgd], 0.1)
+    assert isinstance(rate, Tensor) and sgd.param_groups[0]["lr"] is rate
+    assert rate.item() == pytest.approx(0.1 * suite.optimizer.learning_rate)
+
+
+def test_an_estimate_takes_rates_of_steps_that_ran_in_the_same_way(
+    make_run, accelerator, tmp_path, monkeypatch
+):
+    run = make_run("baseline")
+    monkeypatch.setattr(estimate, "_time_step", lambda spec, device: 100.0)
+    result = run.result("finished")
+    cost = result.cost.model_copy(update={"step_milliseconds": 1000.0})
+    compiled = result.environment.model_copy(update={"step": "inductor"})
+    save(tmp_path, result.model_copy(update={"cost": cost, "environment": compiled}))
+    fp32 = PlannedRun(run.spec, tmp_path / "other.json", "to run")
+    bf16 = replace(fp32, spec=replace(run.spec, suite=run.spec.suite.with_precision("bf16")))
+
+    def seconds(mode: str) -> list[float]:
+        return estimate.estimate_seconds(
+            [fp32, bf16], tmp_path, accelerator.device, {"resnet8": mode}
+        )
+
+    assert seconds("inductor") == [12.0, 1200.0]
+    assert seconds("eager") == [1200.0, 1200.0]
