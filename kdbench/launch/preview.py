@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from kdbench.data import Source
+from kdbench.data import Source, batch_share
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.mode import Compile, step_mode
 from kdbench.launch.estimate import estimate_seconds
@@ -18,15 +18,13 @@ def preview(
     results: Path,
     compile: Compile = "auto",
     jobs: int = 1,
+    processes: int = 1,
 ) -> str:
     """What would run, for how long on this device, and where results would go."""
     accelerator = make_accelerator()
     device, suite = accelerator.device, plan[0].spec.suite
-    modes = {
-        step_mode(compile, suite, run.spec.architecture, device, accelerator.num_processes)
-        for run in plan
-    }
-    seconds = estimate_seconds(plan, results, device)
+    modes = {step_mode(compile, suite, run.spec.architecture, device, processes) for run in plan}
+    seconds = estimate_seconds(plan, results, device, processes)
     rows = [_row(run, time) for run, time in zip(plan, seconds, strict=True)]
     todo = sum(run.state == "to run" for run in plan)
     lines = [
@@ -37,6 +35,11 @@ def preview(
         f"on {device.type}, evaluation not counted.",
         f"Training steps: {', '.join(sorted(modes))} (--compile {compile}), {suite.precision}.",
     ]
+    if processes > 1:
+        share = batch_share(suite, processes)
+        lines.append(
+            f"{processes} processes train each run together, on {share} images of a batch each."
+        )
     if at_a_time(plan, jobs) > 1:
         lines.append(f"{at_a_time(plan, jobs)} at a time; the time is that of one after the other.")
     return "\n".join(lines)
