@@ -23,8 +23,8 @@ class PlanAbandonedError(Exception):
 
     def __init__(self, run: str, reason: str):
         super().__init__(
-            f"{run} failed: {reason}; its processes are out of step, so the plan ends here, and "
-            "the same command goes on with what is left."
+            f"{run} failed: {reason}; its processes are out of step, so the plan ends here; leave "
+            "this run out, or let 'kdbench run --num-processes' start them, and the others go on."
         )
         self.reason = reason
 

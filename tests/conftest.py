@@ -1,5 +1,7 @@
 """Shared by all tests: a tiny suite on the embedded digits, and folders of their own."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -123,3 +125,20 @@ def run_tiny(kdbench):
 
 def is_one_sentence(error: str) -> bool:
     return error.startswith("kdbench: ") and "Traceback" not in error and error.count("\n") == 1
+
+
+def finish(command: list[str], **environment: str) -> tuple[int, str, list[str]]:
+    """Exit code, standard output, and the sentences of kdbench's among what launchers print."""
+    process = subprocess.Popen(
+        command,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        out, err = process.communicate(timeout=150)
+    finally:
+        process.terminate()  # a launcher ends its processes
+        process.wait()
+    return process.returncode, out, [s for s in err.splitlines() if s.startswith("kdbench: ")]

@@ -24,7 +24,7 @@ def batch_share(suite: Suite, processes: int) -> int:
     if suite.batch_size % processes:
         raise UserError(
             f"The global batch size {suite.batch_size} of suite '{suite.name}' does not divide "
-            f"by {processes} processes."
+            f"by {processes} processes; start a number that divides it."
         )
     return suite.batch_size // processes
 

@@ -180,7 +180,7 @@ def _reason(error: Exception, spec: RunSpec, run: Run | None) -> str:
         return str(error)
     if is_loss_of_a_process(error):
         minutes = COLLECTIVE_TIMEOUT.total_seconds() / 60
-        return f"another process is gone, or did not answer for {minutes:.0f} minutes"
+        return f"another process is gone, or stuck for {minutes:.0f} minutes"
     reason = spec.entry.blame(error)
     if is_out_of_memory(error):
         peak = f", peak {run.memory.peak() / 2**20:,.0f} MiB" if run else ""

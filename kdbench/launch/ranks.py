@@ -31,6 +31,7 @@ LINGER_SECONDS = 15.0
 """For which the others wait for the main process: their end makes a launcher end it too."""
 
 WATCH_SECONDS = 0.5
+POLL_SECONDS = 0.05
 
 PREPARING = timedelta(days=1)
 """For what one process does while others wait, such as a download; one that fails says so."""
@@ -75,13 +76,17 @@ class Ranks:
         """What each process says on a subject, in their order; waits for all.
 
         Raises:
-            DistStoreError: one of them said nothing for so long.
+            TimeoutError: one of them said nothing for so long.
         """
         if self._store is None:
             return [value]
         keys = [f"{subject}/{rank}" for rank in range(self.count)]
         self._store.set(keys[self.place.rank], value)
-        self._store.wait(keys, patience)
+        deadline = time.monotonic() + patience.total_seconds()
+        while not self._store.check(keys):  # its own wait would hold others off, and warn
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"a process said nothing on '{subject}'")
+            time.sleep(POLL_SECONDS)
         return [self._store.get(key).decode() for key in keys]
 
     def require_alike(self, seen: dict[str, str], remedy: str) -> None:
@@ -127,9 +132,9 @@ class Ranks:
         rank, first = json.loads(self._store.compare_set(f"{run}/first", "", mine))
         try:
             self.in_step = len(set(self.exchange(run, moment, SETTLE))) == 1
-        except distributed.DistStoreError:
+        except TimeoutError:
             self.in_step = False
-        return str(first) if self.in_step else f"{first} (process {rank} of {self.count})"
+        return str(first) if self.in_step else f"{first}, says process {rank} of {self.count}"
 
     def end(self, error: BaseException) -> None:
         """Make all processes end for what ends this one; the main one speaks."""
@@ -147,15 +152,14 @@ class Ranks:
     def watch(self) -> None:
         """End this process when another one must end, also while it is stuck in a collective."""
         assert self._store is not None
-        store = self._store.clone()  # of its own: the main thread may be waiting in the other
         while True:
             time.sleep(WATCH_SECONDS)
             try:
-                ended = store.check([END])
+                ended = self._store.check([END])
             except distributed.DistError:
                 return  # the launcher's store is gone, and the launcher sees to the end
             if ended:
-                self._end_for(Ending(**json.loads(store.get(END))))
+                self._end_for(Ending(**json.loads(self._store.get(END))))
 
     def _end_for(self, ending: Ending) -> None:
         time.sleep(PATIENCE_SECONDS if self.is_main else LINGER_SECONDS)
@@ -183,6 +187,8 @@ def together(asked: int | None, speak: Callable[[str], None]) -> Iterator[Ranks]
     """
     place = Place.of_this_process()
     if place.processes == 1:
+        if asked is None and "ACCELERATE_USE_CPU" in os.environ:
+            speak("accelerate launch --cpu starts one process; 'kdbench run --num-processes' more.")
         yield Ranks(place)
         return
     ranks = Ranks(place, _meet(place, asked), speak)
