@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from typer import Argument, Option
 
-from kdbench.errors import UserError, unknown
+from kdbench.errors import PlanAbandonedError, PlanInterruptedError, UserError, unknown
 
 app = typer.Typer(
     name="kdbench",
@@ -82,6 +82,9 @@ def run(
     jobs: Annotated[
         int, Option(help="Runs at a time, as processes of their own; rates are then no measure.")
     ] = 1,
+    num_processes: Annotated[
+        int | None, Option(help="Processes that train each run together, one per GPU.")
+    ] = None,
     set_: Annotated[
         list[str] | None, Option("--set", help="METHOD.OPTION=VALUE; may be repeated.")
     ] = None,
@@ -98,58 +101,69 @@ def run(
 ) -> None:
     """Train methods under a suite's schedule, then print the leaderboard."""
     from kdbench.data import is_cached, locate
-    from kdbench.launch.execution import Execution
+    from kdbench.launch.execution import Execution, check_processes
     from kdbench.launch.local import execute
-    from kdbench.launch.plan import make_plan
+    from kdbench.launch.place import silent
+    from kdbench.launch.plan import agree, make_plan
+    from kdbench.launch.ranks import together
     from kdbench.suite import load_suite
 
-    how = Execution(
-        results_dir,
-        runs_dir,
-        data_dir,
-        compile_.value,
-        overwrite=overwrite,
-        tensorboard=tensorboard,
-        jobs=jobs,
-    )
-    chosen = load_suite(suite)
-    if epochs is not None:
-        chosen = chosen.with_epochs(epochs)
-    if precision is not None:
-        chosen = chosen.with_precision(precision.value)
-    broken: list[UserError] = []
+    code = 0
+    with together(num_processes, _complain) as ranks, silent(not ranks.is_main):
+        how = Execution(
+            results_dir,
+            runs_dir,
+            data_dir,
+            compile_.value,
+            overwrite=overwrite,
+            tensorboard=tensorboard,
+            jobs=jobs,
+            processes=ranks.count if num_processes is None else num_processes,
+        )
+        chosen = load_suite(suite)
+        if epochs is not None:
+            chosen = chosen.with_epochs(epochs)
+        if precision is not None:
+            chosen = chosen.with_precision(precision.value)
+        check_processes(chosen, how.processes, ranks)
+        broken: list[UserError] = []
 
-    def on_broken(error: UserError) -> None:
-        broken.append(error)
-        _complain(str(error))
+        def on_broken(error: UserError) -> None:
+            broken.append(error)
+            _complain(str(error))
 
-    plan = make_plan(
-        chosen,
-        _names(methods),
-        _names(architectures),
-        seeds,
-        set_ or [],
-        results_dir,
-        "all" if overwrite else "stale" if overwrite_stale else "nothing",
-        on_broken,
-    )
-    if not plan:
-        raise typer.Exit(2)
-    if dry_run:
-        from kdbench.launch.preview import preview
+        plan = make_plan(
+            chosen,
+            _names(methods),
+            _names(architectures),
+            seeds,
+            set_ or [],
+            results_dir,
+            # The results that count are those of the main process.
+            "all" if overwrite or not ranks.is_main else "stale" if overwrite_stale else "nothing",
+            on_broken,
+        )
+        plan = agree(plan, ranks)
+        if dry_run and plan:
+            from kdbench.launch.preview import preview
 
-        source = locate(chosen.data, data_dir, is_cached)
-        print(preview(plan, source, results_dir, compile_.value, jobs))
-        return
-    new = execute(plan, how)
-    _print_report(results_dir, chosen.name, ReportFormat.terminal, "baseline")
-    unfinished = [result for result in new if result.status != "finished"]
-    for result in unfinished:
-        identity = result.identity
-        name = f"{identity.method} {identity.architecture} seed {identity.seed}"
-        _complain(f"{name} {result.status}: {result.reason}.")
-    if unfinished or broken:
-        raise typer.Exit(1)
+            source = locate(chosen.data, data_dir, is_cached)
+            if ranks.is_main:
+                print(preview(plan, source, results_dir, compile_.value, jobs, how.processes))
+        elif plan:
+            new = execute(plan, how, ranks)
+            code = 1 if broken else 0
+            if ranks.is_main:
+                _print_report(results_dir, chosen.name, ReportFormat.terminal, "baseline")
+            for result in (result for result in new if result.status != "finished"):
+                identity = result.identity
+                name = f"{identity.method} {identity.architecture} seed {identity.seed}"
+                _complain(f"{name} {result.status}: {result.reason}.")
+                code = 1
+        else:
+            code = 2
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -256,16 +270,18 @@ def list_() -> None:
 
 def main() -> None:
     """Entry point: errors of the user become one sentence and exit code 2."""
-    from kdbench.errors import PlanInterruptedError
+    from kdbench.launch.place import Place, silent
 
+    speaks = True
     try:
-        app()
-    except UserError as error:
-        _complain(str(error))
-        sys.exit(2)
-    except PlanInterruptedError as stop:
-        _complain(str(stop))
-        sys.exit(130)
+        place = Place.of_this_process()
+        speaks = place.local_rank == 0  # one of those that a launcher started on a machine
+        with silent(not speaks):
+            app()
+    except (UserError, PlanAbandonedError, PlanInterruptedError) as error:
+        if speaks:
+            _complain(str(error))
+        sys.exit(error.exit_code)
 
 
 def _print_report(results: Path, suite: str | None, form: ReportFormat, against: str) -> bool:

@@ -7,9 +7,26 @@ from difflib import get_close_matches
 class UserError(Exception):
     """Something the user can put right; the message names the cause and the way out."""
 
+    exit_code = 2
+
 
 class PlanInterruptedError(Exception):
     """Ctrl-C; the message says what is kept and how to go on."""
+
+    exit_code = 130
+
+
+class PlanAbandonedError(Exception):
+    """A run failed in some of its processes, and they cannot train together any more."""
+
+    exit_code = 1
+
+    def __init__(self, run: str, reason: str):
+        super().__init__(
+            f"{run} failed: {reason}; its processes are out of step, so the plan ends here; leave "
+            "this run out, or let 'kdbench run --num-processes' start them, and the others go on."
+        )
+        self.reason = reason
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

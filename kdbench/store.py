@@ -85,7 +85,8 @@ class Cost(Record):
     jobs: int = 1
     """Runs that shared the device, this one included: only the rates of one are a measure."""
     peak_memory_kind: Literal["device", "process"]
-    """Device: peak allocated on the GPU. Process: peak resident memory, images included."""
+    """Device: peak allocated on the GPU. Process: peak resident memory, images included. With
+    several processes it is that of the one that took most."""
     parameters_trained: int
     parameters_deployed: int
     student_forward_flops: int
@@ -105,6 +106,7 @@ class Environment(Record):
     device: str
     threads: int
     processes: int
+    """That trained the run together; rates are of all of them."""
     precision: Arithmetic = "fp32"
     step: str = "eager"
     """How training steps ran: eagerly, compiled by inductor, replayed as a CUDA graph, or both."""

@@ -1,6 +1,8 @@
 """Shared by all tests: a tiny suite on the embedded digits, and folders of their own."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -129,3 +131,20 @@ def is_one_sentence(error: str) -> bool:
 def result_of(method: str, suite: str = "tiny", results: str = "results") -> dict:
     """What a command wrote for seed 0."""
     return json.loads(Path(f"{results}/{suite}/resnet8/{method}/seed0.json").read_text())
+
+
+def finish(command: list[str], **environment: str) -> tuple[int, str, list[str]]:
+    """Exit code, standard output, and the sentences of kdbench's among what launchers print."""
+    process = subprocess.Popen(
+        command,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        out, err = process.communicate(timeout=150)
+    finally:
+        process.terminate()  # a launcher ends its processes
+        process.wait()
+    return process.returncode, out, [s for s in err.splitlines() if s.startswith("kdbench: ")]

@@ -110,7 +110,7 @@ def test_numbers_are_those_of_runs_one_after_the_other_and_rates_are_none(kdbenc
         assert found.loss == sum(shared["history"][0]["losses"].values())
         assert found.started < found.updated and not is_alive(found.pid)
     # A time per step taken from shared runs would be no estimate for one alone.
-    monkeypatch.setattr(estimate, "_time_step", lambda spec, device: 100.0)
+    monkeypatch.setattr(estimate, "_time_step", lambda spec, device, processes: 100.0)
     _, out, _ = kdbench(*command, "--seeds", "2", "--jobs", "2", "--dry-run")
     assert "2 of 4 runs to do, about 1:13:20" in out
     assert out.endswith("2 at a time; the time is that of one after the other.\n")
@@ -207,7 +207,7 @@ def test_gpus_are_taken_in_turn_and_threads_are_shared(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-a")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr("kdbench.launch.shares._cores", lambda: 8)
+    monkeypatch.setattr("kdbench.launch.shares.cores", lambda: 8)
     shares = Shares.among(3)
     environments = [shares.environment(slot) for slot in range(3)]
     assert [each["CUDA_VISIBLE_DEVICES"] for each in environments] == ["5", "GPU-a", "5"]

@@ -15,25 +15,14 @@ from kdbench.data import random_images
 from kdbench.discovery import MethodEntry
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.evaluate import is_network
-from kdbench.engine.run import Run
+from kdbench.engine.run import Run, Unobserved
 from kdbench.engine.spec import RunSpec
 from kdbench.method import Method, MethodOptions
 from kdbench.seeds import generator
-from kdbench.store import Epoch
 from kdbench.suite import Suite, load_suite
 
 BATCH = 12
 EPOCHS = 2
-
-
-class Quiet:
-    """An observer that sees nothing."""
-
-    def on_step(self) -> None: ...
-
-    def on_epoch(self, epoch: Epoch, resumed: bool) -> None: ...
-
-    def on_message(self, text: str) -> None: ...
 
 
 def tiny_suite() -> Suite:
@@ -88,7 +77,7 @@ class Subject:
         train, test = (random_images(data, split.images) for split in (data.train, data.test))
         with tempfile.TemporaryDirectory() as folder:
             device = accelerator or make_accelerator(cpu=True)
-            yield Run(self.spec, train, test, Path(folder), device, Quiet())
+            yield Run(self.spec, train, test, Path(folder), device, Unobserved())
 
 
 def own_parameters(method: Method, images: Tensor) -> dict[str, dict[str, nn.Parameter]]:

@@ -12,6 +12,7 @@ from kdbench.check.subject import Subject
 from kdbench.discovery import find_methods
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.run import Run
+from kdbench.launch.torchrun import torchrun
 
 TIMEOUT = 120
 MARK = "kdbench-check:"
@@ -21,9 +22,8 @@ def train_in_two_processes(subjects: Sequence[Subject]) -> dict[str, str | None]
     """Train each under torchrun with gloo; by method None if all is well, else what is not."""
     if not subjects:
         return {}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     asked = [(subject.entry.argument, subject.options.model_dump_json()) for subject in subjects]
-    command = [*launcher, "--nproc-per-node=2", "-m", __name__, json.dumps(asked)]
+    command = torchrun(2, __name__, json.dumps(asked))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     failure = f"two processes did not end in {TIMEOUT} s"
     output = ""

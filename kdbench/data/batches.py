@@ -15,6 +15,20 @@ from kdbench.seeds import generator
 from kdbench.suite import Augmentation, Suite
 
 
+def batch_share(suite: Suite, processes: int) -> int:
+    """Images of a global batch that each process gets.
+
+    Raises:
+        UserError: the batch cannot be shared out evenly.
+    """
+    if suite.batch_size % processes:
+        raise UserError(
+            f"The global batch size {suite.batch_size} of suite '{suite.name}' does not divide "
+            f"by {processes} processes; start a number that divides it."
+        )
+    return suite.batch_size // processes
+
+
 class TrainingBatches:
     """V augmented views of shuffled training images, in whole global batches.
 
@@ -27,17 +41,12 @@ class TrainingBatches:
     def __init__(
         self, images: Images, suite: Suite, seed: int, views: int, rank: int = 0, processes: int = 1
     ):
-        if suite.batch_size % processes:
-            raise UserError(
-                f"The global batch size {suite.batch_size} of suite '{suite.name}' does not divide "
-                f"by {processes} processes."
-            )
         self.images = images
         self.seed = seed
         self.views = views
         self.batch_size = suite.batch_size
         self.augmentation = suite.augmentation
-        share = suite.batch_size // processes
+        share = batch_share(suite, processes)
         self.mine = slice(rank * share, (rank + 1) * share)
         device = images.pixels.device
         size = images.pixels.shape[1]

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch.optim import Optimizer
 
 from kdbench.atomic import written_whole
@@ -53,14 +55,20 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, fingerprint: str, method: Method, optimizers: list[Optimizer]
+    folder: Path,
+    fingerprint: str,
+    method: Method,
+    optimizers: list[Optimizer],
+    accelerator: Accelerator,
 ) -> Progress | None:
     """Restore the run's state; None where there is no checkpoint of this very run.
 
+    The main process reads the file and hands it to the others, who may lie on other disks.
+
     Raises:
-        DamagedCheckpointError: there is a file, and it cannot be read.
+        DamagedCheckpointError: there is a file, and it cannot be read; the others get None.
     """
-    content = _read(folder, next(method.parameters()).device)
+    content = _read_by_main(folder, accelerator)
     if content is None or content["fingerprint"] != fingerprint:
         return None
     method.load_state_dict(content["method"])
@@ -74,6 +82,22 @@ def load_checkpoint(
 def remove_checkpoint(folder: Path) -> None:
     """Forget what a run did so far."""
     _file(folder).unlink(missing_ok=True)
+
+
+def _read_by_main(folder: Path, accelerator: Accelerator) -> dict[str, Any] | None:
+    if accelerator.num_processes == 1:
+        return _read(folder, accelerator.device)
+    shared: list[dict[str, Any] | None] = [None]
+    damaged: DamagedCheckpointError | None = None
+    if accelerator.is_main_process:
+        try:
+            shared = [_read(folder, torch.device("cpu"))]
+        except DamagedCheckpointError as error:
+            damaged = error
+    broadcast_object_list(shared)
+    if damaged is not None:
+        raise damaged
+    return shared[0]
 
 
 def _read(folder: Path, device: torch.device) -> dict[str, Any] | None:

@@ -1,12 +1,26 @@
 """Accelerate's handle on the device and the processes of a run."""
 
+import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    parse_flag_from_env,
+)
 
 from kdbench.errors import UserError
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for the others in an exchange; compiling and checkpoints take less."""
+
+
+def trains_on_cpu() -> bool:
+    """Whether there is no CUDA GPU, or Accelerate is told to leave it alone."""
+    return not torch.cuda.is_available() or bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def make_accelerator(
@@ -19,10 +33,15 @@ def make_accelerator(
     """
     torch.set_float32_matmul_precision("high")  # fp32 means TF32 on a GPU that has it
     torch.backends.cudnn.benchmark = True  # shapes never change within a run
+    # Its successor in torch 2.14 has no name in Accelerate, nor in torch before it.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     accelerator = Accelerator(
-        cpu=cpu or not torch.cuda.is_available(),
-        # Running statistics are averaged before each evaluation instead of sent at each step.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        cpu=cpu or trains_on_cpu(),  # without it, processes of a CPU train apart without an error
+        kwargs_handlers=[
+            # Running statistics are averaged before each evaluation instead of sent at each step.
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
+        ],
         log_with="tensorboard" if tensorboard else None,
         project_dir=runs,
     )

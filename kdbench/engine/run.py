@@ -42,6 +42,16 @@ class Observer(Protocol):
         """Something the user should know."""
 
 
+class Unobserved:
+    """An observer that sees nothing."""
+
+    def on_step(self) -> None: ...
+
+    def on_epoch(self, epoch: Epoch, resumed: bool) -> None: ...
+
+    def on_message(self, text: str) -> None: ...
+
+
 class DivergedError(Exception):
     """A loss is not finite any more; names the first epoch and term."""
 
@@ -130,7 +140,11 @@ class Run:
     def _resume(self) -> None:
         try:
             progress = load_checkpoint(
-                self.folder, self.spec.fingerprint(), self.method, self.optimizers
+                self.folder,
+                self.spec.fingerprint(),
+                self.method,
+                self.optimizers,
+                self.accelerator,
             )
         except DamagedCheckpointError as error:
             self.observer.on_message(f"{self.spec.label} starts anew: {error}.")
@@ -207,13 +221,18 @@ class Run:
         progress.history = json.dumps([e.model_dump() for e in self.history])
         progress.windows = tuple(self.clock.windows)
         progress.device = self.started_as.environment.device
-        progress.peak_memory_bytes = max(progress.peak_memory_bytes, self.memory.peak())
+        progress.peak_memory_bytes = max(progress.peak_memory_bytes, self._peak_memory())
         if self.accelerator.is_main_process:
             save_checkpoint(
                 self.folder, self.spec.fingerprint(), self.method, self.optimizers, progress
             )
         self.accelerator.wait_for_everyone()
         self.observer.on_epoch(record, resumed=False)
+
+    def _peak_memory(self) -> int:
+        """Bytes, of the process that took most."""
+        own = torch.tensor([self.memory.peak()], device=self.accelerator.device)
+        return int(self.accelerator.gather(own).max())
 
     def _cost(self) -> Cost:
         step = self.clock.median()
@@ -251,9 +270,15 @@ def _check_finite(epoch: int, losses: dict[str, float], metrics: dict[str, Metri
 
 
 def empty_result(
-    spec: RunSpec, accelerator: Accelerator, status: Status, reason: str | None = None
+    spec: RunSpec,
+    accelerator: Accelerator,
+    status: Status,
+    reason: str | None = None,
+    processes: int | None = None,
 ) -> Result:
-    """What is known of a run before its first epoch."""
+    """What is known of a run before its first epoch; this process may be none of its own."""
+    processes = processes or accelerator.num_processes
+    command = spec.command() + (f" --num-processes {processes}" if processes > 1 else "")
     return Result(
         fingerprint=spec.fingerprint(),
         identity=spec.identity(),
@@ -265,9 +290,7 @@ def empty_result(
         best_on_test=None,
         history=[],
         cost=None,
-        environment=environment(
-            accelerator.device, accelerator.num_processes, spec.suite.precision, spec.command()
-        ),
+        environment=environment(accelerator.device, processes, spec.suite.precision, command),
     )
 
 

@@ -48,7 +48,8 @@ class TrainingStep:
         self._replay: Callable[[], object] | None = None
         self._inputs: tuple[Tensor, Tensor]
         self._output: Tensor
-        self._steps = 0
+        self.steps = 0
+        """Begun so far."""
 
     def __call__(self, views: Tensor, labels: Tensor) -> Tensor:
         """Train on views (V, B, 3, H, W) and labels (B,); gives the weighted terms (N,).
@@ -58,10 +59,10 @@ class TrainingStep:
         Raises:
             ContractError: the method returned something else than named scalar terms.
         """
-        self._steps += 1
-        if self._steps == 1:
+        self.steps += 1
+        if self.steps == 1:
             return self._first(views, labels)
-        if "graph" in self.mode and self._steps > WARM_UP:
+        if "graph" in self.mode and self.steps > WARM_UP:
             return self._recorded(views, labels)
         return self._run(views, labels)
 

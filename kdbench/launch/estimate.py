@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from kdbench.data import batch_share
 from kdbench.engine.environment import device_name
 from kdbench.engine.measure import synchronised_clock
 from kdbench.engine.optimizers import build_optimizers
@@ -22,20 +23,25 @@ Key = tuple[str, str, str, int, int, str]
 
 
 def estimate_seconds(
-    plan: list[PlannedRun], results: Path, device: torch.device, modes: Mapping[str, Mode]
+    plan: list[PlannedRun],
+    results: Path,
+    device: torch.device,
+    modes: Mapping[str, Mode],
+    processes: int = 1,
 ) -> list[float]:
     """Seconds of training for each run of the plan; 0 where its result exists.
 
     Taken from results whose steps ran in the same way (`modes`, by architecture). What no result
-    tells is timed in steps that run eagerly: nobody waits for a compiler to see a plan.
+    tells is timed in steps that run eagerly, without what several processes exchange: nobody
+    waits for a compiler or for others to see a plan.
     """
-    known = _measured(results, device)
+    known = _measured(results, device, processes)
     seconds = []
     for run in plan:
         key = _key(run.spec, modes[run.spec.architecture])
         if run.state == "to run" and key not in known:
             try:
-                known[key] = _time_step(run.spec, device)
+                known[key] = _time_step(run.spec, device, processes)
             except Exception as error:  # a method may raise anything, and would in the run
                 what = run.spec.entry.blame(error).split("\n")[0]
                 raise UserError(f"Method '{run.spec.entry.name}' fails: {what}.") from error
@@ -50,14 +56,15 @@ def _key(spec: RunSpec, mode: Mode) -> Key:
     return spec.method_name, spec.architecture, suite.precision, *shape, mode
 
 
-def _measured(results: Path, device: torch.device) -> dict[Key, float]:
-    """Seconds per step in results that this device made."""
+def _measured(results: Path, device: torch.device, processes: int) -> dict[Key, float]:
+    """Seconds per step in results that as many processes made on this device."""
     known = {}
     for result in read_all(results):
         if not isinstance(result, Result) or result.cost is None or result.cost.jobs > 1:
             continue
         milliseconds = result.cost.step_milliseconds
-        if milliseconds is None or result.environment.device != device_name(device):
+        made = result.environment
+        if (made.device, made.processes) != (device_name(device), processes) or not milliseconds:
             continue
         protocol, identity = result.protocol, result.identity
         shape = protocol["batch_size"], protocol["data"]["image_size"]
@@ -66,15 +73,19 @@ def _measured(results: Path, device: torch.device) -> dict[Key, float]:
     return known
 
 
-def _time_step(spec: RunSpec, device: torch.device) -> float:
-    """Seconds of a training step on random images, after one to warm up."""
+def _time_step(spec: RunSpec, device: torch.device, processes: int) -> float:
+    """Seconds of a training step on random images, after one to warm up.
+
+    Several processes have a GPU each, or the same CPU together.
+    """
     suite = spec.suite
+    images = batch_share(suite, processes if device.type == "cuda" else 1)
     size = suite.data.image_size
     method = spec.build_on(device).train()
     method.begin_epoch(0)
     train = TrainingStep(method, build_optimizers(method, suite.optimizer), suite.precision)
-    views = torch.randn(spec.views, suite.batch_size, size, size, 3, device=device)
-    labels = torch.randint(suite.data.classes, (suite.batch_size,), device=device)
+    views = torch.randn(spec.views, images, size, size, 3, device=device)
+    labels = torch.randint(suite.data.classes, (images,), device=device)
     started = 0.0
     for step in range(1 + TIMED_STEPS):
         if step == 1:

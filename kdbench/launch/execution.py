@@ -1,20 +1,30 @@
 """One run of a plan, executed and recorded, whatever goes wrong in it."""
 
+import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import distributed
 
-from kdbench.data import Images, Source, load_images
+from kdbench.data import Images, Source, batch_share, load_images
 from kdbench.engine.checkpoint import remove_checkpoint
+from kdbench.engine.device import COLLECTIVE_TIMEOUT
 from kdbench.engine.mode import Compile
 from kdbench.engine.run import DivergedError, Observer, Run, empty_result
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import Mode
-from kdbench.errors import UserError
+from kdbench.errors import PlanAbandonedError, UserError
+from kdbench.launch.place import Place
+from kdbench.launch.ranks import Ranks
+from kdbench.launch.shares import check_gpus
 from kdbench.store import Result, Status, save
+from kdbench.suite import Suite
+
+ALONE = Ranks(Place())
 
 
 @dataclass(frozen=True)
@@ -31,15 +41,34 @@ class Execution:
     tensorboard: bool = False
     jobs: int = 1
     """Runs at a time; more than one are processes of their own."""
+    processes: int = 1
+    """That train each run together."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant.
 
         Raises:
-            UserError: no run at a time.
+            UserError: no run at a time, or no process.
         """
         if self.jobs < 1:
             raise UserError(f"--jobs must be at least 1, not {self.jobs}.")
+        if self.processes < 1:
+            raise UserError(f"--num-processes must be at least 1, not {self.processes}.")
+
+
+def check_processes(suite: Suite, processes: int, ranks: Ranks) -> None:
+    """Refuse a number of processes that cannot train a suite together, before anything heavy.
+
+    Raises:
+        UserError: they cannot share a batch or the test images, or have too few GPUs.
+    """
+    batch_share(suite, processes)
+    if suite.data.count(suite.data.test) < processes:
+        raise UserError(
+            f"Suite '{suite.name}' has fewer test images than {processes} processes; start fewer."
+        )
+    if ranks.count == 1:  # a launcher's processes counted their GPUs when they met
+        check_gpus(processes)
 
 
 def read_images(source: Source, device: torch.device) -> tuple[Images, Images]:
@@ -52,6 +81,23 @@ def read_images(source: Source, device: torch.device) -> tuple[Images, Images]:
     return train.to(device), test.to(device)
 
 
+def read_images_together(
+    source: Source, device: torch.device, ranks: Ranks
+) -> tuple[Images, Images]:
+    """The same, by all processes of a plan, which must find the same images.
+
+    Raises:
+        UserError: they cannot be read, or differ between processes.
+    """
+    with ranks.one_before_others("images"):
+        images = read_images(source, device)
+    if ranks.count > 1:
+        names = (f"{part} images of '{source.data.name}'" for part in ("training", "test"))
+        seen = dict(zip(names, map(_digest, images), strict=True))
+        ranks.require_alike(seen, "--data-dir or KDBENCH_DATA must lead all to the same data")
+    return images
+
+
 def run_and_save(
     spec: RunSpec,
     images: tuple[Images, Images],
@@ -60,22 +106,27 @@ def run_and_save(
     observer: Observer,
     mode: Mode,
     jobs: int = 1,
+    ranks: Ranks = ALONE,
 ) -> Result:
     """One run, from its checkpoint where it has one, to its file among the results.
 
-    `jobs` runs share the device, this one included.
+    `jobs` runs share the device, this one included. The main process of `ranks` writes.
 
     Raises:
         UserError: a folder that cannot be written.
+        PlanAbandonedError: the run failed, and its processes are out of step.
     """
     folder = run_folder(how.runs, spec)
-    if how.overwrite:
+    if how.overwrite and ranks.is_main:
         remove_checkpoint(folder)
     if how.tensorboard:
         accelerator.init_trackers(str(folder.relative_to(how.runs)))
-    result = run_one(spec, *images, folder, accelerator, observer, mode, jobs)
-    save(how.results, result)
-    return result
+
+    def record(result: Result) -> None:
+        if ranks.is_main:
+            save(how.results, result)
+
+    return run_one(spec, *images, folder, accelerator, observer, mode, jobs, ranks, record)
 
 
 def run_one(
@@ -87,35 +138,67 @@ def run_one(
     observer: Observer,
     mode: Mode = "eager",
     jobs: int = 1,
+    ranks: Ranks = ALONE,
+    record: Callable[[Result], None] = lambda result: None,
 ) -> Result:
     """One run; whatever goes wrong in it is recorded as its result, so that the others go on.
 
     Raises:
         UserError: checkpoints cannot be written; the other runs could not write theirs either.
+        PlanAbandonedError: the run failed, and its processes are out of step.
     """
     run: Run | None = None
-    status: Status = "failed"
+
+    def unfinished(status: Status, reason: str) -> Result:
+        if run is None:
+            return empty_result(spec, accelerator, status, reason)
+        return run.result(status, reason)
+
+    ranks.on_failure = lambda reason: record(unfinished("failed", reason))
     try:
         run = Run(spec, train, test, folder, accelerator, observer, mode, jobs)
-        return run.train()
+        result = run.train()
     except UserError:
         raise
-    except DivergedError as error:
-        status = "diverged"
-        reason = str(error)
     except Exception as error:  # a method may raise anything; it must not take the plan with it
-        reason = spec.entry.blame(error)
-        if is_out_of_memory(error):
-            peak = f", peak {run.memory.peak() / 2**20:,.0f} MiB" if run else ""
-            reason = f"out of memory at batch size {spec.suite.batch_size}{peak}: {reason}"
+        status: Status = "diverged" if isinstance(error, DivergedError) else "failed"
+        reason = ranks.settle(spec.label, _reason(error, spec, run), _moment(error, run, ranks))
+        result = unfinished(status, reason)
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()
         accelerator.free_memory()
-    reason = without_paths(reason.strip().split("\n")[0])
-    if run is None:
-        return empty_result(spec, accelerator, status, reason)
-    return run.result(status, reason)
+    record(result)
+    if not ranks.in_step:
+        raise PlanAbandonedError(spec.label, result.reason or "")
+    return result
+
+
+def _reason(error: Exception, spec: RunSpec, run: Run | None) -> str:
+    """One line for the result."""
+    if isinstance(error, DivergedError):
+        return str(error)
+    if is_loss_of_a_process(error):
+        minutes = COLLECTIVE_TIMEOUT.total_seconds() / 60
+        return f"another process is gone, or stuck for {minutes:.0f} minutes"
+    reason = spec.entry.blame(error)
+    if is_out_of_memory(error):
+        peak = f", peak {run.memory.peak() / 2**20:,.0f} MiB" if run else ""
+        reason = f"out of memory at batch size {spec.suite.batch_size}{peak}: {reason}"
+    return without_paths(reason.strip().split("\n")[0])
+
+
+def _moment(error: Exception, run: Run | None, ranks: Ranks) -> str:
+    """Equal in processes that are in step after an error."""
+    steps = run.step.steps if run else 0
+    # Memory may run out anywhere in a backward pass, amid its exchanges.
+    place = f" in process {ranks.place.rank}" if is_out_of_memory(error) else ""
+    return f"{type(error).__name__} at step {steps}{place}"
+
+
+def is_loss_of_a_process(error: BaseException) -> bool:
+    """Of an exchange with a process that is gone or stuck; gloo's errors have no kind of theirs."""
+    return isinstance(error, distributed.DistError) or "/gloo/" in str(error)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -132,3 +215,11 @@ def run_folder(runs: Path, spec: RunSpec) -> Path:
 def without_paths(text: str) -> str:
     """A message without the folders of this machine: results are published."""
     return re.sub(r"(?<![\w.])/(?:[^\s/:'\",]+/)+", "", text)
+
+
+def _digest(images: Images) -> str:
+    """Of pixels and labels."""
+    digest = hashlib.sha256(str(tuple(images.pixels.shape)).encode())
+    for tensor in (images.pixels, images.labels):
+        digest.update(tensor.cpu().numpy().data)
+    return digest.hexdigest()

@@ -21,7 +21,12 @@ from kdbench.launch.order import WorkOrder
 from kdbench.launch.plan import PlannedRun
 from kdbench.launch.shares import Shares
 from kdbench.launch.status import read_status, write_status
+from kdbench.launch.torchrun import torchrun
 from kdbench.store import Result, check_writable, read, save
+
+WORKER = "kdbench.launch.worker"
+OURS = "kdbench: "
+"""Begins what kdbench says, among what others print."""
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10.0
@@ -39,7 +44,7 @@ def run_in_processes(
     """
     with display.note(f"Reading the images of {source.data.name}"):
         read_images(source, torch.device("cpu"))  # the processes then find them in the cache
-    shares = Shares.among(jobs)
+    shares = Shares.among(jobs, how.processes)
     waiting = deque(todo)
     children: dict[int, Child] = {}
     with _interrupted_by_sigterm():
@@ -72,7 +77,7 @@ class Child:
         order = WorkOrder.of(run.spec, how, shares.on_a_device, parent=os.getpid())
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-u", "-P", "-m", "kdbench.launch.worker"],
+                self._command(order),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -83,6 +88,14 @@ class Child:
         with contextlib.suppress(BrokenPipeError), self.process.stdin as stream:
             stream.write(order.model_dump_json().encode())
         self.line = display.start(run.spec)
+
+    def _command(self, order: WorkOrder) -> list[str]:
+        """The order goes to the input, or where several processes need it, into a file."""
+        if self.how.processes == 1:
+            return [sys.executable, "-u", "-P", "-m", WORKER]
+        file = self.folder / "order.json"
+        file.write_text(order.model_dump_json())
+        return torchrun(self.how.processes, WORKER, str(file))
 
     def poll(self) -> Result | None:
         """Show how far the run is; its result once the process has ended.
@@ -107,13 +120,15 @@ class Child:
             if isinstance(found, Result):
                 return found
         code, last = self.process.returncode, self._last_words()
-        if code == 2 and last.startswith("kdbench: "):
-            raise UserError(last.removeprefix("kdbench: "))
+        if code == 2 and last.startswith(OURS):
+            raise UserError(last.removeprefix(OURS))
         return self._died(_how_it_ended(code, last))
 
     def _died(self, reason: str) -> Result:
         """Record a run whose process could not."""
-        result = empty_result(self.run.spec, make_accelerator(), "failed", without_paths(reason))
+        result = empty_result(
+            self.run.spec, make_accelerator(), "failed", without_paths(reason), self.how.processes
+        )
         environment = result.environment.model_copy(update={"threads": self.shares.threads})
         result = result.model_copy(update={"environment": environment})
         save(self.how.results, result)
@@ -123,9 +138,11 @@ class Child:
         return result
 
     def _last_words(self) -> str:
-        """Last line that the process wrote."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        """Last sentence of kdbench's in the log, else the last line."""
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        lines = [line.strip() for line in text.split("\n") if line.strip()]
+        said = [line for line in lines if line.startswith(OURS)]
+        return (said or lines or [""])[-1]
 
     def _result_written(self) -> int | None:
         """When the result file was last written."""
@@ -139,6 +156,8 @@ def _how_it_ended(code: int, last: str) -> str:
     if code < 0:
         names = {number.value: number.name for number in signal.Signals}
         return f"its process was killed by {names.get(-code, f'signal {-code}')}"
+    if last.startswith(OURS):
+        return last.removeprefix(OURS)
     return f"its process ended with code {code} and no result" + (f": {last}" if last else "")
 
 

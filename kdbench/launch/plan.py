@@ -1,14 +1,19 @@
 """What a command asks for, and what of it exists already."""
 
+import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
+
+import kdbench
 from kdbench.backbones import ARCHITECTURES
 from kdbench.discovery import BrokenMethodError, MethodEntry, find_methods
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError, unknown
+from kdbench.launch.ranks import Ranks
 from kdbench.store import Damaged, Result, read, result_path
 from kdbench.suite import Suite
 
@@ -48,6 +53,24 @@ def make_plan(
         raise UserError(f"--seeds must be at least 1, not {count}.")
     specs = make_specs(suite, methods, architectures, count, settings, on_broken)
     return [_planned(spec, results, overwrite) for spec in specs]
+
+
+def agree(plan: list[PlannedRun], ranks: Ranks) -> list[PlannedRun]:
+    """The plan of all processes; the main one's results decide what is to run.
+
+    Raises:
+        UserError: processes plan different runs.
+    """
+    seen = {
+        "versions of kdbench and torch": f"{kdbench.__version__}, {torch.__version__}",
+        "runs in the plan": ", ".join(run.spec.label for run in plan),
+    }
+    for spec in (run.spec for run in plan):
+        seen[f"suite '{spec.suite.name}'"] = spec.suite.digest()
+        seen[f"method '{spec.method_name}'"] = spec.entry.digest
+    ranks.require_alike(seen, "give all machines the same command and the same files")
+    states = json.loads(ranks.exchange("states", json.dumps([run.state for run in plan]))[0])
+    return [replace(run, state=state) for run, state in zip(plan, states, strict=True)]
 
 
 def make_specs(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from kdbench.data import Source
+from kdbench.data import Source, batch_share
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.mode import Compile, step_modes
 from kdbench.launch.estimate import estimate_seconds
@@ -18,13 +18,14 @@ def preview(
     results: Path,
     compile: Compile = "auto",
     jobs: int = 1,
+    processes: int = 1,
 ) -> str:
     """What would run, for how long on this device, and where results would go."""
     accelerator = make_accelerator()
     device, suite = accelerator.device, plan[0].spec.suite
     names = [run.spec.architecture for run in plan]
-    modes = step_modes(compile, suite, names, device, accelerator.num_processes)
-    seconds = estimate_seconds(plan, results, device, modes)
+    modes = step_modes(compile, suite, names, device, processes)
+    seconds = estimate_seconds(plan, results, device, modes, processes)
     rows = [_row(run, time) for run, time in zip(plan, seconds, strict=True)]
     todo = sum(run.state == "to run" for run in plan)
     lines = [
@@ -36,6 +37,11 @@ def preview(
         f"Training steps: {', '.join(sorted(set(modes.values())))} (--compile {compile}), "
         f"{suite.precision}.",
     ]
+    if processes > 1:
+        share = batch_share(suite, processes)
+        lines.append(
+            f"{processes} processes train each run together, on {share} images of a batch each."
+        )
     if at_a_time(plan, jobs) > 1:
         lines.append(f"{at_a_time(plan, jobs)} at a time; the time is that of one after the other.")
     return "\n".join(lines)

@@ -4,9 +4,13 @@ import math
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import torch
+
+from kdbench.engine.device import trains_on_cpu
+from kdbench.errors import UserError
 
 THREADS = "OMP_NUM_THREADS"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -20,34 +24,69 @@ class Shares:
     gpus: tuple[str, ...]
     """As CUDA_VISIBLE_DEVICES names them."""
     threads: int
+    """Of each process."""
+    processes: int = 1
+    """Of each run."""
 
     @classmethod
-    def among(cls, jobs: int) -> Self:
-        """For a number of runs at a time; the user's OMP_NUM_THREADS holds for each of them."""
+    def among(cls, jobs: int, processes: int = 1) -> Self:
+        """For a number of runs at a time; the user's OMP_NUM_THREADS holds for each process."""
         asked = THREADS in os.environ
-        threads = torch.get_num_threads() if asked else max(1, _cores() // jobs)
-        return cls(jobs, _gpus(), threads)
+        threads = torch.get_num_threads() if asked else max(1, cores() // (jobs * processes))
+        return cls(jobs, _gpus(), threads, processes)
 
     @property
     def on_a_device(self) -> int:
         """Most runs that share one device."""
-        return math.ceil(self.jobs / max(1, len(self.gpus)))
+        return math.ceil(self.jobs / max(1, len(self.gpus) // self.processes))
 
     def environment(self, slot: int) -> dict[str, str]:
         """Environment of the run in one of `jobs` slots."""
         own = {THREADS: str(self.threads)}
-        if len(self.gpus) > 1:
-            own[VISIBLE] = self.gpus[slot % len(self.gpus)]
+        groups = len(self.gpus) // self.processes
+        if groups > 0 and len(self.gpus) > 1:
+            first = slot % groups * self.processes
+            own[VISIBLE] = ",".join(self.gpus[first : first + self.processes])
         # Modules are found where this process finds them, wherever it was started.
         own["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         return os.environ | own
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def check_gpus(processes: int) -> None:
+    """Refuse more processes on this machine than it has GPUs, where it trains on them.
+
+    Raises:
+        UserError: names both numbers.
+    """
+    gpus = torch.cuda.device_count()
+    if not trains_on_cpu() and processes > gpus:
+        raise UserError(
+            f"{processes} processes need a GPU each, and this machine has {gpus}; start fewer, or "
+            "set ACCELERATE_USE_CPU=true to train on its CPU."
+        )
+
+
+def threads_are_the_users() -> bool:
+    """Whether the user said how many threads a process has.
+
+    torchrun says 1 by itself where the user said nothing; what it was started with tells which.
+    """
+    if THREADS not in os.environ:
+        return False
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return True
+    try:
+        started_with = Path(f"/proc/{os.getppid()}/environ").read_bytes()
+    except OSError:
+        return True
+    return any(entry.startswith(f"{THREADS}=".encode()) for entry in started_with.split(b"\0"))
 
 
 def _gpus() -> tuple[str, ...]:

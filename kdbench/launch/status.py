@@ -38,6 +38,7 @@ class RunStatus(Record):
     messages: tuple[str, ...] = ()
     """What the user should know."""
     pid: int
+    """Process whose end is the run's: of several that train it together, their launcher."""
     started: datetime
     updated: datetime
 
@@ -63,14 +64,14 @@ def write_status(folder: Path, status: RunStatus) -> None:
 class StatusReporter:
     """Observes a run and keeps its status file up to date."""
 
-    def __init__(self, folder: Path, spec: RunSpec):
+    def __init__(self, folder: Path, spec: RunSpec, pid: int | None = None):
         self.folder = folder
         self.steps_per_epoch = spec.suite.steps_per_epoch
         now = datetime.now(UTC)
         self.status = RunStatus(
             epochs=spec.suite.schedule.epochs,
             steps=spec.suite.total_steps,
-            pid=os.getpid(),
+            pid=os.getpid() if pid is None else pid,
             started=now,
             updated=now,
         )

@@ -2,24 +2,25 @@
 
 Whoever started it learns from the run's files how it goes: its status, its result. It ends with
 code 0 where the result is written, and with 2 and one sentence where the user can put things right.
+Where torchrun starts several to train the run together, the order is a file that they are given.
 """
 
 import os
 import signal
 import sys
-import threading
-import time
+from pathlib import Path
 
 from kdbench.data import is_cached, locate
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.mode import step_mode
-from kdbench.errors import UserError
-from kdbench.launch.execution import read_images, run_and_save, run_folder
+from kdbench.engine.run import Observer, Unobserved
+from kdbench.errors import PlanAbandonedError, UserError
+from kdbench.launch.execution import read_images_together, run_and_save, run_folder
 from kdbench.launch.order import WorkOrder
+from kdbench.launch.place import Place, end_with
+from kdbench.launch.ranks import Ranks, together
 from kdbench.launch.status import State, StatusReporter
 from kdbench.store import Result
-
-WATCH_SECONDS = 1.0
 
 
 def work(order: WorkOrder) -> Result:
@@ -27,17 +28,41 @@ def work(order: WorkOrder) -> Result:
 
     Raises:
         UserError: data that cannot be read, a folder that cannot be written, a changed method.
+        PlanAbandonedError: the run failed, and its processes are out of step.
     """
-    spec, how = order.spec(), order.how
-    reporter = StatusReporter(run_folder(how.runs, spec), spec)
+    with together(order.how.processes, _say) as ranks:
+        if not ranks.is_main:
+            return _train(order, ranks, Unobserved())
+        return _train_with_status(order, ranks)
+
+
+def main() -> None:
+    """Carry out the order on standard input, or in the file that is named."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that files are cleared away
+    file = sys.argv[1:]
+    text = Path(file[0]).read_bytes() if file else sys.stdin.buffer.read()
+    order = WorkOrder.model_validate_json(text)
+    if order.parent is not None:
+        end_with(order.parent if order.how.processes == 1 else os.getppid())
+    try:
+        work(order)
+    except (UserError, PlanAbandonedError) as error:
+        if Place.of_this_process().rank == 0:
+            _say(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _train_with_status(order: WorkOrder, ranks: Ranks) -> Result:
+    spec = order.spec()
+    # Of several processes the end of their launcher is the end of the run.
+    pid = os.getpid() if ranks.count == 1 else os.getppid()
+    reporter = StatusReporter(run_folder(order.how.runs, spec), spec, pid)
     state: State = "failed"
     try:
-        accelerator = make_accelerator(how.runs, how.tensorboard)
-        place = accelerator.device, accelerator.num_processes
-        mode = step_mode(how.compile, spec.suite, spec.architecture, *place)
-        source = locate(spec.suite.data, how.data_dir, is_cached)
-        images = read_images(source, accelerator.device)
-        result = run_and_save(spec, images, how, accelerator, reporter, mode, order.jobs)
+        result = _train(order, ranks, reporter)
         state = result.status
         return result
     except KeyboardInterrupt:
@@ -47,27 +72,18 @@ def work(order: WorkOrder) -> Result:
         reporter.end(state)
 
 
-def main() -> None:
-    """Carry out the order on standard input."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that files are cleared away
-    order = WorkOrder.model_validate_json(sys.stdin.buffer.read())
-    if order.parent is not None:
-        threading.Thread(target=_stop_after, args=(order.parent,), daemon=True).start()
-    try:
-        work(order)
-    except UserError as error:
-        print(f"kdbench: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
+def _train(order: WorkOrder, ranks: Ranks, observer: Observer) -> Result:
+    spec, how = order.spec(), order.how
+    accelerator = make_accelerator(how.runs, how.tensorboard)
+    place = accelerator.device, accelerator.num_processes
+    mode = step_mode(how.compile, spec.suite, spec.architecture, *place)
+    source = locate(spec.suite.data, how.data_dir, is_cached)
+    images = read_images_together(source, accelerator.device, ranks)
+    return run_and_save(spec, images, how, accelerator, observer, mode, order.jobs, ranks)
 
 
-def _stop_after(parent: int) -> None:
-    """Stop this process once the one that started it is gone; its killer may leave it no time."""
-    while os.getppid() == parent:
-        time.sleep(WATCH_SECONDS)
-    os.kill(os.getpid(), signal.SIGTERM)
+def _say(sentence: str) -> None:
+    print(f"kdbench: {sentence}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

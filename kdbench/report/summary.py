@@ -12,7 +12,7 @@ BOARD = ["suite", "suite_hash", "architecture"]
 IDENTITY = ["method", "method_hash", "seed"]
 """What tells the runs of a table apart."""
 
-MADE = ["device", "precision", "step", "jobs"]
+MADE = ["device", "precision", "step", "jobs", "processes"]
 """How a run was made: what explains a difference in its rates, and in precision its numbers."""
 
 RUN_COLUMNS = {
@@ -87,7 +87,8 @@ def _method(runs: pd.DataFrame, reference: pd.Series) -> dict[str, object]:
     paired = finished.set_index("seed").student_top1 - reference
     alone = finished[finished.jobs == 1]
     # Rates of different devices, or of compiled and eager steps, have no common mean.
-    comparable = alone if len(alone[["device", "step"]].drop_duplicates()) == 1 else alone[:0]
+    ways = alone[["device", "step", "processes"]].drop_duplicates()
+    comparable = alone if len(ways) == 1 else alone[:0]
     return {
         "n": len(finished),
         "diverged": int((runs.status == "diverged").sum()),

@@ -1,0 +1,241 @@
+"""The processes that train one run together: what they agree on, and how they end together.
+
+What they say to one another goes through the store that brought them together, not through
+collectives: it works while some are stuck in one, on CPUs and on GPUs alike.
+"""
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+
+import torch
+from torch import distributed
+
+from kdbench.engine.device import COLLECTIVE_TIMEOUT, make_accelerator, trains_on_cpu
+from kdbench.errors import PlanAbandonedError, PlanInterruptedError, UserError
+from kdbench.launch.place import Place
+from kdbench.launch.shares import check_gpus, cores, threads_are_the_users
+
+SETTLE = timedelta(seconds=10)
+"""Between the first process that fails in a run and the last, where all meet the same error."""
+
+PATIENCE_SECONDS = 2.0
+"""For which the main process may still meet an error itself before it speaks for another."""
+
+LINGER_SECONDS = 15.0
+"""For which the others wait for the main process: their end makes a launcher end it too."""
+
+WATCH_SECONDS = 0.5
+POLL_SECONDS = 0.05
+
+PREPARING = timedelta(days=1)
+"""For what one process does while others wait, such as a download; one that fails says so."""
+
+END = "end"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why all processes end."""
+
+    sentence: str
+    code: int
+    """To exit with."""
+    reason: str | None = None
+    """Why the run under way failed; None where it did not."""
+
+
+class Ranks:
+    """The processes of a plan, this one among them. One process alone waits for nobody."""
+
+    def __init__(
+        self,
+        place: Place,
+        store: distributed.Store | None = None,
+        speak: Callable[[str], None] = print,
+    ):
+        self.place = place
+        self.count = place.processes
+        self.is_main = place.rank == 0
+        """Whether this process speaks and writes for all."""
+        self.in_step = True
+        """Whether the processes can still train together."""
+        self.on_failure: Callable[[str], None] = lambda reason: None
+        """Records the run under way as failed, for a main thread that is stuck in it."""
+        self._store = store
+        self._speak = speak
+        self._voice = threading.Lock()
+        """Whoever has it, the main thread or the watcher, ends this process."""
+
+    def exchange(self, subject: str, value: str, patience: timedelta = PREPARING) -> list[str]:
+        """What each process says on a subject, in their order; waits for all.
+
+        Raises:
+            TimeoutError: one of them said nothing for so long.
+        """
+        if self._store is None:
+            return [value]
+        keys = [f"{subject}/{rank}" for rank in range(self.count)]
+        self._store.set(keys[self.place.rank], value)
+        deadline = time.monotonic() + patience.total_seconds()
+        while not self._store.check(keys):  # its own wait would hold others off, and warn
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"a process said nothing on '{subject}'")
+            time.sleep(POLL_SECONDS)
+        return [self._store.get(key).decode() for key in keys]
+
+    def require_alike(self, seen: dict[str, str], remedy: str) -> None:
+        """Refuse processes that see different things.
+
+        Args:
+            seen: by name what this process sees, or its digest.
+            remedy: what the user can do, as a clause.
+
+        Raises:
+            UserError: names the first that differs.
+        """
+        for name, own in seen.items():
+            values = self.exchange(f"seen/{name}", own)
+            for rank, value in enumerate(values):
+                if value != values[0]:
+                    raise UserError(
+                        f"Processes 0 and {rank} do not have the same {name}; {remedy}."
+                    )
+
+    @contextlib.contextmanager
+    def one_before_others(self, what: str) -> Iterator[None]:
+        """On each machine one process does it first, and the others find what it left in caches."""
+        if self.place.local_rank:
+            self.exchange(what, "")
+        yield
+        if not self.place.local_rank:
+            self.exchange(what, "")
+
+    def settle(self, run: str, reason: str, moment: str) -> str:
+        """Why a run failed that failed here: the reason of the process that failed first.
+
+        Where the others did not fail at the same moment, `in_step` is False from then on.
+
+        Args:
+            run: names the run.
+            reason: of this process.
+            moment: where it failed; equal in processes that are in step.
+        """
+        if self._store is None:
+            return reason
+        mine = json.dumps([self.place.rank, reason])
+        rank, first = json.loads(self._store.compare_set(f"{run}/first", "", mine))
+        try:
+            self.in_step = len(set(self.exchange(run, moment, SETTLE))) == 1
+        except TimeoutError:
+            self.in_step = False
+        return str(first) if self.in_step else f"{first}, says process {rank} of {self.count}"
+
+    def end(self, error: BaseException) -> None:
+        """Make all processes end for what ends this one; the main one speaks."""
+        if self._store is None:
+            return
+        if not self._voice.acquire(blocking=False):
+            threading.Event().wait()  # the watcher speaks, and ends the process
+        ending = _ending(error)
+        if not self.is_main and isinstance(error, UserError):
+            ending = replace(ending, sentence=f"process {self.place.rank}: {ending.sentence}")
+        self._store.compare_set(END, "", json.dumps(asdict(ending)))
+        if not self.is_main:
+            time.sleep(LINGER_SECONDS)
+
+    def watch(self) -> None:
+        """End this process when another one must end, also while it is stuck in a collective."""
+        assert self._store is not None
+        while True:
+            time.sleep(WATCH_SECONDS)
+            try:
+                ended = self._store.check([END])
+            except distributed.DistError:
+                return  # the launcher's store is gone, and the launcher sees to the end
+            if ended:
+                self._end_for(Ending(**json.loads(self._store.get(END))))
+
+    def _end_for(self, ending: Ending) -> None:
+        time.sleep(PATIENCE_SECONDS if self.is_main else LINGER_SECONDS)
+        if not self._voice.acquire(blocking=False):
+            return  # the main thread ends the process
+        if self.is_main:
+            if ending.reason is not None:
+                self.on_failure(ending.reason)
+            self._speak(ending.sentence)
+        os._exit(ending.code)
+
+
+@contextlib.contextmanager
+def together(asked: int | None, speak: Callable[[str], None]) -> Iterator[Ranks]:
+    """The processes that a launcher started; whatever ends one of them ends all, with one voice.
+
+    Without a launcher it is this process alone.
+
+    Args:
+        asked: number of processes that there must be; None takes those that there are.
+        speak: tells the user why all ended, in one sentence.
+
+    Raises:
+        UserError: there are more or fewer, or too few GPUs for them, or they do not meet.
+    """
+    place = Place.of_this_process()
+    if place.processes == 1:
+        if asked is None and "ACCELERATE_USE_CPU" in os.environ:
+            speak("accelerate launch --cpu starts one process; 'kdbench run --num-processes' more.")
+        yield Ranks(place)
+        return
+    ranks = Ranks(place, _meet(place, asked), speak)
+    threading.Thread(target=ranks.watch, daemon=True).start()
+    try:
+        yield ranks
+        ranks.exchange("done", "")
+        distributed.destroy_process_group()
+    except BaseException as error:
+        ranks.end(error)
+        raise
+
+
+def _meet(place: Place, asked: int | None) -> distributed.Store:
+    """The store that all processes of the launcher have in common."""
+    if asked not in (None, place.processes):
+        raise UserError(
+            f"--num-processes asks for {asked} processes, and the launcher started "
+            f"{place.processes}; give both the same number."
+        )
+    check_gpus(place.local_processes)
+    if trains_on_cpu() and not threads_are_the_users():
+        torch.set_num_threads(max(1, cores() // place.local_processes))
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    try:
+        met = make_accelerator().num_processes
+        store = distributed.TCPStore(
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=COLLECTIVE_TIMEOUT
+        )
+    except (distributed.DistError, KeyError, ValueError) as error:
+        raise UserError(
+            f"The {place.processes} processes did not meet at {where} (MASTER_ADDR, MASTER_PORT): "
+            f"{str(error).splitlines()[0]}."
+        ) from error
+    if met != place.processes:
+        raise UserError(
+            f"The launcher started {place.processes} processes, and Accelerate sees {met}; start "
+            "kdbench with torchrun, or with 'kdbench run --num-processes'."
+        )
+    # A launcher that starts its processes again keeps its store, and what was said there.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return distributed.PrefixStore(f"kdbench/{attempt}", store)
+
+
+def _ending(error: BaseException) -> Ending:
+    if isinstance(error, PlanAbandonedError):
+        return Ending(str(error), error.exit_code, error.reason)
+    if isinstance(error, UserError | PlanInterruptedError):
+        return Ending(str(error), error.exit_code)
+    return Ending(f"{type(error).__name__}: {error}", 1)

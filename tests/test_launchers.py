@@ -1,0 +1,194 @@
+"""Launchers of several processes, and what is left when one of them fails."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import finish, is_one_sentence
+from tiny_data import FIRST, SECOND, write_parquet
+
+from kdbench.paths import SUITES
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+KDBENCH = ["-m", "kdbench", "run", "--suite", "tiny.toml"]
+ONE_FAILS = """
+import os, signal, time
+from datetime import timedelta
+from kdbench.launch import ranks
+from methods.baseline import Baseline
+
+RANK = int(os.environ.get("RANK", "0"))
+ranks.SETTLE = timedelta(seconds=1)
+
+class {name}(Baseline):
+    epoch = 0
+
+    def begin_epoch(self, epoch):
+        self.epoch = epoch
+
+    def forward(self, views, labels):
+        if self.epoch and {where}:
+            {statement}
+        return super().forward(views, labels)
+"""
+KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
+RAISES = "raise RuntimeError('no luck in /home/somebody/secret.bin')"
+
+
+def write_method(name: str, statement: str, where: str = "RANK == 1") -> str:
+    source = ONE_FAILS.format(name=name.title(), statement=statement, where=where)
+    Path(f"{name}.py").write_text(source)
+    return f"./{name}.py"
+
+
+def result_of(method: str, results: str = "results") -> dict:
+    return json.loads(Path(f"{results}/tiny/resnet8/{method}/seed0.json").read_text())
+
+
+def test_a_killed_process_is_named_and_the_next_run_goes_on(run_tiny, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    methods = f"{write_method('killed', KILLED)},baseline"
+    code, out, err = run_tiny("--methods", methods, "--num-processes", "2", "--jobs", "2")
+    assert code == 1
+    reason = "process 1 of 2 was killed by SIGKILL"
+    assert err == f"kdbench: killed resnet8 seed 0 failed: {reason}.\n"
+    assert out.count("tiny, resnet8") == 1
+    lost, made = result_of("killed"), result_of("baseline")
+    assert (lost["status"], lost["reason"]) == ("failed", reason)
+    assert made["status"] == "finished" and made["cost"]["jobs"] == 2
+    for environment in (lost["environment"], made["environment"]):
+        assert (environment["processes"], environment["threads"]) == (2, 1)
+        assert environment["command"].endswith("--seeds 1 --num-processes 2")
+
+
+def test_under_torchrun_one_speaks_and_errors_that_all_meet_do_not_end_the_plan(run_tiny):
+    methods = [
+        write_method("broken", RAISES, "True"),
+        write_method("nan", "views = views * float('nan')"),
+        "baseline",
+    ]
+    code, out, said = finish([*TORCHRUN, *KDBENCH, "--methods", ",".join(methods)])
+    assert code != 0
+    assert out.count("tiny, resnet8") == 1 and out.count("1 failed") == 1
+    reason = "broken.py, line 18: RuntimeError: no luck in secret.bin"
+    assert said == [
+        f"kdbench: broken resnet8 seed 0 failed: {reason}.",
+        "kdbench: nan resnet8 seed 0 diverged: 'ce/student' is nan in epoch 2.",
+    ]
+    assert result_of("broken")["reason"] == reason
+    two = result_of("baseline")
+    assert two["status"] == "finished" and two["environment"]["processes"] == 2
+    assert run_tiny("--methods", "baseline", "--results-dir", "other", "--runs-dir", "o")[0] == 0
+    one = result_of("baseline", "other")
+    assert one["fingerprint"] == two["fingerprint"]
+    assert two["last"]["student"]["loss"] == pytest.approx(one["last"]["student"]["loss"], rel=0.02)
+
+
+def test_under_torchrun_an_error_of_one_process_ends_all_and_is_recorded(kdbench):
+    code, out, said = finish(
+        [*TORCHRUN, *KDBENCH, "--methods", f"{write_method('raises', RAISES)},baseline"]
+    )
+    assert code != 0 and out == ""
+    reason = "raises.py, line 18: RuntimeError: no luck in secret.bin, says process 1 of 2"
+    assert len(said) == 1 and f"raises resnet8 seed 0 failed: {reason}; " in said[0]
+    failed = result_of("raises")
+    assert (failed["status"], failed["reason"]) == ("failed", reason)
+    assert [epoch["epoch"] for epoch in failed["history"]] == [1]
+    assert not Path("results/tiny/resnet8/baseline").exists()
+
+
+def test_no_process_waits_for_ever_for_one_that_is_stuck(kdbench):
+    Path("impatient.py").write_text(
+        "from datetime import timedelta\n"
+        "from kdbench.engine import device\n"
+        "device.COLLECTIVE_TIMEOUT = timedelta(seconds=3)\n"
+        "from kdbench.cli import main\n"
+        "main()\n"
+    )
+    command = [*TORCHRUN, "impatient.py", *KDBENCH[2:], "--methods"]
+    code, _, said = finish([*command, write_method("stuck", "time.sleep(100)")])
+    assert code != 0 and len(said) == 1
+    assert "another process is gone, or stuck" in said[0]
+    assert result_of("stuck")["status"] == "failed"
+
+
+def test_after_a_killed_process_the_same_run_goes_on_alone(run_tiny):
+    method = write_method("killed", KILLED)
+    assert finish([*TORCHRUN, *KDBENCH, "--methods", method])[0] != 0
+    log = Path("runs/tiny/resnet8/killed/seed0/log.jsonl")
+    first = log.read_text()
+    assert first.count("\n") == 1
+    code, _, err = run_tiny("--methods", method)
+    assert (code, err) == (0, "") and log.read_text().startswith(first)
+    assert result_of("killed")["environment"]["processes"] == 1
+
+
+def test_accelerate_launch_with_a_number_of_processes_trains_in_as_many(kdbench):
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
+    command = [*launcher, "--num_processes", "2", *KDBENCH, "--methods", "baseline"]
+    code, out, said = finish([*command, "--num-processes", "2"])
+    assert (code, said) == (0, []) and out.count("tiny, resnet8") == 1
+    assert result_of("baseline")["environment"]["processes"] == 2
+
+
+def test_processes_that_see_other_images_or_none_are_named(kdbench):
+    folder, other = write_parquet(Path("data0")), write_parquet(Path("data1"))
+    for mine, theirs in ((FIRST, SECOND), (SECOND, FIRST)):  # the same images in another order
+        (other / theirs).write_bytes((folder / mine).read_bytes())
+    text = (SUITES / "digits.toml").read_text()
+    for old, new in (
+        (r"embedded = .*", 'hub = "nobody/nothing"'),
+        (r"sha256 = .*", ""),
+        ("= 1437", "= 40"),
+        ("= 360", "= 20"),
+        ("= 64", "= 20"),
+    ):
+        text = re.sub(old, new, text)
+    Path("folders.toml").write_text(text)
+    run = f"exec {sys.executable} -m kdbench run --suite folders.toml --methods baseline --epochs 1"
+    for folder, words in (
+        ("data$RANK", "Processes 0 and 1 do not have the same training images of 'digits'; "),
+        ("data$((5 * RANK))", "process 1: "),
+    ):
+        command = [*TORCHRUN, "--no-python", "bash", "-c", f"{run} --data-dir {folder}"]
+        code, out, said = finish(command)
+        assert code != 0 and out == ""
+        assert len(said) == 1 and said[0].startswith(f"kdbench: {words}"), said
+    assert not Path("results").exists() or not list(Path("results").rglob("*.json"))
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_outlives_the_command(kdbench, how):
+    Path("hold").touch()
+    holds = "while os.path.exists('hold'): time.sleep(0.05)"
+    command = [sys.executable, *KDBENCH, "--methods", write_method("holds", holds, "True")]
+    process = subprocess.Popen(
+        [*command, "--num-processes", "2"], stderr=subprocess.PIPE, text=True, process_group=0
+    )
+    log = Path("runs/tiny/resnet8/holds/seed0/log.jsonl")
+    try:
+        assert eventually(lambda: log.exists() and log.read_text().count("\n") == 1)
+        ranks = psutil.Process(process.pid).children(recursive=True)
+        assert len(ranks) == 3  # a launcher and two processes
+        process.send_signal(how)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert eventually(lambda: not any(rank.is_running() for rank in ranks))
+    Path("hold").unlink()
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert is_one_sentence(err) and "0 of 1 runs are done" in err
+
+
+def eventually(condition, seconds: float = 60) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return condition()

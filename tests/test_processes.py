@@ -1,0 +1,191 @@
+"""One run in several processes: its numbers, and what is refused before it starts.
+
+Held here, for all methods and two processes against one at the same global batch:
+
+- With batch normalisation, which sees each process's share of a batch, the epochs' losses agree
+  within 10 %, those of the evaluation within 2 %.
+- Where no image's output depends on others of its batch, all losses agree to 1e-6. MCL contrasts
+  images within each process's share, as its docstring says, and is excepted.
+- So does a run that is begun with two processes and goes on with one, and the other way round.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import two_ranks
+from conftest import METHODS, finish, is_one_sentence
+
+from kdbench.engine.device import make_accelerator
+from kdbench.errors import UserError
+from kdbench.launch.place import Place
+from kdbench.launch.shares import Shares, check_gpus, threads_are_the_users
+from kdbench.launch.torchrun import torchrun
+
+SHARED = [method for method in METHODS if method != "mcl"]
+"""Whose loss of a batch is the mean of its shares' losses."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """What one process and two made of all methods: ("one" or "two", folder)."""
+    folder = tmp_path_factory.mktemp("made")
+    accelerator = make_accelerator(cpu=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDBENCH_CACHE", str(folder / "cache"))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+        one = {"as it is": {m: two_ranks.train(m, folder / "one", accelerator) for m in METHODS}}
+        with two_ranks.normalised_per_sample():
+            exact = folder / "one exact"
+            one["exact"] = {m: two_ranks.train(m, exact, accelerator) for m in METHODS}
+            for method in two_ranks.RESUMED:
+                two_ranks.stop(method, folder / "one, stopped", accelerator)
+        code, _, said = finish(torchrun(2, "two_ranks", str(folder)))
+        assert (code, said) == (0, [])
+        with two_ranks.normalised_per_sample():
+            stopped = folder / "two, stopped"
+            one["resumed"] = {
+                m: two_ranks.train(m, stopped, accelerator) for m in two_ranks.RESUMED
+            }
+    two = json.loads((folder / "made.json").read_text())
+    assert two["processes"] == 2
+    return one, two
+
+
+def totals(run: dict) -> list[float]:
+    return [sum(epoch["losses"].values()) for epoch in run["epochs"]]
+
+
+def evaluated(run: dict) -> list[float]:
+    return [role["loss"] for epoch in run["epochs"] for role in epoch["metrics"].values()]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_3_learning_rates_are_those_of_one_process(made, method):
+    one, two = (each["as it is"][method] for each in made)
+    assert len(one["factors"]) == 8 and len(set(one["factors"])) > 2
+    assert two["factors"] == one["factors"]
+    rates = [[epoch["learning_rate"] for epoch in each["epochs"]] for each in (one, two)]
+    assert rates[0] == rates[1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_5_every_test_image_counts_once(made, method):
+    one, two = (each["as it is"][method] for each in made)
+    assert len(one["seen"]) == 99
+    assert sorted(two["seen"]) == sorted(one["seen"])
+    right = [epoch["metrics"]["student"]["top1"] * 99 / 100 for epoch in two["epochs"]]
+    assert right == pytest.approx([round(count) for count in right])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_processes_end_with_equal_parameters_buffers_and_optimizers(made, method):
+    for way in ("as it is", "exact"):
+        first, second = made[1][way][method]["states"]
+        assert first == second, way
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_losses_are_near_those_of_one_process(made, method):
+    one, two = (each["as it is"][method] for each in made)
+    assert totals(two) == pytest.approx(totals(one), rel=0.1)
+    assert evaluated(two) == pytest.approx(evaluated(one), rel=0.02)
+
+
+@pytest.mark.parametrize("method", SHARED)
+def test_losses_are_those_of_one_process_where_images_do_not_mix(made, method):
+    one, two = (each["exact"][method] for each in made)
+    for mine, theirs in zip(two["epochs"], one["epochs"], strict=True):
+        assert mine["losses"] == pytest.approx(theirs["losses"], rel=1e-6)
+    assert evaluated(two) == pytest.approx(evaluated(one), rel=1e-6)
+
+
+@pytest.mark.parametrize("method", two_ranks.RESUMED)
+def test_8_a_run_goes_on_with_another_number_of_processes(made, method):
+    whole = made[0]["exact"][method]
+    for resumed in (each["resumed"][method] for each in made):
+        assert resumed["steps"] == 4  # the second epoch only
+        assert totals(resumed) == pytest.approx(totals(whole), rel=1e-6)
+        assert evaluated(resumed) == pytest.approx(evaluated(whole), rel=1e-6)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_before_anything_else(run_tiny):
+    for more in ([], ["--dry-run"], ["--data-dir", "nowhere", "--jobs", "2"]):
+        code, out, err = run_tiny("--num-processes", "3", *more)
+        assert (code, out) == (2, "")
+        assert is_one_sentence(err) and "40 of suite 'tiny' does not divide by 3 processes" in err
+    code, _, err = run_tiny("--num-processes", "0")
+    assert code == 2 and is_one_sentence(err)
+    code, out, err = run_tiny("--num-processes", "2", "--methods", "baseline", "--dry-run")
+    assert (code, err) == (0, "")
+    assert out.endswith("2 processes train each run together, on 20 images of a batch each.\n")
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Makes this process one of two that a launcher started."""
+
+    def launch(rank: int) -> None:
+        place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2}
+        for name, value in place.items():
+            monkeypatch.setenv(name, str(value))
+
+    return launch
+
+
+def test_another_number_than_the_launchers_is_one_sentence_of_one_process(run_tiny, launched):
+    launched(1)
+    assert run_tiny("--num-processes", "3") == (2, "", "")
+    launched(0)
+    code, out, err = run_tiny("--num-processes", "3")
+    assert (code, out) == (2, "")
+    assert is_one_sentence(err) and "3 processes, and the launcher started 2" in err
+
+
+def test_half_of_a_launchers_environment_is_refused(run_tiny, monkeypatch):
+    assert Place.of_this_process() == Place()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = run_tiny()
+    assert code == 2 and is_one_sentence(err) and "unset WORLD_SIZE" in err
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    check_gpus(4)
+    with pytest.raises(UserError, match="5 processes need a GPU each, and this machine has 4"):
+        check_gpus(5)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    check_gpus(5)
+
+
+def test_gpus_go_to_jobs_in_groups_and_threads_to_processes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr("kdbench.launch.shares.cores", lambda: 16)
+    shares = Shares.among(3, processes=2)
+    environments = [shares.environment(slot) for slot in range(3)]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in environments] == ["0,1", "2,3", "0,1"]
+    assert {each["OMP_NUM_THREADS"] for each in environments} == {"2"}
+    assert shares.on_a_device == 2
+
+
+def test_torchruns_one_thread_is_not_the_users_choice(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert threads_are_the_users()
+    # A process whose own parent was started without the variable, and set it for its children.
+    code = "from kdbench.launch.shares import threads_are_the_users; print(threads_are_the_users())"
+    torchrun = (
+        "import os, subprocess, sys; os.environ |= {'OMP_NUM_THREADS': '1', "
+        f"'TORCHELASTIC_RUN_ID': 'x'}}; subprocess.run([sys.executable, '-c', {code!r}])"
+    )
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    done = subprocess.run([sys.executable, "-c", torchrun], capture_output=True, text=True)
+    assert done.stdout == "False\n"
+    assert not threads_are_the_users()
