@@ -210,7 +210,7 @@ def test_an_estimate_takes_rates_of_steps_that_ran_in_the_same_way(
     make_run, accelerator, tmp_path, monkeypatch
 ):
     run = make_run("baseline")
-    monkeypatch.setattr(estimate, "_time_step", lambda spec, device: 100.0)
+    monkeypatch.setattr(estimate, "_time_step", lambda *_: 100.0)
     result = run.result("finished")
     cost = result.cost.model_copy(update={"step_milliseconds": 1000.0})
     compiled = result.environment.model_copy(update={"step": "inductor"})
