@@ -49,9 +49,9 @@ def main() -> None:
     ratios = [several / one for one, several in zip(*rates.values(), strict=True)]
     gradients = 4 * made["parameters_trained"]
     print(
-        f"{arguments.method} {arguments.architecture}: {arguments.processes} processes at {statistics.median(ratios):.3f} "
-        f"of one (median of {len(ratios)} rounds, {min(ratios):.3f} to {max(ratios):.3f}); "
-        f"{gradients:,} bytes of float32 gradients a step"
+        f"{arguments.method} {arguments.architecture}: {arguments.processes} processes at "
+        f"{statistics.median(ratios):.3f} of one (median of {len(ratios)} rounds, "
+        f"{min(ratios):.3f} to {max(ratios):.3f}); {gradients:,} bytes of gradients a step"
     )
 
 
