@@ -3,13 +3,16 @@
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from typer import Argument, Option
 
 from kdbench.errors import PlanAbandonedError, PlanInterruptedError, UserError, unknown
+
+if TYPE_CHECKING:
+    from kdbench.store import Result
 
 app = typer.Typer(
     name="kdbench",
@@ -152,14 +155,9 @@ def run(
                 print(preview(plan, source, results_dir, compile_.value, jobs, how.processes))
         elif plan:
             new = execute(plan, how, ranks)
-            code = 1 if broken else 0
             if ranks.is_main:
                 _print_report(results_dir, chosen.name, ReportFormat.terminal, "baseline")
-            for result in (result for result in new if result.status != "finished"):
-                identity = result.identity
-                name = f"{identity.method} {identity.architecture} seed {identity.seed}"
-                _complain(f"{name} {result.status}: {result.reason}.")
-                code = 1
+            code = 1 if _complain_of_unfinished(new) or broken else 0
         else:
             code = 2
     if code:
@@ -293,6 +291,16 @@ def _print_report(results: Path, suite: str | None, form: ReportFormat, against:
     for damaged in made.damaged:
         _complain(f"'{damaged.file}' is no valid result and was left out: {damaged.reason}.")
     return bool(made.damaged)
+
+
+def _complain_of_unfinished(results: "list[Result]") -> bool:
+    """Whether there are any."""
+    unfinished = [result for result in results if result.status != "finished"]
+    for result in unfinished:
+        identity = result.identity
+        name = f"{identity.method} {identity.architecture} seed {identity.seed}"
+        _complain(f"{name} {result.status}: {result.reason}.")
+    return bool(unfinished)
 
 
 def _ways(text: str) -> list[Compile]:

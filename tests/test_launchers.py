@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -135,6 +136,33 @@ def test_accelerate_launch_with_a_number_of_processes_trains_in_as_many(kdbench)
     code, out, said = finish([*command, "--num-processes", "2"])
     assert (code, said) == (0, []) and out.count("tiny, resnet8") == 1
     assert result_of("baseline")["environment"]["processes"] == 2
+
+
+def test_machines_need_no_common_disk(run_tiny):
+    method = write_method("stops", KILLED, "os.path.exists('kill')")
+    Path("kill").touch()
+    command = [sys.executable, *KDBENCH, "--methods", method]
+    assert finish(command)[0] == -signal.SIGKILL  # leaves a checkpoint, here alone
+    Path("kill").unlink()
+    other = Path("other")
+    other.mkdir()
+    for file in ("tiny.toml", "stops.py"):
+        (other / file).write_text(Path(file).read_text())
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    rendezvous = [f"--master-port={port}", "--master-addr=localhost", "--nnodes=2"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", *rendezvous, "--nproc-per-node=1"]
+    with subprocess.Popen(
+        [*launcher, "--node-rank=1", *command[1:]], cwd=other, stdout=subprocess.PIPE
+    ) as second:
+        code, out, said = finish([*launcher, "--node-rank=0", *command[1:]])
+        silence = second.communicate(timeout=60)[0]
+    assert (code, said, silence) == (0, [], b"") and out.count("tiny, resnet8") == 1
+    result = result_of("stops")
+    assert result["environment"]["processes"] == 2
+    assert [epoch["epoch"] for epoch in result["history"]] == [1, 2]
+    assert not (other / "results").exists() and not (other / "runs").exists()
 
 
 def test_processes_that_see_other_images_or_none_are_named(kdbench):

@@ -165,6 +165,7 @@ def run_one(
         reason = ranks.settle(spec.label, _reason(error, spec, run), _moment(error, run, ranks))
         result = unfinished(status, reason)
     finally:
+        ranks.on_failure = None  # it holds the run, and with it all networks
         for tracker in accelerator.trackers:
             tracker.finish()
         accelerator.free_memory()
@@ -191,8 +192,9 @@ def _reason(error: Exception, spec: RunSpec, run: Run | None) -> str:
 def _moment(error: Exception, run: Run | None, ranks: Ranks) -> str:
     """Equal in processes that are in step after an error."""
     steps = run.step.steps if run else 0
-    # Memory may run out anywhere in a backward pass, amid its exchanges.
-    place = f" in process {ranks.place.rank}" if is_out_of_memory(error) else ""
+    # Amid exchanges: memory may run out anywhere in a backward pass.
+    amid = is_out_of_memory(error) or is_loss_of_a_process(error)
+    place = f" in process {ranks.place.rank}" if amid else ""
     return f"{type(error).__name__} at step {steps}{place}"
 
 

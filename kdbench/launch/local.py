@@ -39,6 +39,7 @@ def execute(plan: list[PlannedRun], how: Execution, ranks: Ranks = ALONE) -> lis
     done: list[Result] = []
     try:
         with Display(plan) as display:
+            ranks.on_end = display.progress.stop
             if jobs > 1 or how.processes > ranks.count:
                 results = run_in_processes(todo, jobs, source, how, display)
             else:

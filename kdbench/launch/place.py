@@ -27,6 +27,7 @@ class Place:
     local_rank: int = 0
     """Among those of this machine."""
     local_processes: int = 1
+    launched: bool = False
 
     @classmethod
     def of_this_process(cls) -> Self:
@@ -35,7 +36,8 @@ class Place:
             return cls()
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         try:
-            return cls(*(int(os.environ[name]) for name in names))
+            rank, processes, local_rank, local_processes = (int(os.environ[n]) for n in names)
+            return cls(rank, processes, local_rank, local_processes, launched=True)
         except (KeyError, ValueError) as error:
             raise UserError(
                 f"A launcher sets {', '.join(names)} together, and here they are not all whole "

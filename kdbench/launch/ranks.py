@@ -65,8 +65,10 @@ class Ranks:
         """Whether this process speaks and writes for all."""
         self.in_step = True
         """Whether the processes can still train together."""
-        self.on_failure: Callable[[str], None] = lambda reason: None
+        self.on_failure: Callable[[str], object] | None = None
         """Records the run under way as failed, for a main thread that is stuck in it."""
+        self.on_end: Callable[[], None] = lambda: None
+        """Leaves the terminal as it was, for the same."""
         self._store = store
         self._speak = speak
         self._voice = threading.Lock()
@@ -166,7 +168,8 @@ class Ranks:
         if not self._voice.acquire(blocking=False):
             return  # the main thread ends the process
         if self.is_main:
-            if ending.reason is not None:
+            self.on_end()
+            if ending.reason is not None and self.on_failure is not None:
                 self.on_failure(ending.reason)
             self._speak(ending.sentence)
         os._exit(ending.code)
@@ -186,12 +189,17 @@ def together(asked: int | None, speak: Callable[[str], None]) -> Iterator[Ranks]
         UserError: there are more or fewer, or too few GPUs for them, or they do not meet.
     """
     place = Place.of_this_process()
+    if place.launched and asked not in (None, place.processes):
+        raise UserError(
+            f"--num-processes asks for {asked} processes, and the launcher started "
+            f"{place.processes}; give both the same number."
+        )
     if place.processes == 1:
         if asked is None and "ACCELERATE_USE_CPU" in os.environ:
             speak("accelerate launch --cpu starts one process; 'kdbench run --num-processes' more.")
         yield Ranks(place)
         return
-    ranks = Ranks(place, _meet(place, asked), speak)
+    ranks = Ranks(place, _meet(place), speak)
     threading.Thread(target=ranks.watch, daemon=True).start()
     try:
         yield ranks
@@ -202,13 +210,8 @@ def together(asked: int | None, speak: Callable[[str], None]) -> Iterator[Ranks]
         raise
 
 
-def _meet(place: Place, asked: int | None) -> distributed.Store:
+def _meet(place: Place) -> distributed.Store:
     """The store that all processes of the launcher have in common."""
-    if asked not in (None, place.processes):
-        raise UserError(
-            f"--num-processes asks for {asked} processes, and the launcher started "
-            f"{place.processes}; give both the same number."
-        )
     check_gpus(place.local_processes)
     if trains_on_cpu() and not threads_are_the_users():
         torch.set_num_threads(max(1, cores() // place.local_processes))
