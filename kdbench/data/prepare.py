@@ -22,9 +22,10 @@ from kdbench.data.prepared import (
     read_manifest,
     write_manifest,
 )
-from kdbench.data.shards import ShardWriter, encoded_rows
+from kdbench.data.shards import ShardWriter
 from kdbench.data.shrink import keep, shrinking
 from kdbench.data.sources import Source
+from kdbench.data.stream import encoded_rows
 from kdbench.errors import PlanInterruptedError, UserError
 from kdbench.suite import Split, Suite
 

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 
 from kdbench.atomic import written_whole
 from kdbench.data.prepared import Manifest, Shard, sha256
-from kdbench.data.shrink import KeepAll, Row
+from kdbench.data.shrink import KeepAll
 from kdbench.data.sources import Source
-from kdbench.errors import UserError
+from kdbench.data.stream import Row, encoded_rows, other
 from kdbench.suite import Split
 
 ROWS_PER_GROUP = 100
@@ -44,24 +44,6 @@ def plan(split: Split, images_per_shard: int) -> list[PlannedShard]:
     ]
 
 
-def encoded_rows(source: Source, split: Split) -> Iterator[Row]:
-    """Encoded images and labels in the official order.
-
-    Raises:
-        UserError: the data set cannot be read, or is another than the suite says.
-    """
-    for index, (image, label) in enumerate(source.rows(split)):
-        if not isinstance(image, bytes):
-            raise _other(source, "it holds no encoded images")
-        if type(label) is not int or not 0 <= label < source.data.classes:
-            raise _other(
-                source,
-                f"image {index} of '{split.split}' has the label {label!r}, "
-                f"none of 0 to {source.data.classes - 1}",
-            )
-        yield image, label
-
-
 @dataclass(frozen=True)
 class ShardWriter:
     """Writes the smaller images of a source into a folder, each shard whole or not at all."""
@@ -78,19 +60,18 @@ class ShardWriter:
         Raises:
             UserError: the data set is another than the suite says, or the disk does not take it.
         """
-        planned = plan(split, manifest.settings.images_per_shard)
-        if all(shard.name in manifest.shards for shard in planned):
-            self.on_images(split.images)
-            return
-        rows = encoded_rows(self.source, split)
-        for shard in planned:
-            mine = islice(rows, shard.stop - shard.start)
+        rows: Iterator[Row] | None = None
+        for shard in plan(split, manifest.settings.images_per_shard):
             if shard.name in manifest.shards:
-                self.on_images(sum(1 for _ in mine))
-            else:
-                yield shard.name, self._write_shard(split, shard, mine)
-        if next(rows, None) is not None:
-            raise _other(self.source, f"'{split.split}' has more than {split.images:,} images")
+                self.on_images(shard.stop - shard.start)
+                rows = None
+                continue
+            if rows is None:
+                rows = encoded_rows(self.source, split, shard.start)
+            mine = islice(rows, shard.stop - shard.start)
+            yield shard.name, self._write_shard(split, shard, mine)
+        if rows is not None and next(rows, None) is not None:
+            raise other(self.source, f"'{split.split}' has more than {split.images:,} images")
 
     def _write_shard(self, split: Split, planned: PlannedShard, rows: Iterator[Row]) -> Shard:
         file = self.output / planned.name
@@ -114,7 +95,7 @@ class ShardWriter:
                 index += len(group)
                 self.on_images(len(group))
             if index != planned.stop:
-                raise _other(
+                raise other(
                     self.source, f"'{split.split}' has {index:,} images, not {split.images:,}"
                 )
         return Shard(
@@ -128,7 +109,3 @@ class ShardWriter:
 
 def _groups(rows: Iterator[Row]) -> Iterator[list[Row]]:
     return iter(lambda: list(islice(rows, ROWS_PER_GROUP)), [])
-
-
-def _other(source: Source, reason: str) -> UserError:
-    return UserError(f"{source.describe()} is not the data set '{source.data.name}': {reason}.")

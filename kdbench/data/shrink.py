@@ -16,12 +16,10 @@ import simplejpeg
 import torch
 
 from kdbench.data.decode import UndecodableError, decode, resized, shorter_side_to
+from kdbench.data.stream import Row
 from kdbench.errors import UserError
 
 LONGEST_JPEG = 65_535
-
-Row = tuple[bytes, int]
-"""An encoded image and its label."""
 
 
 class Kept(NamedTuple):
