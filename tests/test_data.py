@@ -33,7 +33,7 @@ from tiny_data import (
 )
 
 from kdbench.data import Source, is_cached, load_images, locate
-from kdbench.suite import Split
+from kdbench.sections import Split
 
 CIFAR_LIKE = changed(
     TINY,

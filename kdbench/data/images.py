@@ -18,7 +18,7 @@ from kdbench.atomic import written_whole
 from kdbench.data.sources import Source
 from kdbench.errors import UserError
 from kdbench.seeds import generator
-from kdbench.suite import Data, Split
+from kdbench.sections import Data, Split
 
 CACHE_ENVIRONMENT = "KDBENCH_CACHE"
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from kdbench.errors import UserError
 from kdbench.paths import SUITES
-from kdbench.suite import Data, Split
+from kdbench.sections import Data, Split
 
 if TYPE_CHECKING:
     from datasets import Dataset
