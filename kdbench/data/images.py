@@ -17,8 +17,8 @@ from torch import Tensor
 from kdbench.atomic import written_whole
 from kdbench.data.sources import Source
 from kdbench.errors import UserError
-from kdbench.seeds import generator
 from kdbench.sections import Data, Split
+from kdbench.seeds import generator
 
 CACHE_ENVIRONMENT = "KDBENCH_CACHE"
 

@@ -27,7 +27,8 @@ from kdbench.data.shrink import keep, shrinking
 from kdbench.data.sources import Source
 from kdbench.data.stream import encoded_rows
 from kdbench.errors import PlanInterruptedError, UserError
-from kdbench.suite import Split, Suite
+from kdbench.sections import Split
+from kdbench.suite import Suite
 
 QUALITY = 90
 """As FFCV's ImageNet; at 4:2:0 a 256-pixel image takes about a quarter of its original's bytes."""
@@ -78,7 +79,12 @@ def shorter_side(suite: Suite) -> int:
     Raises:
         UserError: its images are small, and stay as they are.
     """
-    raise UserError(f"Suite '{suite.name}' trains on small images; there is nothing to prepare.")
+    if suite.data.resize is None:
+        raise UserError(
+            f"Suite '{suite.name}' trains on small images, which are kept decoded: "
+            "there is nothing to prepare."
+        )
+    return suite.data.resize
 
 
 def begin(source: Source, shorter_side: int, output: Path) -> Manifest:

@@ -14,7 +14,7 @@ from kdbench.data.prepared import Manifest, Shard, sha256
 from kdbench.data.shrink import KeepAll
 from kdbench.data.sources import Source
 from kdbench.data.stream import Row, encoded_rows, other
-from kdbench.suite import Split
+from kdbench.sections import Split
 
 ROWS_PER_GROUP = 100
 """As the hub's: who wants one row reads no more."""

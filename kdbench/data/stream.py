@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from kdbench.data.sources import Source
 from kdbench.errors import UserError
-from kdbench.suite import Split
+from kdbench.sections import Split
 
 Row = tuple[bytes, int]
 """An encoded image and its label."""
@@ -26,14 +26,15 @@ def encoded_rows(source: Source, split: Split, start: int = 0) -> Iterator[Row]:
     # Of Parquet the `datasets` library first makes a copy as large as itself.
     by_file = source.layout == "parquet"
     rows = _of_files(source, split, start) if by_file else islice(source.rows(split), start, None)
+    labels = source.data.classes * source.data.class_stride
     for index, (image, label) in enumerate(rows, start):
         if not isinstance(image, bytes):
             raise other(source, f"row {index} of '{split.split}' holds no encoded image")
-        if type(label) is not int or not 0 <= label < source.data.classes:
+        if type(label) is not int or not 0 <= label < labels:
             raise other(
                 source,
                 f"image {index} of '{split.split}' has the label {label!r}, "
-                f"none of 0 to {source.data.classes - 1}",
+                f"none of 0 to {labels - 1}",
             )
         yield image, label
 
