@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from typer import Argument, Option
 
+from kdbench import cli_data
 from kdbench.errors import UserError, unknown
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cli_data.app, name="data")
 
 RESULTS = Path("results")
 RUNS = Path("runs")
