@@ -84,6 +84,10 @@ def run(
     jobs: Annotated[
         int, Option(help="Runs at a time, as processes of their own; rates are then no measure.")
     ] = 1,
+    workers: Annotated[
+        int | None,
+        Option(help="Processes that decode images, where a suite's images stay encoded."),
+    ] = None,
     set_: Annotated[
         list[str] | None, Option("--set", help="METHOD.OPTION=VALUE; may be repeated.")
     ] = None,
@@ -113,6 +117,7 @@ def run(
         overwrite=overwrite,
         tensorboard=tensorboard,
         jobs=jobs,
+        workers=workers,
     )
     chosen = load_suite(suite)
     if epochs is not None:

@@ -212,7 +212,7 @@ def test_gpus_are_taken_in_turn_and_threads_are_shared(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-a")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr("kdbench.launch.shares._cores", lambda: 8)
+    monkeypatch.setattr("kdbench.launch.shares.cores", lambda: 8)
     shares = Shares.among(3)
     environments = [shares.environment(slot) for slot in range(3)]
     assert [each["CUDA_VISIBLE_DEVICES"] for each in environments] == ["5", "GPU-a", "5"]

@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from kdbench.data import Images, Source, load_images
+from kdbench.data import ImageSet
 from kdbench.engine.checkpoint import remove_checkpoint
 from kdbench.engine.mode import Compile
 from kdbench.engine.run import DivergedError, Observer, Run, empty_result
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import Mode
 from kdbench.errors import UserError
+from kdbench.launch.shares import cores
 from kdbench.store import Result, Status, save
 
 
@@ -31,30 +32,31 @@ class Execution:
     tensorboard: bool = False
     jobs: int = 1
     """Runs at a time; more than one are processes of their own."""
+    workers: int | None = None
+    """Processes that decode images for each process that trains; None takes what cores there are.
+    It changes no number."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant.
 
         Raises:
-            UserError: no run at a time.
+            UserError: no run at a time, or less than no worker.
         """
         if self.jobs < 1:
             raise UserError(f"--jobs must be at least 1, not {self.jobs}.")
+        if self.workers is not None and self.workers < 0:
+            raise UserError(f"--workers must be at least 0, not {self.workers}.")
 
-
-def read_images(source: Source, device: torch.device) -> tuple[Images, Images]:
-    """The training and the test images.
-
-    Raises:
-        UserError: they cannot be read, or are not the data set the suite names.
-    """
-    train, test = (load_images(source, split) for split in (source.data.train, source.data.test))
-    return train.to(device), test.to(device)
+    def decoding_processes(self, processes: int) -> int:
+        """For each of the processes of a run on this machine; one core is left to train."""
+        if self.workers is not None:
+            return self.workers
+        return max(1, cores() // (processes * self.jobs) - 1)
 
 
 def run_and_save(
     spec: RunSpec,
-    images: tuple[Images, Images],
+    images: tuple[ImageSet, ImageSet],
     how: Execution,
     accelerator: Accelerator,
     observer: Observer,
@@ -80,8 +82,8 @@ def run_and_save(
 
 def run_one(
     spec: RunSpec,
-    train: Images,
-    test: Images,
+    train: ImageSet,
+    test: ImageSet,
     folder: Path,
     accelerator: Accelerator,
     observer: Observer,

@@ -5,13 +5,13 @@ from collections.abc import Generator
 
 from accelerate import Accelerator
 
-from kdbench.data import Source, is_cached, locate
+from kdbench.data import Source, is_cached, locate, open_images
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.mode import Compile, step_mode
 from kdbench.engine.step import Mode
 from kdbench.errors import PlanInterruptedError
 from kdbench.launch.display import Display
-from kdbench.launch.execution import Execution, read_images, run_and_save
+from kdbench.launch.execution import Execution, run_and_save
 from kdbench.launch.jobs import run_in_processes
 from kdbench.launch.plan import PlannedRun, at_a_time
 from kdbench.store import Result, check_writable
@@ -54,7 +54,8 @@ def _run_here(
     accelerator = make_accelerator(how.runs, how.tensorboard)
     modes = _modes(todo, how.compile, accelerator)
     with display.note(f"Reading the images of {source.data.name}"):
-        images = read_images(source, accelerator.device)
+        workers = how.decoding_processes(accelerator.num_processes)
+        images = open_images(source, accelerator.device, workers)
     for run in todo:
         current = display.start(run.spec)
         mode = modes[run.spec.architecture]

@@ -25,7 +25,7 @@ class Shares:
     def among(cls, jobs: int) -> Self:
         """For a number of runs at a time; the user's OMP_NUM_THREADS holds for each of them."""
         asked = THREADS in os.environ
-        threads = torch.get_num_threads() if asked else max(1, _cores() // jobs)
+        threads = torch.get_num_threads() if asked else max(1, cores() // jobs)
         return cls(jobs, _gpus(), threads)
 
     @property
@@ -43,7 +43,7 @@ class Shares:
         return os.environ | own
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

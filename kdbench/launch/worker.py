@@ -10,11 +10,11 @@ import sys
 import threading
 import time
 
-from kdbench.data import is_cached, locate
+from kdbench.data import is_cached, locate, open_images
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.mode import step_mode
 from kdbench.errors import UserError
-from kdbench.launch.execution import read_images, run_and_save, run_folder
+from kdbench.launch.execution import run_and_save, run_folder
 from kdbench.launch.order import WorkOrder
 from kdbench.launch.status import State, StatusReporter
 from kdbench.store import Result
@@ -36,7 +36,8 @@ def work(order: WorkOrder) -> Result:
         place = accelerator.device, accelerator.num_processes
         mode = step_mode(how.compile, spec.suite, spec.architecture, *place)
         source = locate(spec.suite.data, how.data_dir, is_cached)
-        images = read_images(source, accelerator.device)
+        workers = how.decoding_processes(accelerator.num_processes)
+        images = open_images(source, accelerator.device, workers)
         result = run_and_save(spec, images, how, accelerator, reporter, mode, order.jobs)
         state = result.status
         return result
