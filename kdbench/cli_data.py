@@ -40,6 +40,8 @@ def prepare(
     check: Annotated[bool, Option("--check", help="Verify what was prepared, and exit.")] = False,
 ) -> None:
     """Make a data set's images as small as the suite evaluates them, once, to train faster."""
+    from rich.filesize import decimal
+
     from kdbench.data import prepare as work
     from kdbench.data.prepared import read_manifest
     from kdbench.data.sources import locate
@@ -58,10 +60,12 @@ def prepare(
         print(f"'{output}' is whole.")
         return
     chosen = load_suite(suite)
-    source = locate(chosen.data, data_dir)
-    manifest = work.begin(source, work.shorter_side(chosen), output)
+    side = work.shorter_side(chosen)
     processes = workers or len(os.sched_getaffinity(0))
-    expected = work.estimate(source, manifest, output, processes)
+    with Console(stderr=True).status("looking at the originals"):
+        source = locate(chosen.data, data_dir)
+        manifest = work.begin(source, side, output)
+        expected = work.estimate(source, manifest, output, processes)
     if dry_run:
         print(expected.describe(manifest, output, processes))
         return
@@ -70,7 +74,7 @@ def prepare(
         manifest = work.prepare(source, manifest, output, processes, advance)
     _say_undecodable(manifest)
     print(
-        f"Prepared {manifest.images:,} images in '{output}': {manifest.bytes / 1e9:,.2f} GB, "
+        f"Prepared {manifest.images:,} images in '{output}': {decimal(manifest.bytes)}, "
         f"{manifest.settings}."
     )
     print(f"Next: kdbench run --suite {suite} --data-dir {output}")

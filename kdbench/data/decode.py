@@ -58,8 +58,10 @@ def decode_center(encoded: bytes, resize: int, size: int) -> Tensor:
         UndecodableError: it is no whole image.
     """
     pixels = decode(encoded)
-    pixels = resized(pixels, *shorter_side_to(resize, *pixels.shape[:2]))
-    height, width, _ = pixels.shape
+    height, width = shorter_side_to(resize, *pixels.shape[:2])
+    if height * width > MAX_PIXELS:
+        raise UndecodableError(f"it is too narrow to be resized to {width} x {height} pixels")
+    pixels = resized(pixels, height, width)
     top, left = round((height - size) / 2), round((width - size) / 2)
     return pixels[top : top + size, left : left + size].contiguous()
 
@@ -70,8 +72,10 @@ def decode(encoded: bytes) -> Tensor:
     Raises:
         UndecodableError: it is no whole image.
     """
-    pixels = _plain_jpeg(encoded)
-    return torch.from_numpy(_with_pillow(encoded) if pixels is None else pixels)
+    pixels = _plain_jpeg(encoded) if encoded.startswith(START_OF_IMAGE) else None
+    if pixels is None or _may_be_turned(encoded):
+        pixels = _with_pillow(encoded)
+    return torch.from_numpy(pixels)
 
 
 def resized(pixels: Tensor, height: int, width: int) -> Tensor:
@@ -92,14 +96,14 @@ def shorter_side_to(length: int, height: int, width: int) -> tuple[int, int]:
 
 def _plain_jpeg(encoded: bytes) -> np.ndarray | None:
     """The pixels of a JPEG without peculiarities; None where Pillow must look."""
-    if not encoded.startswith(START_OF_IMAGE) or _may_be_turned(encoded):
-        return None
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(encoded)
         if space in ("CMYK", "YCCK") or height * width > MAX_PIXELS:
             return None
         return simplejpeg.decode_jpeg(encoded)
-    except ValueError:  # what libjpeg only warns of counts too, and Pillow knows what is an error
+    except ValueError as error:  # also of what libjpeg only warns of
+        if "premature end" in str(error).lower():  # Pillow may take it, grey where data lack
+            raise UndecodableError("its data end before the image does") from None
         return None
 
 
@@ -120,9 +124,10 @@ def _with_pillow(encoded: bytes) -> np.ndarray:
         raise UndecodableError("it is empty")
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(encoded))
-        return _eight_bits(ImageOps.exif_transpose(image))
+            return _eight_bits(ImageOps.exif_transpose(image))
     except UnidentifiedImageError:
         raise UndecodableError("it is in no known image format") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):

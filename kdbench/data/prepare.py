@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from rich.filesize import decimal
+
 from kdbench import __version__
 from kdbench.data.decode import decoder_name
 from kdbench.data.prepared import (
@@ -50,12 +52,13 @@ class Estimate:
 
     def describe(self, manifest: Manifest, output: Path, workers: int) -> str:
         """For `--dry-run`."""
+        originals = manifest.originals
         minutes = max(1, round(self.seconds / 60))
         return "\n".join(
             [
-                f"{manifest.originals.data}, {manifest.originals.layout}, to {manifest.settings}",
-                f"{self.images:,} of {manifest.originals.images:,} images to prepare",
-                f"about {self.bytes / 1e9:,.2f} GB in '{output}' ({self.free / 1e9:,.2f} GB free)",
+                f"{originals.data} ({originals.layout}) to {manifest.settings}",
+                f"{self.images:,} of {originals.images:,} images to prepare",
+                f"about {decimal(self.bytes)} in '{output}' ({decimal(self.free)} free)",
                 f"about {minutes:,} min with --workers {workers}, reading the originals aside",
             ]
         )
@@ -68,8 +71,8 @@ class Estimate:
         """
         if self.bytes > self.free:
             raise UserError(
-                f"The prepared images need about {self.bytes / 1e9:,.2f} GB, and the disk of "
-                f"'{output}' has {self.free / 1e9:,.2f} GB: free some, or name another folder."
+                f"The prepared images need about {decimal(self.bytes)}, and the disk of "
+                f"'{output}' has {decimal(self.free)}: free some, or name another folder."
             )
 
 
@@ -159,6 +162,9 @@ def prepare(
         PlanInterruptedError: Ctrl-C.
     """
     settings = manifest.settings
+    if manifest.is_complete:
+        on_images(manifest.images)
+        return manifest
     write_manifest(output, manifest)
     try:
         with shrinking(settings.shorter_side, settings.quality, workers) as keep_all:

@@ -27,8 +27,9 @@ class Kept(NamedTuple):
 
     encoded: bytes
     label: int
+    path: str | None
     undecodable: str | None
-    """Why the image cannot be decoded."""
+    """Why the image cannot be decoded, and its path."""
 
 
 KeepAll = Callable[[Iterable[Sequence[Row]]], Iterator[list[Kept]]]
@@ -54,11 +55,12 @@ def shrink(encoded: bytes, shorter_side: int, quality: int) -> bytes:
 def keep(rows: Sequence[Row], shorter_side: int, quality: int) -> list[Kept]:
     """Rows with smaller images; one that cannot be decoded keeps its bytes."""
     kept = []
-    for encoded, label in rows:
+    for encoded, label, path in rows:
         try:
-            kept.append(Kept(shrink(encoded, shorter_side, quality), label, None))
+            kept.append(Kept(shrink(encoded, shorter_side, quality), label, path, None))
         except UndecodableError as error:
-            kept.append(Kept(encoded, label, str(error)))
+            reason = f"{path}: {error}" if path else str(error)
+            kept.append(Kept(encoded, label, path, reason))
     return kept
 
 
@@ -77,6 +79,9 @@ def shrinking(shorter_side: int, quality: int, workers: int) -> Iterator[KeepAll
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
     try:
+        with _ctrl_c_ignored():  # which the processes inherit; Ctrl-C is this one's to answer
+            for _ in range(workers):
+                pool.submit(int)  # starts a process
         yield partial(_in_order, pool, work, 2 * workers)
     except BrokenProcessPool as error:
         raise UserError(
@@ -103,10 +108,18 @@ def _in_order(
         yield waiting.popleft().result()
 
 
+@contextlib.contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _begin() -> None:
-    """A process of the pool: one thread, deaf to Ctrl-C, and never without its parent."""
+    """A process of the pool: one thread, and never without its parent."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

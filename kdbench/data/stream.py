@@ -3,73 +3,108 @@
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kdbench.data.readers import open_reader
 from kdbench.data.sources import Source
 from kdbench.errors import UserError
 from kdbench.sections import Split
 
-Row = tuple[bytes, int]
-"""An encoded image and its label."""
-
 BATCH = 100
+"""Rows that are in memory at a time."""
+
+
+class Row(NamedTuple):
+    """An image of a data set."""
+
+    encoded: bytes
+    label: int
+    """As the source has it."""
+    path: str | None
+    """Of the original, without the folders of this machine."""
 
 
 def encoded_rows(source: Source, split: Split, start: int = 0) -> Iterator[Row]:
-    """Encoded images and labels in the official order, from row `start` on.
+    """The split's rows in the official order, from row `start` on.
 
     Raises:
         UserError: the data set cannot be read, or is another than the suite says.
     """
-    # Of Parquet the `datasets` library first makes a copy as large as itself.
-    by_file = source.layout == "parquet"
-    rows = _of_files(source, split, start) if by_file else islice(source.rows(split), start, None)
+    # Of Parquet a reader makes a copy as large as itself, for access by row.
+    rows = _of_parquet if source.layout == "parquet" else _of_reader
     labels = source.data.classes * source.data.class_stride
-    for index, (image, label) in enumerate(rows, start):
+    for index, (image, label, path) in enumerate(rows(source, split, start), start):
         if not isinstance(image, bytes):
-            raise other(source, f"row {index} of '{split.split}' holds no encoded image")
+            raise source.refusal(f"row {index} of '{split.split}' holds no encoded image")
         if type(label) is not int or not 0 <= label < labels:
-            raise other(
-                source,
+            raise source.refusal(
                 f"image {index} of '{split.split}' has the label {label!r}, "
-                f"none of 0 to {labels - 1}",
+                f"none of 0 to {labels - 1}"
             )
-        yield image, label
+        yield Row(image, label, path)
 
 
-def other(source: Source, reason: str) -> UserError:
-    """The error for content that the suite does not describe."""
-    return UserError(f"{source.describe()} is not the data set '{source.data.name}': {reason}.")
+Found = tuple[object, object, str | None]
 
 
-def _of_files(source: Source, split: Split, start: int) -> Iterator[tuple[object, object]]:
-    for file in source.files():
-        if not file.name.startswith(f"{split.split}-"):
-            continue
+def _of_reader(source: Source, split: Split, start: int) -> Iterator[Found]:
+    reader, labels = open_reader(source, split)
+    _check_count(source, split, len(labels))
+    named = source.layout == "imagefolder"
+    for row in range(start, len(labels)):
         try:
-            with pq.ParquetFile(file) as parquet:
-                if start >= parquet.metadata.num_rows:
-                    start -= parquet.metadata.num_rows
-                    continue
-                yield from islice(_of_file(source, parquet), start, None)
-                start = 0
-        except (OSError, pa.ArrowException) as error:
-            raise _unreadable(file, error) from error
+            encoded = reader.read(row)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(
+                f"Image {reader.name(row)} of '{split.split}' ({source.describe()}) "
+                f"cannot be read: {reason}."
+            ) from error
+        yield encoded, int(labels[row]), reader.name(row) if named else None
 
 
-def _of_file(source: Source, parquet: pq.ParquetFile) -> Iterator[tuple[object, object]]:
+def _of_parquet(source: Source, split: Split, start: int) -> Iterator[Found]:
+    files = [file for file in source.files() if file.name.startswith(f"{split.split}-")]
+    counts = [_count(file) for file in files]
+    _check_count(source, split, sum(counts))
+    for file, count in zip(files, counts, strict=True):
+        if start < count:
+            yield from islice(_of_file(source, file), start, None)
+        start = max(0, start - count)
+
+
+def _of_file(source: Source, file: Path) -> Iterator[Found]:
     columns = [source.data.image_column, source.data.label_column]
-    missing = set(columns) - set(parquet.schema_arrow.names)
-    if missing:
-        raise other(source, f"it has no column '{sorted(missing)[0]}'")
-    for batch in parquet.iter_batches(BATCH, columns=columns):
-        images, labels = (batch.column(name).to_pylist() for name in columns)
-        for image, label in zip(images, labels, strict=True):
-            yield image.get("bytes") if isinstance(image, dict) else image, label
+    try:
+        with pq.ParquetFile(file) as parquet:
+            missing = set(columns) - set(parquet.schema_arrow.names)
+            if missing:
+                raise source.refusal(f"it has no column '{sorted(missing)[0]}'")
+            for batch in parquet.iter_batches(BATCH, columns=columns):
+                images, labels = (batch.column(name).to_pylist() for name in columns)
+                for image, label in zip(images, labels, strict=True):
+                    content = image if isinstance(image, dict) else {}
+                    path = content.get("path")
+                    yield content.get("bytes"), label, path and Path(path).name
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(file, error) from error
+
+
+def _count(file: Path) -> int:
+    try:
+        return int(pq.read_metadata(file).num_rows)
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(file, error) from error
+
+
+def _check_count(source: Source, split: Split, found: int) -> None:
+    if found != split.images:
+        raise source.refusal(f"'{split.split}' has {found:,} images, not {split.images:,}")
 
 
 def _unreadable(file: Path, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:300].rstrip(".")
-    return UserError(f"'{file}' cannot be read: {reason}.")
+    return UserError(f"'{file}' cannot be read: {reason}; copy it again.")
