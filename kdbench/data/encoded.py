@@ -1,11 +1,14 @@
 """A data set of images that stay encoded on the disk: checked, and the part of it that is used."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kdbench.data.decode import decoder_name
+from kdbench.data.prepared import read_manifest
 from kdbench.data.readers import Reader, open_reader
 from kdbench.data.selection import first_per_class, last_share_per_class
 from kdbench.data.sources import Source
@@ -26,6 +29,8 @@ class EncodedImages:
     """That batches go to."""
     workers: int
     """Processes that decode; 0 decodes in the one that asks."""
+    notes: Mapping[str, str]
+    """For results: what pixels come of."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,12 +67,21 @@ def open_encoded(source: Source, split: Split, device: torch.device, workers: in
     stride = source.data.class_stride
     kept = np.flatnonzero(found % stride == 0)
     rows, labels = torch.from_numpy(kept), torch.from_numpy(found[kept] // stride)
-    images = EncodedImages(split.split, reader, rows, labels, device, workers)
+    notes = _notes(source)
+    images = EncodedImages(split.split, reader, rows, labels, device, workers, notes)
     if split.per_class is None:
         return images
     if labels.bincount().min() < split.per_class:
         raise source.refusal(f"a class of '{split.split}' has fewer than {split.per_class} images")
     return images._only(first_per_class(labels, split.per_class))
+
+
+def _notes(source: Source) -> dict[str, str]:
+    manifest = None if source.folder is None else read_manifest(source.folder)
+    return {
+        "decoder": decoder_name(),
+        "images": "originals" if manifest is None else manifest.summary,
+    }
 
 
 def _check(source: Source, split: Split, labels: np.ndarray) -> None:

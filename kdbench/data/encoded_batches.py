@@ -9,14 +9,12 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import islice
 from math import ceil
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from kdbench.data.batches import Normalise, epoch_order, slice_of
 from kdbench.data.crops import DRAWS, FLIP
-from kdbench.data.decode import decoder_name
 from kdbench.data.encoded import EncodedImages
 from kdbench.data.workers import TASK, Chunk, DecodePool, Decoder, Task
 from kdbench.seeds import generator
@@ -57,7 +55,7 @@ class EncodedTrainingBatches:
         device had nothing left to do at its end. Starting the workers does not count."""
         self.undecodable: dict[str, str] = {}
         """Reasons by name, of all that were met."""
-        self.notes: dict[str, Any] = {"decoder": decoder_name()}
+        self.notes = images.notes
         self._share = self.mine.stop - self.mine.start
         self._pool = DecodePool(_decoder(images, suite), self._share)
         self._finish = _Finish(images, suite)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from kdbench.engine.environment import device_name
-from kdbench.engine.measure import synchronised_clock
+from kdbench.engine.measure import forward_flops, synchronised_clock
 from kdbench.engine.optimizers import build_optimizers
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import TrainingStep
@@ -14,6 +14,10 @@ from kdbench.launch.plan import PlannedRun
 from kdbench.store import Result, read_all
 
 TIMED_STEPS = 2
+
+TIMED_FLOPS = 5e10
+"""Of a timed forward pass on a CPU, whose time is in proportion to the batch: 256 large images
+would take minutes and gigabytes. On a GPU the whole batch is timed."""
 
 
 def estimate_seconds(plan: list[PlannedRun], results: Path, device: torch.device) -> list[float]:
@@ -61,11 +65,16 @@ def _time_step(spec: RunSpec, device: torch.device) -> float:
     method = spec.build_on(device).train()
     method.begin_epoch(0)
     train = TrainingStep(method, build_optimizers(method, suite.optimizer), suite.precision)
-    views = torch.randn(spec.views, suite.batch_size, size, size, 3, device=device)
-    labels = torch.randint(suite.data.classes, (suite.batch_size,), device=device)
+    batch = suite.batch_size
+    if device.type == "cpu":
+        flops = spec.networks * forward_flops(method.student(), size)
+        batch = min(batch, max(2, round(TIMED_FLOPS / flops)))
+    views = torch.randn(spec.views, batch, size, size, 3, device=device)
+    labels = torch.randint(suite.data.classes, (batch,), device=device)
     started = 0.0
     for step in range(1 + TIMED_STEPS):
         if step == 1:
             started = synchronised_clock(device)
         train(views.permute(0, 1, 4, 2, 3), labels)
-    return (synchronised_clock(device) - started) / TIMED_STEPS
+    seconds = (synchronised_clock(device) - started) / TIMED_STEPS
+    return seconds * suite.batch_size / batch
