@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from typer import Argument, Option
 
+from kdbench import cli_data
 from kdbench.errors import PlanAbandonedError, PlanInterruptedError, UserError, unknown
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cli_data.app, name="data")
 
 RESULTS = Path("results")
 RUNS = Path("runs")
@@ -88,6 +90,10 @@ def run(
     num_processes: Annotated[
         int | None, Option(help="Processes that train each run together, one per GPU.")
     ] = None,
+    workers: Annotated[
+        int | None,
+        Option(help="Processes that decode images, where a suite's images stay encoded."),
+    ] = None,
     set_: Annotated[
         list[str] | None, Option("--set", help="METHOD.OPTION=VALUE; may be repeated.")
     ] = None,
@@ -122,6 +128,7 @@ def run(
             tensorboard=tensorboard,
             jobs=jobs,
             processes=ranks.count if num_processes is None else num_processes,
+            workers=workers,
         )
         chosen = load_suite(suite)
         if epochs is not None:

@@ -84,6 +84,9 @@ class Cost(Record):
     peak_memory_bytes: int
     jobs: int = 1
     """Runs that shared the device, this one included: only the rates of one are a measure."""
+    waiting_share: float | None = None
+    """Of the training time, for data that was not ready, an upper bound on a GPU; None where all
+    images lie in memory."""
     peak_memory_kind: Literal["device", "process"]
     """Device: peak allocated on the GPU. Process: peak resident memory, images included. With
     several processes it is that of the one that took most."""

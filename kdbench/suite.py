@@ -11,124 +11,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from kdbench.errors import UserError, unknown
 from kdbench.paths import SUITES
+from kdbench.sections import (
+    Augmentation,
+    Data,
+    Names,
+    OptimizerRecipe,
+    Positive,
+    Precision,
+    Schedule,
+    Section,
+    all_well,
+)
 from kdbench.validation import describe, sentence
-
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-# Values are strict: "0.1", true or "no" is no number and no switch. TOML has arrays, not tuples.
-Channels = Annotated[tuple[float, float, float], Field(strict=False)]
-Names = Annotated[tuple[str, ...], Field(strict=False)]
-
-
-Precision = Literal["fp32", "bf16"]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Split(Section):
-    """One part of a data set."""
-
-    split: str
-    """Name of the split in the hub's layout."""
-    images: Positive
-    """Number of images the split must have."""
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    """Of the uint8 pixels in NCHW order; another data set of the same shape is refused."""
-    per_class: Positive | None = None
-    """Keep the first n images of each class in the official order; None keeps all."""
-
-
-class Data(Section):
-    """Where images come from and what they must be."""
-
-    name: str
-    hub: str | None = None
-    """Repository on the Hugging Face hub."""
-    torchvision: Literal["CIFAR10", "CIFAR100"] | None = None
-    """Class of torchvision.datasets that reads the original layout, checksums included."""
-    embedded: str | None = None
-    """Stem of the Parquet files that ship beside the suites."""
-    image_column: str
-    label_column: str
-    classes: Positive
-    image_size: Positive
-    train: Split
-    test: Split
-
-    @model_validator(mode="after")
-    def _enough(self) -> Self:
-        if any(self.count(split) > split.images for split in (self.train, self.test)):
-            raise ValueError("per_class times classes is more than the images of the split")
-        return self
-
-    def count(self, split: Split) -> int:
-        """Images of a split that are used."""
-        return split.images if split.per_class is None else split.per_class * self.classes
-
-
-class Augmentation(Section):
-    """Of training images; evaluation only normalises."""
-
-    padding: Annotated[int, Field(ge=0)]
-    """Reflected pixels on each side before a random crop back to the image size."""
-    horizontal_flip: bool
-    mean: Channels
-    std: Channels
-
-    @model_validator(mode="after")
-    def _positive(self) -> Self:
-        if min(self.std) <= 0:
-            raise ValueError("std must be positive")
-        return self
-
-
-class OptimizerRecipe(Section):
-    """SGD with momentum."""
-
-    learning_rate: Annotated[float, Field(gt=0)]
-    momentum: Fraction
-    nesterov: bool
-    weight_decay: Annotated[float, Field(ge=0)]
-
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> Self:
-        if self.nesterov and not self.momentum:
-            raise ValueError("nesterov needs a momentum above 0")
-        return self
-
-
-class Schedule(Section):
-    """MultiStep after a linear warm-up; all in epochs, fractions allowed for milestones."""
-
-    epochs: Positive
-    milestones: Annotated[tuple[float, ...], Field(strict=False)]
-    gamma: Annotated[float, Field(gt=0, le=1)]
-    warmup_epochs: Annotated[float, Field(ge=0)]
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError("milestones must increase")
-        if any(not 0 < milestone < self.epochs for milestone in self.milestones):
-            raise ValueError(f"milestones must lie between 0 and epochs ({self.epochs})")
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs must be less than epochs ({self.epochs})")
-        return self
-
-    def scaled(self, epochs: int) -> "Schedule":
-        """The same shape over another number of epochs."""
-        return Schedule(
-            epochs=epochs,
-            milestones=tuple(milestone * epochs / self.epochs for milestone in self.milestones),
-            gamma=self.gamma,
-            warmup_epochs=self.warmup_epochs * epochs / self.epochs,
-        )
 
 
 class Suite(Section):
@@ -156,13 +54,19 @@ class Suite(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        problems = []
         if self.default_architecture not in self.architectures:
-            raise ValueError("default_architecture must be one of architectures")
+            problems.append("default_architecture must be one of architectures")
         if self.batch_size > self.data.count(self.data.train):
-            raise ValueError("batch_size is larger than the training set")
-        if self.augmentation.padding >= self.data.image_size:
-            raise ValueError("augmentation.padding must be less than data.image_size")
-        return self
+            problems.append("batch_size is larger than the training set")
+        padding, crop = self.augmentation.padding, self.augmentation.random_resized_crop
+        if self.data.encoded and (crop is None or padding is not None):
+            problems.append("encoded images need augmentation.random_resized_crop, not padding")
+        if not self.data.encoded and (padding is None or crop is not None):
+            problems.append("decoded images need augmentation.padding, not random_resized_crop")
+        if padding is not None and padding >= self.data.image_size:
+            problems.append("augmentation.padding must be less than data.image_size")
+        return all_well(self, problems)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import huggingface_hub
@@ -33,8 +34,9 @@ from tiny_data import (
 )
 
 from kdbench.data import Source, is_cached, load_images, locate
-from kdbench.suite import Split
+from kdbench.sections import Split
 
+OPEN = SimpleNamespace(gated=False)
 CIFAR_LIKE = changed(
     TINY,
     torchvision="CIFAR100",
@@ -127,7 +129,7 @@ def test_torchvisions_folder_with_other_sums_is_refused(write_original, tmp_path
 def test_the_hub_is_asked_only_where_no_folder_is_named(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        huggingface_hub.HfApi, "dataset_info", lambda _, name, **__: asked.append(name)
+        huggingface_hub.HfApi, "dataset_info", lambda _, name, **__: asked.append(name) or OPEN
     )
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: on_the_hub()[split])
     assert locate(TINY, None) == Source(TINY, "hub")
@@ -140,7 +142,7 @@ def test_the_hub_is_asked_only_where_no_folder_is_named(tmp_path, monkeypatch):
 
 def test_images_kept_from_the_hub_need_no_network_again(monkeypatch):
     with monkeypatch.context() as online:
-        online.setattr(huggingface_hub.HfApi, "dataset_info", lambda _, name, **__: None)
+        online.setattr(huggingface_hub.HfApi, "dataset_info", lambda _, name, **__: OPEN)
         online.setattr(datasets, "load_dataset", lambda name, split: on_the_hub()[split])
         assert not is_cached(locate(TINY, None))
         load(TINY)

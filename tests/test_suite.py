@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from kdbench.errors import UserError
 from kdbench.suite import Suite, all_suites, load_suite, suite_files
 
-SHIPPED = ["digits", "cifar100", "cifar100-reduced"]
+SHIPPED = ["digits", "cifar100", "cifar100-reduced", "imagenet", "imagenet-reduced"]
 # Every field that can change a number, and another value for it.
 HASHED = {
     "networks": "2",
@@ -37,6 +37,29 @@ HASHED = {
     "schedule.gamma": "0.2",
     "schedule.warmup_epochs": "0",
 }
+# The same of suites of encoded images.
+HASHED_ENCODED = {
+    "data.encoded": "true",
+    "data.resize": "30",
+    "data.class_stride": "2",
+    "augmentation.random_resized_crop.scale": "[0.25, 1]",
+    "augmentation.random_resized_crop.ratio": "[0.5, 2]",
+}
+ENCODED = """
+extends = "imagenet-reduced"
+batch_size = 16
+[data]
+classes = 10
+class_stride = 1
+image_size = 8
+resize = 9
+[data.train]
+images = 1000
+per_class = 50
+[data.test]
+images = 500
+per_class = 30
+"""
 # Every field that says what is offered, what it is called or where the images lie.
 INERT = {
     "description": '"other"',
@@ -96,7 +119,7 @@ def test_cifar100_is_the_recipe_of_ffsd_to_the_letter():
         "learning_rate": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4,
     }  # fmt: skip
     assert suite.augmentation.model_dump() == {
-        "padding": 4, "horizontal_flip": True,
+        "padding": 4, "random_resized_crop": None, "horizontal_flip": True,
         "mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762),
     }  # fmt: skip
     assert (suite.data.classes, suite.data.image_size) == (100, 32)
@@ -107,9 +130,50 @@ def test_cifar100_is_the_recipe_of_ffsd_to_the_letter():
     assert (suite.steps_per_epoch, suite.total_steps) == (390, 117_000)
 
 
-def test_the_hash_of_cifar100_stays():
-    """A change here makes every stored CIFAR-100 result a stranger to its suite."""
-    assert load_suite("cifar100").digest() == "e89afa0ed8fcfff0"
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("digits", "dc9c2e32fd69187a"),
+        ("cifar100", "e89afa0ed8fcfff0"),
+        ("cifar100-reduced", "26c45825df7ba0dc"),
+        ("imagenet", "44715ebf6d2ce071"),
+        ("imagenet-reduced", "5b1d2459dc09637c"),
+    ],
+)
+def test_the_hash_of_a_suite_that_ships_stays(name, digest):
+    """A change here makes every stored result of the suite a stranger to it."""
+    assert load_suite(name).digest() == digest
+
+
+def test_imagenet_is_the_recipe_to_the_letter():
+    suite = load_suite("imagenet")
+    assert suite.batch_size == 256 and suite.architectures == ("resnet18", "resnet34")
+    assert suite.schedule.model_dump() == {
+        "epochs": 90, "milestones": (30, 60, 80), "gamma": 0.1, "warmup_epochs": 5,
+    }  # fmt: skip
+    assert suite.optimizer.learning_rate == 0.1 and suite.optimizer.weight_decay == 1e-4
+    crop = suite.augmentation.random_resized_crop
+    assert crop.scale == (0.08, 1) and crop.ratio == pytest.approx((3 / 4, 4 / 3))
+    assert suite.augmentation.horizontal_flip and suite.augmentation.padding is None
+    assert (suite.data.image_size, suite.data.resize, suite.data.classes) == (224, 256, 1000)
+    assert (suite.data.train.images, suite.data.test.images) == (1_281_167, 50_000)
+    assert (suite.steps_per_epoch, suite.total_steps) == (5004, 450_360)
+
+
+def test_reduced_imagenet_shrinks_classes_images_pixels_and_epochs_only():
+    full, reduced = load_suite("imagenet"), load_suite("imagenet-reduced")
+    assert reduced.schedule == full.schedule.scaled(30)
+    assert reduced.data.classes * reduced.data.class_stride == 1000
+    assert [reduced.data.count(s) for s in (reduced.data.train, reduced.data.test)] == [
+        30_000,
+        5_000,
+    ]
+    assert (reduced.data.image_size / 224, reduced.data.resize / 256) == (0.5, 0.5)
+    shrunk = {
+        "name": ..., "description": ..., "schedule": ...,
+        "data": {"classes", "class_stride", "image_size", "resize", "train", "test"},
+    }  # fmt: skip
+    assert reduced.model_dump(exclude=shrunk) == full.model_dump(exclude=shrunk)
 
 
 def test_all_suites_that_ship_load_under_their_file_names():
@@ -279,6 +343,35 @@ def test_the_hash_changes_with_what_changes_a_number(write, key, value):
     assert load_suite(write(f'extends = "digits"\n{setting(key, value)}')).digest() != plain
 
 
+@pytest.mark.parametrize(("key", "value"), HASHED_ENCODED.items())
+def test_the_hash_of_a_suite_of_encoded_images_does_too(write, key, value):
+    if key == "data.encoded":
+        plain, changed = load_suite("digits"), load_suite(write(ENCODED))
+    else:
+        write(ENCODED, "base")
+        plain = load_suite(write('extends = "base"', "plain"))
+        changed = load_suite(write(f'extends = "base"\n{setting(key, value)}'))
+    assert plain.digest() != changed.digest()
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        ("[data]\nresize = 4\nclasses = 99", ["a resize", "per_class times"]),
+        ("[data]\nresize = 4", ["a resize that is no less than image_size"]),
+        ('[data]\nembedded = "digits"', ["no torchvision, embedded or sha256"]),
+        ("[data]\nencoded = false", ["resize and class_stride are for encoded images"]),
+        ("[augmentation]\npadding = 1", ["random_resized_crop, not padding"]),
+        ("[augmentation.random_resized_crop]\nscale = [0.5, 0.1]", ["two increasing shares"]),
+        ("[augmentation.random_resized_crop]\nratio = [0, 1]", ["two increasing positive"]),
+    ],
+)
+def test_settings_of_encoded_images_that_cannot_go_together_are_refused(write, text, problems):
+    write(ENCODED, "base")
+    message = complaint(write(f'extends = "base"\n{text}'))
+    assert all(problem in message for problem in problems)
+
+
 @pytest.mark.parametrize(("key", "value"), INERT.items())
 def test_the_hash_stays_with_what_changes_no_number(write, key, value):
     plain = load_suite(write('extends = "digits"'))
@@ -294,8 +387,9 @@ def test_the_hash_does_not_depend_on_how_a_number_is_written(write):
 
 def test_every_field_is_known_to_change_numbers_or_not_to():
     """A field that is added must be put into HASHED or INERT above."""
-    fields = leaves(load_suite("digits").model_dump())
-    assert fields == {*HASHED, *INERT, "version", "name"}
+    fields = leaves(load_suite("digits").model_dump()) | leaves(load_suite("imagenet").model_dump())
+    known = {*HASHED, *HASHED_ENCODED, *INERT, "version", "name"}
+    assert fields == known | {"augmentation.random_resized_crop"}  # a section that may be absent
 
 
 def test_a_suite_cannot_be_changed(suite: Suite):

@@ -15,7 +15,8 @@ from PIL import Image
 import suites
 from kdbench.data import Images, load_images, locate
 from kdbench.errors import UserError
-from kdbench.suite import Data, Split, load_suite
+from kdbench.sections import Data, Split
+from kdbench.suite import load_suite
 
 DIGITS = load_suite("digits").data
 # The first 4 training and 2 test images of each digit, as if they lay on the hub.

@@ -62,7 +62,8 @@ def _complaint(run: Run) -> str | None:
     processes = run.accelerator.num_processes
     if processes != 2:
         return f"{processes} processes were started, not two"
-    shares = run.accelerator.gather(torch.tensor([len(run.evaluation.images)]))
+    mine = sum(len(labels) for _, labels in run.evaluation)
+    shares = run.accelerator.gather(torch.tensor([mine]))
     expected = run.spec.suite.data.test.images
     if int(shares.sum()) != expected:
         return f"{int(shares.sum())} images would be evaluated, not {expected}"

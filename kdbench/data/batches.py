@@ -4,7 +4,9 @@ Order and draws depend on (seed, epoch, step) alone. So all methods see the same
 same order and the same view 0, and a resumed run sees what it would have seen.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +40,12 @@ class TrainingBatches:
         UserError: the global batch cannot be shared out evenly.
     """
 
+    waited_seconds: float | None = None
+    """Images in memory are waited for by nobody."""
+    undecodable: Mapping[str, str] = MappingProxyType({})
+    """All were decoded when they were read."""
+    notes: Mapping[str, Any] = MappingProxyType({})
+
     def __init__(
         self, images: Images, suite: Suite, seed: int, views: int, rank: int = 0, processes: int = 1
     ):
@@ -46,11 +54,12 @@ class TrainingBatches:
         self.views = views
         self.batch_size = suite.batch_size
         self.augmentation = suite.augmentation
-        share = batch_share(suite, processes)
-        self.mine = slice(rank * share, (rank + 1) * share)
+        self.mine = slice_of(suite, rank, processes)
         device = images.pixels.device
         size = images.pixels.shape[1]
-        self.reflected = reflected_indices(size, suite.augmentation.padding).to(device)
+        # Images of an encoded suite are here only as noise, to time steps with.
+        self.padding = suite.augmentation.padding or 0
+        self.reflected = reflected_indices(size, self.padding).to(device)
         self.window = torch.arange(size, device=device)
         self.normalise = Normalise(suite.augmentation, device)
 
@@ -60,7 +69,8 @@ class TrainingBatches:
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(V, B, 3, H, W) float32 views in channels-last memory and (B,) labels, step by step."""
         device = self.images.pixels.device
-        order = self._order(epoch).to(device, non_blocking=True)
+        order = epoch_order(self.seed, epoch, len(self.images), self.batch_size)
+        order = order.to(device, non_blocking=True)
         draws = [
             self._draws(epoch, view).to(device, non_blocking=True) for view in range(self.views)
         ]
@@ -69,16 +79,11 @@ class TrainingBatches:
             views = torch.stack([self._view(chosen, draw[step][self.mine]) for draw in draws])
             yield views.permute(0, 1, 4, 2, 3), self.images.labels[chosen]
 
-    def _order(self, epoch: int) -> Tensor:
-        """Image indices (steps, B) of an epoch."""
-        shuffled = torch.randperm(len(self.images), generator=generator(self.seed, "order", epoch))
-        return shuffled[: len(self) * self.batch_size].view(len(self), self.batch_size)
-
     def _draws(self, epoch: int, view: int) -> Tensor:
         """Per sample: top, left, flip; (steps, B, 3)."""
         source = generator(self.seed, "view", epoch, view)
         shape = (len(self), self.batch_size)
-        offsets = torch.randint(0, 2 * self.augmentation.padding + 1, (*shape, 2), generator=source)
+        offsets = torch.randint(0, 2 * self.padding + 1, (*shape, 2), generator=source)
         flips = torch.randint(0, 2, (*shape, 1), generator=source)
         return torch.cat([offsets, flips * self.augmentation.horizontal_flip], dim=2)
 
@@ -94,6 +99,8 @@ class TrainingBatches:
 
 class EvaluationBatches:
     """All images once, in order, normalised; with several processes each takes every n-th."""
+
+    undecodable: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, images: Images, suite: Suite, rank: int = 0, processes: int = 1):
         self.images = Images(images.pixels[rank::processes], images.labels[rank::processes])
@@ -111,15 +118,35 @@ class EvaluationBatches:
 
 
 class Normalise:
-    """Uint8 pixels (..., 3) to float32 with the suite's mean and standard deviation."""
+    """Uint8 pixels (..., 3 repeat) to float32 with the suite's mean and standard deviation.
 
-    def __init__(self, augmentation: Augmentation, device: torch.device):
+    Rows of `repeat` pixels take a fraction of the time that single ones take.
+    """
+
+    def __init__(self, augmentation: Augmentation, device: torch.device, repeat: int = 1):
         std = torch.tensor(augmentation.std, device=device)
-        self.scale = 1 / (255 * std)
-        self.shift = -torch.tensor(augmentation.mean, device=device) / std
+        self.scale = (1 / (255 * std)).repeat(repeat)
+        self.shift = (-torch.tensor(augmentation.mean, device=device) / std).repeat(repeat)
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        return torch.addcmul(self.shift, pixels.float(), self.scale)
+    def __call__(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.addcmul(self.shift, pixels.float(), self.scale, out=out)
+
+
+def slice_of(suite: Suite, rank: int, processes: int) -> slice:
+    """What one of several processes takes of every global batch.
+
+    Raises:
+        UserError: the global batch cannot be shared out evenly.
+    """
+    share = batch_share(suite, processes)
+    return slice(rank * share, (rank + 1) * share)
+
+
+def epoch_order(seed: int, epoch: int, images: int, batch_size: int) -> Tensor:
+    """Image indices (steps, B) of an epoch; what fills no batch is left out."""
+    steps = images // batch_size
+    shuffled = torch.randperm(images, generator=generator(seed, "order", epoch))
+    return shuffled[: steps * batch_size].view(steps, batch_size)
 
 
 def reflected_indices(size: int, padding: int) -> Tensor:

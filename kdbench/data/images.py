@@ -15,10 +15,11 @@ from platformdirs import user_cache_path
 from torch import Tensor
 
 from kdbench.atomic import written_whole
+from kdbench.data.selection import first_per_class, last_share_per_class
 from kdbench.data.sources import Source
 from kdbench.errors import UserError
+from kdbench.sections import Data, Split
 from kdbench.seeds import generator
-from kdbench.suite import Data, Split
 
 CACHE_ENVIRONMENT = "KDBENCH_CACHE"
 
@@ -39,22 +40,22 @@ class Images:
         """On the device that trains: the whole set lies there, so that no step waits for data."""
         return Images(self.pixels.to(device), self.labels.to(device))
 
+    def digest(self) -> str:
+        """Of pixels and labels."""
+        digest = hashlib.sha256(str(tuple(self.pixels.shape)).encode())
+        for tensor in (self.pixels, self.labels):
+            digest.update(tensor.cpu().numpy().data)
+        return digest.hexdigest()
+
     def first_per_class(self, count: int) -> "Images":
         """The first `count` images of each class, in the official order."""
-        order = torch.argsort(self.labels, stable=True)
-        starts = torch.searchsorted(self.labels[order], self.labels.unique())
-        keep = (starts[:, None] + torch.arange(count)).flatten()
-        chosen = order[keep].sort().values
+        chosen = first_per_class(self.labels, count)
         return Images(self.pixels[chosen], self.labels[chosen])
 
     def hold_out(self, share: float) -> tuple["Images", "Images"]:
         """The last images of each class apart from the rest: (rest, held out)."""
-        counts = torch.bincount(self.labels)
-        kept = torch.ones(len(self), dtype=torch.bool, device=self.labels.device)
-        for label, count in enumerate(counts.tolist()):
-            members = torch.nonzero(self.labels == label).flatten()
-            kept[members[count - max(1, round(share * count)) :]] = False
-        held = ~kept
+        held = last_share_per_class(self.labels, share)
+        kept = ~held
         return (
             Images(self.pixels[kept], self.labels[kept]),
             Images(self.pixels[held], self.labels[held]),
@@ -85,7 +86,7 @@ def load_images(source: Source, split: Split) -> Images:
     if split.per_class is None:
         return images
     if images.labels.bincount().min() < split.per_class:
-        raise _other(source, f"a class of '{split.split}' has fewer than {split.per_class} images")
+        raise source.refusal(f"a class of '{split.split}' has fewer than {split.per_class} images")
     return images.first_per_class(split.per_class)
 
 
@@ -112,12 +113,12 @@ def _read(source: Source, split: Split) -> tuple[np.ndarray, np.ndarray]:
             ) from error
         height, width, _ = pixels[-1].shape
         if (height, width) != (size, size):
-            raise _other(source, f"an image is {width}x{height} pixels, not {size}x{size}")
+            raise source.refusal(f"an image is {width}x{height} pixels, not {size}x{size}")
         if type(label) is not int or not 0 <= label < classes:
-            raise _other(source, f"the label {label!r} is none of the classes 0 to {classes - 1}")
+            raise source.refusal(f"the label {label!r} is none of the classes 0 to {classes - 1}")
         labels.append(label)
     if len(pixels) != split.images:
-        raise _other(source, f"'{split.split}' has {len(pixels)} images, not {split.images}")
+        raise source.refusal(f"'{split.split}' has {len(pixels)} images, not {split.images}")
     return np.stack(pixels), np.asarray(labels, dtype=np.int64)
 
 
@@ -126,15 +127,11 @@ def _check(source: Source, split: Split, pixels: np.ndarray, labels: np.ndarray)
     classes = source.data.classes
     absent = np.setdiff1d(np.arange(classes), labels)
     if len(absent):
-        raise _other(source, f"'{split.split}' has no image of class {absent[0]} of {classes}")
+        raise source.refusal(f"'{split.split}' has no image of class {absent[0]} of {classes}")
     if split.sha256 is not None:
         planar = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
         if hashlib.sha256(planar.data).hexdigest() != split.sha256:
-            raise _other(source, f"the pixels of '{split.split}' have another checksum")
-
-
-def _other(source: Source, reason: str) -> UserError:
-    return UserError(f"{source.describe()} is not the data set '{source.data.name}': {reason}.")
+            raise source.refusal(f"the pixels of '{split.split}' have another checksum")
 
 
 def cache_folder() -> Path:

@@ -1,7 +1,8 @@
 """Finds a data set, in a folder or on the hub, without reading it yet.
 
 Accepted in a folder, or in its subfolder named after the data set: Parquet files in the hub's
-layout, `save_to_disk` of the `datasets` library, torchvision's own folder (checksums verified).
+layout, `save_to_disk` of the `datasets` library, torchvision's own folder (checksums verified), and
+for images that stay encoded a folder for each split and in it one for each class.
 """
 
 import logging
@@ -13,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from kdbench.data.prepared import MANIFEST
 from kdbench.errors import UserError
 from kdbench.paths import SUITES
-from kdbench.suite import Data, Split
+from kdbench.sections import Data, Split
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,7 +33,7 @@ class Source:
     """A located data set."""
 
     data: Data
-    layout: Literal["parquet", "save_to_disk", "torchvision", "hub"]
+    layout: Literal["parquet", "save_to_disk", "torchvision", "imagefolder", "hub"]
     folder: Path | None = None
 
     def describe(self) -> str:
@@ -46,6 +48,17 @@ class Source:
             return [f for s in (self.data.train, self.data.test) for f in _shards(self.folder, s)]
         return sorted(file for file in self.folder.rglob("*") if file.is_file())
 
+    def refusal(self, reason: str) -> UserError:
+        """The error for content that the suite does not describe."""
+        return UserError(f"{self.describe()} is not the data set '{self.data.name}': {reason}.")
+
+    def split_folder(self, split: Split) -> Path:
+        """Where an imagefolder has the classes of a split."""
+        assert self.folder is not None
+        found = _split_folder(self.folder, split)
+        assert found is not None
+        return found
+
     def rows(self, split: Split) -> Iterator[tuple[bytes | object, int]]:
         """(encoded image bytes or a decoded PIL image, label) in the official order.
 
@@ -56,15 +69,22 @@ class Source:
             yield from self._torchvision_rows(split)
             return
         with tempfile.TemporaryDirectory() as scratch:
-            dataset = self._dataset(split, scratch)
-            missing = {self.data.image_column, self.data.label_column} - set(dataset.column_names)
-            if missing:
-                raise UserError(
-                    f"{self.describe()} is not the data set '{self.data.name}': "
-                    f"it has no column '{sorted(missing)[0]}' "
-                    f"(columns: {', '.join(dataset.column_names)})."
-                )
-            yield from self._decode_later(dataset)
+            yield from self._decode_later(self.dataset(split, Path(scratch)))
+
+    def dataset(self, split: Split, copies: Path) -> "Dataset":
+        """The split as the `datasets` library reads it: memory-mapped Arrow files.
+
+        Of Parquet it makes them first, in the folder `copies`, as large as the Parquet files.
+
+        Raises:
+            UserError: it cannot be read, or lacks the split or a column.
+        """
+        dataset = self._dataset(split, str(copies))
+        missing = {self.data.image_column, self.data.label_column} - set(dataset.column_names)
+        if missing:
+            columns = ", ".join(dataset.column_names)
+            raise self.refusal(f"it has no column '{sorted(missing)[0]}' (columns: {columns})")
+        return dataset
 
     def _decode_later(self, dataset: "Dataset") -> Iterator[tuple[bytes, int]]:
         table = dataset.with_format("arrow")
@@ -74,13 +94,11 @@ class Source:
             labels = rows[self.data.label_column].to_pylist()
             for image, label in zip(images, labels, strict=True):
                 if not isinstance(image, dict) or not isinstance(image.get("bytes"), bytes):
-                    raise UserError(
-                        f"{self.describe()} is not the data set '{self.data.name}': "
-                        f"its column '{self.data.image_column}' holds no encoded images."
-                    )
+                    column = self.data.image_column
+                    raise self.refusal(f"its column '{column}' holds no encoded images")
                 yield image["bytes"], label
 
-    def _dataset(self, split: Split, scratch: str) -> "Dataset":
+    def _dataset(self, split: Split, copies: str) -> "Dataset":
         import datasets  # takes two seconds, and is not needed once images are cached
 
         datasets.disable_progress_bars()
@@ -96,7 +114,7 @@ class Source:
             assert self.folder is not None
             files = [str(file) for file in _shards(self.folder, split)]
             return datasets.load_dataset(
-                "parquet", data_files={split.split: files}, split=split.split, cache_dir=scratch
+                "parquet", data_files={split.split: files}, split=split.split, cache_dir=copies
             )
         except Exception as error:  # of damaged files the library raises a dozen kinds
             remedy = f" {_how_to_provide(self.data)}" if self.layout == "hub" else ""
@@ -162,12 +180,26 @@ def _in_folder(data: Data, folder: Path) -> Source | None:
         original = folder.resolve() if folder.resolve().name == name else folder / name
         if original.is_dir():
             return Source(data, "torchvision", original)
-    found = [bool(_shards(folder, split)) for split in (data.train, data.test)]
-    if not any(found):
-        return None
-    for split in (data.train, data.test):
-        _check_shards(data, folder, split)
-    return Source(data, "parquet", folder)
+    splits = (data.train, data.test)
+    if any(_shards(folder, split) for split in splits):
+        for split in splits:
+            _check_shards(data, folder, split)
+        return Source(data, "parquet", folder)
+    if data.encoded and any(_split_folder(folder, split) for split in splits):
+        for split in splits:
+            if _split_folder(folder, split) is None:
+                raise _incomplete(data, folder, f"folder {_folder_names(split)[-1]}")
+        return Source(data, "imagefolder", folder)
+    return None
+
+
+def _folder_names(split: Split) -> tuple[str, ...]:
+    """`val` is what everybody calls the validation images of ImageNet on a disk."""
+    return (split.split, "val") if split.split == "validation" else (split.split,)
+
+
+def _split_folder(folder: Path, split: Split) -> Path | None:
+    return next((folder / n for n in _folder_names(split) if (folder / n).is_dir()), None)
 
 
 def _shards(folder: Path, split: Split) -> list[Path]:
@@ -184,10 +216,15 @@ def _check_shards(data: Data, folder: Path, split: Split) -> None:
         absent = [name for name in names if not (folder / name).is_file()]
         missing = absent[0] if absent else missing
     if missing:
-        raise UserError(
-            f"Data set '{data.name}' in {folder} is incomplete: {missing} is missing; "
-            "copy the folder again."
-        )
+        raise _incomplete(data, folder, missing)
+
+
+def _incomplete(data: Data, folder: Path, missing: str) -> UserError:
+    prepared = (folder / MANIFEST).is_file()
+    remedy = "go on with `kdbench data prepare`" if prepared else "copy the folder again"
+    return UserError(
+        f"Data set '{data.name}' in {folder} is incomplete: {missing} is missing; {remedy}."
+    )
 
 
 def _on_the_hub(data: Data) -> Source:
@@ -200,7 +237,15 @@ def _on_the_hub(data: Data) -> Source:
     if constants.HF_HUB_OFFLINE:  # the library then answers from its cache, without retries
         return source
     try:
-        huggingface_hub.HfApi().dataset_info(data.hub, timeout=5)
+        api = huggingface_hub.HfApi()
+        if api.dataset_info(data.hub, timeout=5).gated:
+            api.auth_check(data.hub, repo_type="dataset")
+    except huggingface_hub.errors.GatedRepoError as error:
+        raise UserError(
+            f"Data set '{data.name}' on the hub ({data.hub}) is gated: accept its terms at "
+            f"https://huggingface.co/datasets/{data.hub}, then log in here with `hf auth login` or "
+            f"set HF_TOKEN. {_how_to_provide(data)}"
+        ) from error
     except Exception as error:  # the hub's client changes its HTTP library, and so its errors
         raise UserError(
             f"Data set '{data.name}' is not at hand: no --data-dir was given, {ENVIRONMENT} is not "
@@ -227,6 +272,9 @@ def _how_to_provide(data: Data) -> str:
     ]
     if data.torchvision is not None:
         layouts.append(f"torchvision's '{TORCHVISION_FOLDERS[data.torchvision]}'")
+    if data.encoded:
+        names = " and ".join(f"'{_folder_names(split)[-1]}'" for split in (data.train, data.test))
+        layouts.append(f"folders {names} with a folder of image files for each class")
     return (
         f"Name a folder with --data-dir or {ENVIRONMENT} that holds {', '.join(layouts[:-1])}, "
         f"or {layouts[-1]}, there or in its subfolder '{data.name}'."

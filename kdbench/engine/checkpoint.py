@@ -1,7 +1,7 @@
 """Checkpoints at epoch ends: all that is needed to go on as if nothing had happened."""
 
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,10 @@ class Progress:
     peak_memory_bytes: int = 0
     jobs: int = 1
     """Most runs that ever shared the device: windows timed among several are no measure."""
+    waiting_seconds: float | None = None
+    """Of training, for data; None where there is nothing to wait for."""
+    undecodable: dict[str, str] = field(default_factory=dict)
+    """Images that could not be decoded: reasons by name."""
 
 
 def save_checkpoint(

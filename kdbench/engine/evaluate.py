@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdbench.data import UNJUDGED
 from kdbench.losses import mean_probability_logits
 from kdbench.method import ContractError, Method
 from kdbench.store import Metrics
@@ -72,18 +73,20 @@ def check_roles(roles: Mapping[str, Tensor]) -> None:
 
 
 def _count(logits: Tensor, labels: Tensor) -> Tensor:
-    """Right at first guess, right among five, summed cross-entropy, images: (4,) in float64."""
+    """Right at first guess, right among five, summed cross-entropy, images, and those of them that
+    have a loss: (5,) in float64. What is UNJUDGED is wrong and has none.
+    """
     guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices
     right = guesses == labels[:, None]
-    loss = F.cross_entropy(logits, labels, reduction="sum")
+    loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=UNJUDGED)
     images = loss.new_full((), len(labels))
-    counts = (right[:, 0].sum(), right.sum(), loss, images)
+    counts = (right[:, 0].sum(), right.sum(), loss, images, (labels != UNJUDGED).sum())
     return torch.stack([count.double() for count in counts])
 
 
 def _metrics(sums: list[float]) -> Metrics:
-    top1, top5, loss, images = sums
-    return Metrics(top1=100 * top1 / images, top5=100 * top5 / images, loss=loss / images)
+    top1, top5, loss, images, judged = sums
+    return Metrics(top1=100 * top1 / images, top5=100 * top5 / images, loss=loss / judged)
 
 
 def _mean(networks: list[Metrics]) -> Metrics:

@@ -5,13 +5,13 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from kdbench.data import EvaluationBatches, Images, TrainingBatches
+from kdbench.data import Evaluation, ImageSet, evaluation_batches, training_batches
 from kdbench.engine.checkpoint import (
     DamagedCheckpointError,
     Progress,
@@ -20,6 +20,7 @@ from kdbench.engine.checkpoint import (
 )
 from kdbench.engine.environment import environment
 from kdbench.engine.evaluate import evaluate
+from kdbench.engine.intake import Intake, undecodable_notes, waiting_share
 from kdbench.engine.measure import MemoryMeter, StepClock, count_parameters, forward_flops
 from kdbench.engine.optimizers import build_optimizers, set_learning_rates
 from kdbench.engine.schedule import learning_rate_factor
@@ -62,8 +63,8 @@ class Run:
     def __init__(
         self,
         spec: RunSpec,
-        train: Images,
-        test: Images,
+        train: ImageSet,
+        test: ImageSet,
         folder: Path,
         accelerator: Accelerator,
         observer: Observer,
@@ -88,14 +89,17 @@ class Run:
             accelerator.prepare(method), self.optimizers, suite.precision, mode, self._on_fallback
         )
         place = (accelerator.process_index, accelerator.num_processes)
-        self.held_out: EvaluationBatches | None = None
-        self.notes: dict[str, int] = {}
+        self.held_out: Evaluation | None = None
+        self.notes: dict[str, Any] = {}
         if method.held_out_share:
             train, held_out = train.hold_out(method.held_out_share)
-            self.held_out = EvaluationBatches(held_out, suite)
+            self.held_out = evaluation_batches(held_out, suite, substitute=True)
             self.notes["training images held out"] = len(held_out)
-        self.training = TrainingBatches(train, suite, spec.seed, spec.views, *place)
-        self.evaluation = EvaluationBatches(test, suite, *place)
+        self.training = training_batches(train, suite, spec.seed, spec.views, *place)
+        self.evaluation = evaluation_batches(test, suite, *place)
+        self.notes |= self.training.notes
+        others = (self.evaluation, self.held_out)
+        self.intake = Intake(self.training, others, accelerator, observer.on_message)
         self.clock = StepClock(accelerator.device)
         self.progress = Progress(jobs=jobs)
         self.history: list[Epoch] = []
@@ -116,8 +120,10 @@ class Run:
             with self.step.autocast():
                 metrics = evaluate(self.method, self.evaluation, self._sum)
             self.progress.training_seconds += trained - started
+            self.intake.after_training(self.progress, trained - started)
             self.progress.evaluation_seconds += time.perf_counter() - trained
             _check_finite(epoch + 1, losses, metrics)
+            self.intake.after_evaluation(self.progress)
             self._record(epoch, losses, metrics)
         return self.result("finished")
 
@@ -133,7 +139,7 @@ class Run:
                 "history": self.history,
                 "cost": self._cost(),
                 "environment": self._environment(),
-                "notes": self.notes,
+                "notes": self.notes | undecodable_notes(self.progress),
             }
         )
 
@@ -243,6 +249,7 @@ class Run:
             evaluation_seconds=self.progress.evaluation_seconds,
             peak_memory_bytes=max(self.progress.peak_memory_bytes, self.memory.peak()),
             jobs=self.progress.jobs,
+            waiting_share=waiting_share(self.progress),
             peak_memory_kind=self.memory.kind,
             parameters_trained=self.parameters_trained,
             parameters_deployed=self.parameters_deployed,

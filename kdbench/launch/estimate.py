@@ -7,7 +7,7 @@ import torch
 
 from kdbench.data import batch_share
 from kdbench.engine.environment import device_name
-from kdbench.engine.measure import synchronised_clock
+from kdbench.engine.measure import forward_flops, synchronised_clock
 from kdbench.engine.optimizers import build_optimizers
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import Mode, TrainingStep
@@ -16,6 +16,10 @@ from kdbench.launch.plan import PlannedRun
 from kdbench.store import Result, read_all
 
 TIMED_STEPS = 2
+
+TIMED_FLOPS = 5e10
+"""Of a timed forward pass on a CPU, whose time is in proportion to the batch: 256 large images
+would take minutes and gigabytes. On a GPU the whole batch is timed."""
 
 
 Key = tuple[str, str, str, int, int, str]
@@ -79,11 +83,14 @@ def _time_step(spec: RunSpec, device: torch.device, processes: int) -> float:
     Several processes have a GPU each, or the same CPU together.
     """
     suite = spec.suite
-    images = batch_share(suite, processes if device.type == "cuda" else 1)
+    images = whole = batch_share(suite, processes if device.type == "cuda" else 1)
     size = suite.data.image_size
     method = spec.build_on(device).train()
     method.begin_epoch(0)
     train = TrainingStep(method, build_optimizers(method, suite.optimizer), suite.precision)
+    if device.type == "cpu":
+        flops = spec.networks * forward_flops(method.student(), size)
+        images = min(images, max(2, round(TIMED_FLOPS / flops)))
     views = torch.randn(spec.views, images, size, size, 3, device=device)
     labels = torch.randint(suite.data.classes, (images,), device=device)
     started = 0.0
@@ -91,4 +98,5 @@ def _time_step(spec: RunSpec, device: torch.device, processes: int) -> float:
         if step == 1:
             started = synchronised_clock(device)
         train(views.permute(0, 1, 4, 2, 3), labels)
-    return (synchronised_clock(device) - started) / TIMED_STEPS
+    seconds = (synchronised_clock(device) - started) / TIMED_STEPS
+    return seconds * whole / images

@@ -1,6 +1,5 @@
 """One run of a plan, executed and recorded, whatever goes wrong in it."""
 
-import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import distributed
 
-from kdbench.data import Images, Source, batch_share, load_images
+from kdbench.data import ImageSet, Source, batch_share, open_images
 from kdbench.engine.checkpoint import remove_checkpoint
 from kdbench.engine.device import COLLECTIVE_TIMEOUT
 from kdbench.engine.mode import Compile
@@ -20,7 +19,7 @@ from kdbench.engine.step import Mode
 from kdbench.errors import PlanAbandonedError, UserError
 from kdbench.launch.place import Place
 from kdbench.launch.ranks import Ranks
-from kdbench.launch.shares import check_gpus
+from kdbench.launch.shares import check_gpus, cores
 from kdbench.store import Result, Status, save
 from kdbench.suite import Suite
 
@@ -43,17 +42,28 @@ class Execution:
     """Runs at a time; more than one are processes of their own."""
     processes: int = 1
     """That train each run together."""
+    workers: int | None = None
+    """Processes that decode images for each process that trains; None takes what cores there are.
+    It changes no number."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant.
 
         Raises:
-            UserError: no run at a time, or no process.
+            UserError: no run at a time, no process, or less than no worker.
         """
         if self.jobs < 1:
             raise UserError(f"--jobs must be at least 1, not {self.jobs}.")
         if self.processes < 1:
             raise UserError(f"--num-processes must be at least 1, not {self.processes}.")
+        if self.workers is not None and self.workers < 0:
+            raise UserError(f"--workers must be at least 0, not {self.workers}.")
+
+    def decoding_processes(self, local_processes: int) -> int:
+        """For each of the processes of a run on this machine; one core is left to train."""
+        if self.workers is not None:
+            return self.workers
+        return max(1, cores() // (local_processes * self.jobs) - 1)
 
 
 def check_processes(suite: Suite, processes: int, ranks: Ranks) -> None:
@@ -71,36 +81,28 @@ def check_processes(suite: Suite, processes: int, ranks: Ranks) -> None:
         check_gpus(processes)
 
 
-def read_images(source: Source, device: torch.device) -> tuple[Images, Images]:
-    """The training and the test images.
+def open_images_together(
+    source: Source, device: torch.device, how: Execution, ranks: Ranks = ALONE
+) -> tuple[ImageSet, ImageSet]:
+    """The training and the test images, for all processes of a plan, which must find the same.
 
     Raises:
-        UserError: they cannot be read, or are not the data set the suite names.
+        UserError: they cannot be read, are not the data set the suite names, or differ between
+            processes.
     """
-    train, test = (load_images(source, split) for split in (source.data.train, source.data.test))
-    return train.to(device), test.to(device)
-
-
-def read_images_together(
-    source: Source, device: torch.device, ranks: Ranks
-) -> tuple[Images, Images]:
-    """The same, by all processes of a plan, which must find the same images.
-
-    Raises:
-        UserError: they cannot be read, or differ between processes.
-    """
+    workers = how.decoding_processes(ranks.place.local_processes)
     with ranks.one_before_others("images"):
-        images = read_images(source, device)
+        images = open_images(source, device, workers)
     if ranks.count > 1:
         names = (f"{part} images of '{source.data.name}'" for part in ("training", "test"))
-        seen = dict(zip(names, map(_digest, images), strict=True))
+        seen = {name: part.digest() for name, part in zip(names, images, strict=True)}
         ranks.require_alike(seen, "--data-dir or KDBENCH_DATA must lead all to the same data")
     return images
 
 
 def run_and_save(
     spec: RunSpec,
-    images: tuple[Images, Images],
+    images: tuple[ImageSet, ImageSet],
     how: Execution,
     accelerator: Accelerator,
     observer: Observer,
@@ -131,8 +133,8 @@ def run_and_save(
 
 def run_one(
     spec: RunSpec,
-    train: Images,
-    test: Images,
+    train: ImageSet,
+    test: ImageSet,
     folder: Path,
     accelerator: Accelerator,
     observer: Observer,
@@ -217,11 +219,3 @@ def run_folder(runs: Path, spec: RunSpec) -> Path:
 def without_paths(text: str) -> str:
     """A message without the folders of this machine: results are published."""
     return re.sub(r"(?<![\w.])/(?:[^\s/:'\",]+/)+", "", text)
-
-
-def _digest(images: Images) -> str:
-    """Of pixels and labels."""
-    digest = hashlib.sha256(str(tuple(images.pixels.shape)).encode())
-    for tensor in (images.pixels, images.labels):
-        digest.update(tensor.cpu().numpy().data)
-    return digest.hexdigest()

@@ -11,12 +11,12 @@ from collections.abc import Generator, Iterator
 
 import torch
 
-from kdbench.data import Source
+from kdbench.data import Source, open_images
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.run import empty_result
 from kdbench.errors import UserError
 from kdbench.launch.display import Display
-from kdbench.launch.execution import Execution, read_images, run_folder, without_paths
+from kdbench.launch.execution import Execution, run_folder, without_paths
 from kdbench.launch.order import WorkOrder
 from kdbench.launch.plan import PlannedRun
 from kdbench.launch.shares import Shares
@@ -43,7 +43,8 @@ def run_in_processes(
         KeyboardInterrupt: the user stopped it, or SIGTERM did.
     """
     with display.note(f"Reading the images of {source.data.name}"):
-        read_images(source, torch.device("cpu"))  # the processes then find them in the cache
+        # The processes then find them in the cache.
+        open_images(source, torch.device("cpu"), workers=0)
     shares = Shares.among(jobs, how.processes)
     waiting = deque(todo)
     children: dict[int, Child] = {}

@@ -8,7 +8,7 @@ from kdbench.engine.device import make_accelerator
 from kdbench.engine.mode import step_modes
 from kdbench.errors import PlanInterruptedError, UserError
 from kdbench.launch.display import Display
-from kdbench.launch.execution import ALONE, Execution, read_images_together, run_and_save
+from kdbench.launch.execution import ALONE, Execution, open_images_together, run_and_save
 from kdbench.launch.jobs import run_in_processes
 from kdbench.launch.plan import PlannedRun, at_a_time
 from kdbench.launch.ranks import Ranks
@@ -62,7 +62,7 @@ def _run_here(
     place = accelerator.device, accelerator.num_processes
     modes = step_modes(how.compile, suite, names, *place)
     with display.note(f"Reading the images of {source.data.name}"):
-        images = read_images_together(source, accelerator.device, ranks)
+        images = open_images_together(source, accelerator.device, how, ranks)
     for run in todo:
         current = display.start(run.spec)
         mode = modes[run.spec.architecture]

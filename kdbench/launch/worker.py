@@ -15,7 +15,7 @@ from kdbench.engine.device import make_accelerator
 from kdbench.engine.mode import step_mode
 from kdbench.engine.run import Observer, Unobserved
 from kdbench.errors import PlanAbandonedError, UserError
-from kdbench.launch.execution import read_images_together, run_and_save, run_folder
+from kdbench.launch.execution import open_images_together, run_and_save, run_folder
 from kdbench.launch.order import WorkOrder
 from kdbench.launch.place import Place, end_with
 from kdbench.launch.ranks import Ranks, together
@@ -78,7 +78,7 @@ def _train(order: WorkOrder, ranks: Ranks, observer: Observer) -> Result:
     place = accelerator.device, accelerator.num_processes
     mode = step_mode(how.compile, spec.suite, spec.architecture, *place)
     source = locate(spec.suite.data, how.data_dir, is_cached)
-    images = read_images_together(source, accelerator.device, ranks)
+    images = open_images_together(source, accelerator.device, how, ranks)
     return run_and_save(spec, images, how, accelerator, observer, mode, order.jobs, ranks)
 
 

@@ -12,13 +12,7 @@ def listing() -> str:
     """Suites, methods and architectures as three tables."""
     suites = [_suite(suite) for suite in all_suites()]
     methods = [_method(entry) for entry in find_methods(["all"])]
-    architectures = [
-        {
-            "architecture": name,
-            "parameters (100 classes)": f"{count_parameters(build(name, 100)):,}",
-        }
-        for name in ARCHITECTURES
-    ]
+    architectures = [_architecture(name) for name in ARCHITECTURES]
     tables = [tabulate(rows, headers="keys") for rows in (suites, methods, architectures)]
     return "\n\n".join(tables)
 
@@ -27,11 +21,20 @@ def _suite(suite: Suite) -> dict[str, object]:
     return {
         "suite": suite.name,
         "epochs": suite.schedule.epochs,
+        "classes": suite.data.classes,
         "images": suite.data.count(suite.data.train),
         "networks": suite.networks,
         "architecture": suite.default_architecture,
         "description": suite.description,
     }
+
+
+def _architecture(name: str) -> dict[str, object]:
+    """With as many classes as the largest suite that offers it has."""
+    offered = [suite.data.classes for suite in all_suites() if name in suite.architectures]
+    classes = max(offered, default=100)
+    parameters = count_parameters(build(name, classes))
+    return {"architecture": name, "classes": classes, "parameters": f"{parameters:,}"}
 
 
 def _method(entry: MethodEntry) -> dict[str, object]:

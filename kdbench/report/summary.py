@@ -23,6 +23,7 @@ RUN_COLUMNS = {
     "images_per_second": "median over windows of training steps",
     "peak_memory_bytes": "device memory, or resident memory of the process on a CPU",
     "training_seconds": "without evaluation",
+    "waiting_share": "of the training, for data; missing where all images lie in memory",
     "parameters_trained": "",
     "parameters_deployed": "",
 }
@@ -106,6 +107,7 @@ def _method(runs: pd.DataFrame, reference: pd.Series) -> dict[str, object]:
         "peak_memory_bytes": comparable.peak_memory_bytes.max(),
         "memory_kind": comparable.memory_kind.max(),
         "training_seconds": comparable.training_seconds.mean(),
+        "waiting_share": comparable.waiting_share.astype(float).mean(),
         "parameters_trained": finished.parameters_trained.max(),
         "parameters_deployed": finished.parameters_deployed.max(),
     }

@@ -12,6 +12,7 @@ from kdbench.report.summary import BOARD
 Format = Literal["terminal", "markdown", "csv", "json"]
 FORMATS: tuple[str, ...] = get_args(Format)
 MISSING = "n/a"
+WAITING = "waiting for data"
 
 
 def render(board: pd.DataFrame, form: Format, against: str = "baseline") -> str:
@@ -35,6 +36,8 @@ def _section(title: str, rows: pd.DataFrame, form: Format, against: str) -> str:
     memory = f"peak MiB ({kinds or MISSING})"
     mixed = rows.step.nunique() > 1
     cells = [_row(row, against, memory, mixed) for _, row in rows.iterrows()]
+    if rows.waiting_share.isna().all():
+        cells = [{name: text for name, text in row.items() if name != WAITING} for row in cells]
     return titled_table(title, cells, markdown=form == "markdown")
 
 
@@ -60,6 +63,7 @@ def _row(row: pd.Series, against: str, memory: str, mixed: bool) -> dict[str, st
         "images/s": _rate(row, mixed),
         memory: _number(row.peak_memory_bytes / 2**20, ",.0f"),
         "training": _duration(row.training_seconds),
+        WAITING: _number(row.waiting_share, ".0%"),
         "params trained / deployed": f"{trained} / {deployed}",
     }
 

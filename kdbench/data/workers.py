@@ -1,0 +1,232 @@
+"""Processes that read, decode and crop; which image and which crop is decided by who asks.
+
+They are forked from a server that has imported what they need and nothing else: a fork of a process
+that trains may hang, and one that imports everything anew takes seconds.
+"""
+
+import multiprocessing
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from math import ceil
+from multiprocessing.context import BaseContext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from kdbench.data.crops import random_resized_box
+from kdbench.data.decode import Box, UndecodableError, decode_center, decode_crop
+from kdbench.data.encoded import EncodedImages
+from kdbench.sections import RandomResizedCrop
+
+TASK = 32
+"""Images at a time: many small tasks spread a batch over all workers."""
+
+POLL_SECONDS = 5
+PATIENCE_SECONDS = 60
+"""Without an image; TASK of them take a tenth of a second."""
+
+GREY = 128
+
+
+class LoaderError(Exception):
+    """Images cannot be read any more; the message is the reason."""
+
+
+class Task(NamedTuple):
+    """Up to TASK images to decode."""
+
+    positions: np.ndarray
+    """(B,), in the image set."""
+    draws: np.ndarray | None = None
+    """(V, B, DRAWS) in [0, 1) for random crops; None for the centre."""
+
+
+class Chunk(NamedTuple):
+    """What became of a task."""
+
+    pixels: Tensor
+    """(V, B, S, S, 3), uint8, not flipped yet."""
+    blank: list[int]
+    """Columns without a picture."""
+    undecodable: list[tuple[str, str]]
+    """Names and reasons."""
+    failure: str | None = None
+    """Why the disk did not give an image."""
+
+
+class Decoder(Dataset[Chunk]):
+    """Carries out tasks.
+
+    An image that cannot be decoded is replaced by the next of its class that can be, as the order
+    of the set has them: the class keeps its weight, and every run takes the same one. Where
+    `substitute` is false, as in evaluation, its place stays blank.
+    """
+
+    def __init__(
+        self,
+        images: EncodedImages,
+        size: int,
+        resize: int,
+        crop: RandomResizedCrop,
+        substitute: bool = True,
+    ):
+        self.images = images
+        self.size = size
+        self.resize = resize
+        self.crop = crop
+        self.substitute = substitute
+
+    def __getitem__(self, task: Task) -> Chunk:
+        views = 1 if task.draws is None else len(task.draws)
+        shape = (views, len(task.positions), self.size, self.size, 3)
+        chunk = Chunk(torch.empty(shape, dtype=torch.uint8), [], [])
+        for column, position in enumerate(task.positions.tolist()):
+            draws = None if task.draws is None else task.draws[:, column].tolist()
+            try:
+                crops = self._crops(position, draws, chunk.undecodable)
+            except OSError as error:
+                reason = f"{self.images.name(position)} cannot be read: {error.strerror or error}"
+                return chunk._replace(failure=reason)
+            if crops is None:
+                chunk.blank.append(column)
+                chunk.pixels[:, column] = GREY
+            else:
+                chunk.pixels[:, column] = crops
+        return chunk
+
+    def _crops(
+        self, position: int, draws: list[list[float]] | None, undecodable: list[tuple[str, str]]
+    ) -> Tensor | None:
+        """(V, S, S, 3) of the image or its substitute; None without one."""
+
+        def boxes(height: int, width: int) -> list[Box]:
+            return [random_resized_box(height, width, d, self.crop) for d in draws or ()]
+
+        for candidate in self._candidates(position):
+            encoded = self.images.read(candidate)
+            try:
+                if draws is None:
+                    return decode_center(encoded, self.resize, self.size)
+                return decode_crop(encoded, boxes, self.size)
+            except UndecodableError as error:
+                undecodable.append((self.images.name(candidate), str(error)))
+        return None
+
+    def _candidates(self, position: int) -> Iterator[int]:
+        """The image, and those after it that may stand in."""
+        yield position
+        if self.substitute:
+            labels = self.images.labels
+            mates = torch.nonzero(labels == labels[position]).flatten()
+            start = int(torch.searchsorted(mates, position))
+            yield from torch.cat([mates[start + 1 :], mates[:start]]).tolist()
+
+
+class _Tasks(Sampler[Task]):
+    """The tasks of one pass after the other, to a loader that stays."""
+
+    def __init__(self) -> None:
+        self.source: Iterable[Task] = ()
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.source)
+
+
+class DecodePool:
+    """Workers that stay for all passes; they start with the first. One pass at a time."""
+
+    def __init__(self, decoder: Decoder, batch_size: int):
+        self.decoder = decoder
+        self.batch_size = batch_size
+        self._tasks = _Tasks()
+        self._loader: DataLoader[Chunk] | None = None
+        self._busy = False
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Chunk]]:
+        """What becomes of each task, in order.
+
+        Raises:
+            LoaderError: a worker died or hangs, or the disk does not give an image.
+        """
+        if self._busy:
+            raise RuntimeError("one pass over the images is not at its end")
+        pending: deque[Task] = deque()
+        self._tasks.source = _noted(tasks, pending)
+        if self._loader is None:
+            self._loader = self._make_loader()
+        self._busy = True
+        chunks = iter(self._loader)
+        try:
+            while (chunk := _next(chunks)) is not None:
+                if chunk.failure is not None:
+                    raise LoaderError(chunk.failure)
+                yield pending.popleft(), chunk
+        except BaseException:
+            self._loader = None  # what is under way would turn up in the next pass
+            del chunks
+            raise
+        finally:
+            self._busy = False
+
+    def _make_loader(self) -> DataLoader[Chunk]:
+        images = self.decoder.images
+        options: dict[str, Any] = {}
+        if images.workers:
+            ahead = 2 * ceil(self.batch_size / TASK)  # two whole batches
+            options = {
+                "num_workers": images.workers,
+                "persistent_workers": True,
+                "multiprocessing_context": _context(),
+                "prefetch_factor": max(2, ceil(ahead / images.workers)),
+                "timeout": POLL_SECONDS,
+            }
+        return DataLoader(
+            self.decoder,
+            batch_size=None,
+            sampler=self._tasks,
+            pin_memory=images.device.type == "cuda",
+            generator=torch.Generator(),  # or each pass would draw from the run's
+            **options,
+        )
+
+
+def _noted(tasks: Iterable[Task], pending: deque[Task]) -> Iterator[Task]:
+    for task in tasks:
+        pending.append(task)
+        yield task
+
+
+def _context() -> BaseContext:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["kdbench.data.workers"])
+    return context
+
+
+def _next(chunks: Iterator[Chunk]) -> Chunk | None:
+    """The next chunk; None after the last.
+
+    The loader notices a dead worker only when it looks up, so it is made to look up often.
+    """
+    started = time.monotonic()
+    while True:
+        try:
+            return next(chunks, None)
+        except RuntimeError as error:
+            if "exited unexpectedly" in str(error):
+                raise LoaderError(
+                    "a process that decodes images died: it was killed, or memory (/dev/shm "
+                    "included) ran out; fewer --workers need less"
+                ) from error
+            if "timed out" not in str(error):
+                raise
+            if time.monotonic() - started >= PATIENCE_SECONDS:
+                raise LoaderError(
+                    f"no image was decoded for {PATIENCE_SECONDS} seconds: the disk or a process "
+                    "that decodes hangs"
+                ) from error

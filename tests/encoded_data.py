@@ -1,0 +1,119 @@
+"""Tiny photographs of four classes that stay encoded, in every layout, and a suite for them."""
+
+import io
+from functools import cache
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from kdbench.data import locate
+from kdbench.data.encoded import EncodedImages, open_encoded
+from kdbench.suite import Suite, load_suite
+
+CLASSES, TRAIN, TEST = 4, 20, 10
+"""Classes, and training and test images; labels go round the classes."""
+
+SUITE = f"""
+version = 1
+extends = "imagenet"
+description = "two epochs of two steps"
+architectures = ["resnet8", "resnet18"]
+default_architecture = "resnet8"
+networks = 2
+batch_size = 8
+evaluation_batch_size = 4
+[data]
+name = "photos"
+hub = "nobody/photos"
+classes = {CLASSES}
+image_size = 32
+resize = 36
+[data.train]
+images = {TRAIN}
+[data.test]
+images = {TEST}
+[schedule]
+epochs = 2
+milestones = [1]
+warmup_epochs = 0
+"""
+
+
+@cache
+def photo(split: str, index: int) -> bytes:
+    """A JPEG of smooth shapes, of a size of its own."""
+    noise = np.random.default_rng([index, len(split)])
+    small = Image.fromarray(noise.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+    stream = io.BytesIO()
+    size = (40 + 3 * (index % 7), 52 - 4 * (index % 5))
+    small.resize(size, Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+Content = dict[str, list[tuple[bytes, int]]]
+
+
+def content() -> Content:
+    """Split to encoded images and labels."""
+    counts = {"train": TRAIN, "validation": TEST}
+    return {
+        split: [(photo(split, index), index % CLASSES) for index in range(count)]
+        for split, count in counts.items()
+    }
+
+
+def table(rows: list[tuple[bytes, int]]) -> pa.Table:
+    images = [{"bytes": image, "path": f"photo{i}.jpg"} for i, (image, _) in enumerate(rows)]
+    return pa.table({"image": images, "label": [label for _, label in rows]})
+
+
+def write_parquet(folder: Path, rows: Content | None = None) -> Path:
+    """As on the hub, the training split in two files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, images in (rows or content()).items():
+        half = len(images) // 2 if split == "train" else len(images)
+        parts = [part for part in (images[:half], images[half:]) if part]
+        for shard, part in enumerate(parts):
+            name = f"{split}-{shard:05d}-of-{len(parts):05d}.parquet"
+            pq.write_table(table(part), folder / name)
+    return folder
+
+
+def write_saved(folder: Path, rows: Content | None = None) -> Path:
+    """As the `datasets` library saves it."""
+    splits = {split: datasets.Dataset(table(part)) for split, part in (rows or content()).items()}
+    saved = datasets.DatasetDict(splits).cast_column("image", datasets.Image(decode=False))
+    saved.save_to_disk(folder)
+    return folder
+
+
+def write_folders(folder: Path, rows: Content | None = None, validation: str = "val") -> Path:
+    """A folder for each class; the images of a class keep their order."""
+    for split, images in (rows or content()).items():
+        for index, (image, label) in enumerate(images):
+            name = validation if split == "validation" else split
+            place = folder / name / f"n{label:08d}"
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"n{label:08d}_{index:03d}.JPEG").write_bytes(image)
+    return folder
+
+
+LAYOUTS = {"parquet": write_parquet, "save_to_disk": write_saved, "imagefolder": write_folders}
+
+
+def photo_suite(**changes: object) -> Suite:
+    """The suite, as `photos.toml` in the working folder gives it."""
+    Path("photos.toml").write_text(SUITE)
+    return load_suite("photos.toml").model_copy(update=changes)
+
+
+def opened(suite: Suite, folder: Path, workers: int = 0) -> tuple[EncodedImages, EncodedImages]:
+    source, device = locate(suite.data, folder), torch.device("cpu")
+    splits = (suite.data.train, suite.data.test)
+    train, test = (open_encoded(source, split, device, workers) for split in splits)
+    return train, test

@@ -1,0 +1,66 @@
+"""Pictures like photographs, in every encoding a data set may hold, good and bad."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+def photo(height: int = 120, width: int = 160, seed: int = 0) -> Image.Image:
+    """Smooth colours with some grain."""
+    draws = np.random.default_rng(seed)
+    coarse = draws.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    grain = draws.normal(0, 4, (height, width, 3))
+    return Image.fromarray((np.asarray(smooth) + grain).clip(0, 255).astype(np.uint8))
+
+
+def encode(image: Image.Image, form: str = "JPEG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, form, **({"quality": 95} if form == "JPEG" else {}) | options)
+    return stream.getvalue()
+
+
+def turned(image: Image.Image, orientation: int = 6) -> bytes:
+    """As a camera held otherwise stores it: the upright picture is what EXIF says to make of it."""
+    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # of Image.Transpose
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turn = back.get(orientation)
+    return encode(image if turn is None else image.transpose(Image.Transpose(turn)), exif=exif)
+
+
+def ycck(image: Image.Image) -> bytes:
+    """JPEG as Photoshop writes CMYK: inverted, and its first three channels as YCbCr."""
+    inks = ImageOps.invert(image)
+    stored = [*inks.convert("YCbCr").split(), Image.new("L", image.size, 255)]
+    cmyk = Image.merge("CMYK", [band.point(lambda value: 255 - value) for band in stored])
+    encoded = encode(cmyk)  # Pillow inverts what it stores
+    marker = encoded.index(b"Adobe") + 11
+    return encoded[:marker] + b"\x02" + encoded[marker + 1 :]
+
+
+def sixteen_bits() -> bytes:
+    """Greys from 0 to 65,535, from left to right, in 256 steps."""
+    row = np.arange(256, dtype=np.uint16) * 257
+    return encode(Image.fromarray(np.tile(row, (16, 1))), "PNG")
+
+
+def claims(height: int, width: int) -> bytes:
+    """A PNG that consists of little but a header."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(bytes(1000))
+    chunks = [
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        for chunk in (header, data, b"IEND")
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def claims_jpeg(height: int, width: int) -> bytes:
+    """A JPEG whose header says another size than its content has."""
+    encoded = encode(photo())
+    size = encoded.index(b"\xff\xc0") + 5
+    return encoded[:size] + struct.pack(">HH", height, width) + encoded[size + 4 :]

@@ -1,0 +1,174 @@
+"""Encoded images to pixels: near to PIL's, upright, of any kind; and what is no image."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from pictures import claims, claims_jpeg, encode, photo, sixteen_bits, turned, ycck
+from PIL import Image
+from torchvision.transforms import v2
+
+from kdbench.data import decode as module
+from kdbench.data.decode import UndecodableError, decode, decode_center, decode_crop, decoder_name
+
+NEAR = 0.05
+"""Mean difference to PIL's resize of the same pixels, in grey levels of 255."""
+JPEG_NEAR = 6.0
+"""And to the picture before JPEG and CMYK lost some of it."""
+
+
+def difference(pixels: torch.Tensor, image: Image.Image) -> float:
+    return float(np.abs(pixels.numpy().astype(int) - np.asarray(image).astype(int)).mean())
+
+
+def pil(encoded: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(encoded)).convert("RGB")
+
+
+@pytest.mark.parametrize("box", [(0, 0, 240, 320), (30, 41, 97, 150), (10, 200, 20, 30)])
+def test_a_crop_is_pils_bilinear_resize_of_the_box(box):
+    encoded = encode(photo(240, 320))
+    top, left, height, width = box
+    crops = decode_crop(encoded, lambda *_: [box], 64)
+    assert crops.shape == (1, 64, 64, 3) and crops.dtype == torch.uint8 and crops.is_contiguous()
+    crop = pil(encoded).crop((left, top, left + width, top + height))
+    assert difference(crops[0], crop.resize((64, 64), Image.Resampling.BILINEAR)) < NEAR
+
+
+def test_views_are_decoded_once_and_each_is_as_if_alone(monkeypatch):
+    encoded, sizes, decoded = encode(photo(60, 80)), [], []
+    monkeypatch.setattr(module, "decode", lambda data: decoded.append(data) or decode(data))
+    boxes = [(0, 0, 60, 80), (5, 6, 32, 32), (20, 10, 40, 30)]
+    views = decode_crop(encoded, lambda *size: sizes.append(size) or boxes, 32)
+    assert len(decoded) == 1 and sizes == [(60, 80)]
+    alone = [decode_crop(encoded, lambda *_, box=box: [box], 32)[0] for box in boxes]
+    assert torch.equal(views, torch.stack(alone))
+
+
+@pytest.mark.parametrize("size", [(100, 151), (151, 100), (40, 60), (64, 64), (64, 90)])
+def test_the_centre_is_torchvisions_resize_and_crop(size):
+    encoded = encode(photo(*size))
+    center = decode_center(encoded, 64, 56)
+    assert center.shape == (56, 56, 3) and center.is_contiguous()
+    transform = v2.Compose([v2.Resize(64), v2.CenterCrop(56)])
+    assert difference(center, transform(pil(encoded))) < NEAR
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"subsampling": 0}, {"subsampling": 1}, {"progressive": True}, {"quality": 30}]
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_both_decoders_of_jpeg_make_the_same_pixels(mode, options):
+    encoded = encode(photo(67, 81).convert(mode), **options)
+    plain = module._plain_jpeg(encoded)
+    assert plain is not None, "simplejpeg takes it"
+    assert np.array_equal(plain, np.asarray(pil(encoded)))
+    assert np.array_equal(module._with_pillow(encoded), plain)
+
+
+def test_threads_do_not_change_pixels():
+    encoded, pixels = encode(photo(240, 320)), []
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        pixels.append(decode_crop(encoded, lambda h, w: [(1, 2, h - 5, w - 9)], 96))
+    torch.set_num_threads(before)
+    assert torch.equal(*pixels)
+
+
+GREY = photo().convert("L")
+CONVERTED = {
+    "grey JPEG": (encode(GREY), GREY.convert("RGB")),
+    "CMYK JPEG": (encode(photo().convert("CMYK")), photo()),
+    "YCCK JPEG": (ycck(photo()), photo()),
+    "JPEG with bytes to spare": (encode(photo()) + b"\0" * 100, photo()),
+    "palette PNG": (encode(photo().quantize(256), "PNG"), photo().quantize(256).convert("RGB")),
+    "transparent palette": (encode(photo().quantize(256), "PNG", transparency=b"\x80" * 9), None),
+    "RGBA PNG": (encode(Image.merge("RGBA", [*photo().split(), GREY]), "PNG"), photo()),
+    "LA PNG": (encode(Image.merge("LA", [GREY, GREY]), "PNG"), GREY.convert("RGB")),
+    "bilevel PNG": (encode(GREY.convert("1"), "PNG"), GREY.convert("1").convert("RGB")),
+    "GIF": (encode(photo().quantize(256), "GIF"), photo().quantize(256).convert("RGB")),
+    "WebP": (encode(photo(), "WEBP", lossless=True), photo()),
+    "turned JPEG": (turned(photo()), photo()),
+}
+
+
+@pytest.mark.parametrize("kind", CONVERTED)
+@pytest.mark.filterwarnings("error")
+def test_images_of_all_kinds_become_upright_rgb(kind):
+    encoded, expected = CONVERTED[kind]
+    pixels = decode(encoded)
+    assert pixels.dtype == torch.uint8 and pixels.is_contiguous()
+    assert difference(pixels, expected or photo().quantize(256).convert("RGB")) < JPEG_NEAR
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    pixels = decode(sixteen_bits())
+    assert torch.equal(pixels[0], torch.arange(256, dtype=torch.uint8)[:, None].expand(-1, 3))
+
+
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_every_orientation_becomes_upright(orientation):
+    encoded = turned(photo(), orientation)
+    pixels = decode(encoded)
+    assert difference(pixels, photo()) < JPEG_NEAR
+    assert torch.equal(pixels, torch.from_numpy(module._with_pillow(encoded)))
+    assert decode_crop(encoded, lambda h, w: [(0, 0, h, w - 40)], 120).shape == (1, 120, 120, 3)
+
+
+@pytest.mark.parametrize("at", range(8, 32, 2))
+def test_exif_that_is_damaged_does_no_harm(at):
+    encoded = turned(photo(), 3)
+    at += encoded.index(b"Exif")
+    pixels = decode(encoded[:at] + b"\xff\xff" + encoded[at + 2 :])
+    assert min(difference(pixels, image) for image in (photo(), photo().rotate(180))) < JPEG_NEAR
+
+
+WHOLE = encode(photo())
+END_OF_IMAGE = b"\xff\xd9"
+ENDS = "end before the image does"
+NO_IMAGES = {
+    "nothing": (b"", "empty"),
+    "text": (b"<html>404 Not Found</html>", "no known image format"),
+    "half a JPEG": (WHOLE[: len(WHOLE) // 2], ENDS),
+    "half a JPEG with an end": (WHOLE[: len(WHOLE) // 2] + END_OF_IMAGE, ENDS),
+    "a JPEG without its last part": (WHOLE[:-200], ENDS),
+    "a JPEG's first bytes": (WHOLE[:20], ""),
+    "half a grey JPEG": (encode(GREY)[:1500], ENDS),
+    "half a progressive JPEG": (encode(photo(), progressive=True)[:3000], ENDS),
+    "half a turned JPEG": (turned(photo())[:4000] + END_OF_IMAGE, ENDS),
+    "half a CMYK JPEG": (encode(photo().convert("CMYK"))[:9000], "truncated"),
+    "half a PNG": (encode(photo(), "PNG")[:9000], "truncated"),
+    "a bomb": (claims(60_000, 60_000), "more than 89,478,485 pixels"),
+    "a bomb in a JPEG": (claims_jpeg(65_000, 65_000), "more than 89,478,485 pixels"),
+    "a small bomb": (claims(10_000, 10_000), "more than 89,478,485 pixels"),
+    "floating-point numbers": (encode(GREY.convert("F"), "TIFF"), "floating-point"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_IMAGES)
+@pytest.mark.filterwarnings("error")
+def test_what_is_no_whole_image_is_refused_in_words(kind):
+    encoded, words = NO_IMAGES[kind]
+    for attempt in (
+        lambda: decode_crop(encoded, lambda h, w: [(0, 0, h, w)], 32),
+        lambda: decode_center(encoded, 64, 56),
+    ):
+        with pytest.raises(UndecodableError) as caught:
+            attempt()
+        reason = str(caught.value)
+        assert words in reason
+        assert reason and "\n" not in reason and not reason.endswith(".") and "/" not in reason
+        assert "0x" not in reason
+
+
+def test_a_thread_of_an_image_is_not_blown_up_to_gigabytes():
+    thread = encode(photo(2, 40_000), "PNG")
+    assert decode_crop(thread, lambda h, w: [(0, 100, h, 2)], 32).shape == (1, 32, 32, 3)
+    with pytest.raises(UndecodableError, match="narrow"):
+        decode_center(thread, 256, 224)
+
+
+def test_the_decoders_name_has_versions():
+    assert Image.__version__ in decoder_name() and "simplejpeg" in decoder_name()
