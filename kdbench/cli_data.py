@@ -1,6 +1,5 @@
 """`kdbench data`: commands on data sets. What takes long to import is imported by the command."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +44,7 @@ def prepare(
     from kdbench.data import prepare as work
     from kdbench.data.prepared import read_manifest
     from kdbench.data.sources import locate
+    from kdbench.launch.shares import cores
     from kdbench.suite import load_suite
 
     if workers is not None and workers < 1:
@@ -56,12 +56,13 @@ def prepare(
         for problem in problems:
             _say(problem)
         if problems:
+            _say("Delete what is damaged, and the same command without --check makes it again.")
             raise typer.Exit(1)
         print(f"'{output}' is whole.")
         return
     chosen = load_suite(suite)
     side = work.shorter_side(chosen)
-    processes = workers or len(os.sched_getaffinity(0))
+    processes = workers or cores()
     with Console(stderr=True).status("looking at the originals"):
         source = locate(chosen.data, data_dir)
         manifest = work.begin(source, side, output)

@@ -96,6 +96,8 @@ def begin(source: Source, shorter_side: int, output: Path) -> Manifest:
     Raises:
         UserError: the source is prepared itself, or the folder holds something else.
     """
+    if output.exists() and not output.is_dir():
+        raise UserError(f"'{output}' is no folder: name another with --output.")
     if source.folder is not None and read_manifest(source.folder) is not None:
         raise UserError(
             f"The images in '{source.folder}' are prepared already: name the folder of the "
@@ -171,7 +173,7 @@ def prepare(
             writer = ShardWriter(source, output, keep_all, on_images)
             for split in _splits(source):
                 for name, shard in writer.write(split, manifest):
-                    shards = manifest.shards | {name: shard}
+                    shards = dict(sorted((manifest.shards | {name: shard}).items()))
                     manifest = manifest.model_copy(update={"shards": shards})
                     write_manifest(output, manifest)
     except KeyboardInterrupt:

@@ -144,15 +144,14 @@ def damages(
     """What is wrong with the folder's shards, one sentence each; reads them whole."""
     for name, shard in manifest.shards.items():
         try:
-            intact = sha256(folder / name) == shard.sha256
+            problem = "" if sha256(folder / name) == shard.sha256 else "has another SHA-256"
         except FileNotFoundError:
-            yield f"{name} is missing."
+            problem = "is missing"
         except OSError as error:
-            yield f"{name} cannot be read: {error.strerror or error}."
-        else:
-            if not intact:
-                yield f"{name} is damaged: its SHA-256 is another than when it was written."
+            problem = f"cannot be read: {error.strerror or error}"
+        if problem:
+            yield f"{name} {problem}."
         on_shard(shard)
     missing = manifest.originals.images - manifest.images
     if missing:
-        yield f"{missing:,} images are not prepared yet."
+        yield f"{missing:,} of {manifest.originals.images:,} images are not prepared yet."

@@ -85,8 +85,7 @@ def shrinking(shorter_side: int, quality: int, workers: int) -> Iterator[KeepAll
         yield partial(_in_order, pool, work, 2 * workers)
     except BrokenProcessPool as error:
         raise UserError(
-            "A process was killed, perhaps since memory ran out; "
-            "give the same command again, with fewer --workers."
+            "A process was killed, perhaps since memory ran out: try fewer --workers."
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
