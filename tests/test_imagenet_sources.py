@@ -25,6 +25,7 @@ from huggingface_hub.errors import GatedRepoError
 
 from kdbench.data import locate
 from kdbench.data.encoded import EncodedImages
+from kdbench.data.prepared import Manifest, Originals, Settings, write_manifest
 from kdbench.errors import UserError
 from kdbench.suite import Suite
 
@@ -93,6 +94,18 @@ def test_the_copy_made_of_parquet_lies_in_the_cache_and_is_made_once(suite, monk
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.arrow")} == files
     reader = opened(suite, folder)[0].reader
     assert {Path(file) for file in reader.files} <= files.keys()
+
+
+def test_pixels_that_were_prepared_are_noted_as_such(suite):
+    folder = write_parquet(Path("root"))
+    assert opened(suite, folder)[0].notes["images"] == "originals"
+    splits = {"train": 20, "validation": 10}
+    originals = Originals(data="photos", layout="parquet", files=3, bytes=9, splits=splits)
+    settings = Settings(shorter_side=36, quality=90, images_per_shard=10)
+    manifest = Manifest(made_by="a test", originals=originals, settings=settings, shards={})
+    write_manifest(folder, manifest)
+    for images in opened(suite, folder):
+        assert images.notes["images"] == "prepared: shorter side 36, JPEG quality 90"
 
 
 def test_every_nth_class_is_taken_and_renumbered_in_order(suite):
