@@ -226,18 +226,24 @@ def test_two_passes_at_a_time_are_refused(suite, images):
 
 @pytest.fixture
 def damaged(suite) -> tuple[EncodedImages, EncodedImages]:
-    """The first and the fifth training image, one after the other in class 0, are none; nor are
-    the last one, before which the first stands in, and the test image 6.
+    """No images are 0 and 4, one after the other in class 0, 9 in the middle of class 1, 19 at the
+    end of class 3; nor is 6 of the test images.
     """
     rows = content()
-    for split, index in (("train", 0), ("train", 4), ("train", 19), ("validation", 6)):
+    for split, index in (
+        ("train", 0),
+        ("train", 4),
+        ("train", 9),
+        ("train", 19),
+        ("validation", 6),
+    ):
         rows[split][index] = (b"no image", index % CLASSES)
     return opened(suite, write_saved(Path("damaged"), rows))
 
 
 def test_another_of_the_class_stands_in_for_what_cannot_be_decoded(suite, images, damaged):
-    batches, expected = training_batches(damaged[0], suite, 0, 1), []
-    reader, stand_in = images[0].reader, {0: 8, 4: 8, 19: 3}
+    batches = training_batches(damaged[0], suite, 0, 1)
+    reader, stand_in = images[0].reader, {0: 8, 4: 8, 9: 13, 19: 3}
 
     class Replaced:
         def read(self, row: int) -> bytes:
@@ -293,8 +299,10 @@ class Faulty:
         return self.reader.name(row)
 
 
-def die() -> None:
-    os._exit(1)
+def die_once() -> None:
+    if not Path("died").exists():
+        Path("died").touch()
+        os._exit(1)
 
 
 def hang() -> None:
@@ -315,8 +323,16 @@ def run_with(images, suite, fault, accelerator, folder) -> tuple[str, float]:
 def test_a_worker_that_dies_fails_the_run_soon_and_with_its_reason(
     suite, images, accelerator, tmp_path
 ):
-    reason, seconds = run_with(images, suite, die, accelerator, tmp_path)
+    reason, seconds = run_with(images, suite, die_once, accelerator, tmp_path)
     assert "a process that decodes images died" in reason and seconds < 30
+
+
+def test_after_a_worker_died_others_start(suite, images):
+    faulty = replace(images[0], reader=Faulty(images[0].reader, 3, die_once), workers=1)
+    batches = training_batches(faulty, suite, 0, 1)
+    with pytest.raises(LoaderError, match="died"):
+        list(batches.epoch(0))
+    assert same(list(batches.epoch(1)), epoch(images[0], suite, 1))
 
 
 def test_a_worker_that_hangs_fails_the_run_with_its_reason(

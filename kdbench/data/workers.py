@@ -168,7 +168,7 @@ class DecodePool:
                     raise LoaderError(chunk.failure)
                 yield pending.popleft(), chunk
         except BaseException:
-            self._loader = None  # what is under way would turn up in the next pass
+            self._loader = None  # workers that died, hang or still decode serve no other pass
             del chunks
             raise
         finally:
