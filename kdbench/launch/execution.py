@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import distributed
 
-from kdbench.data import ImageSet, Source, batch_share, open_images
+from kdbench.data import ImageSet, LoaderError, Source, batch_share, open_images
 from kdbench.engine.checkpoint import remove_checkpoint
 from kdbench.engine.device import COLLECTIVE_TIMEOUT
 from kdbench.engine.mode import Compile
@@ -179,7 +179,7 @@ def run_one(
 
 def _reason(error: Exception, spec: RunSpec, run: Run | None) -> str:
     """One line for the result."""
-    if isinstance(error, DivergedError):
+    if isinstance(error, DivergedError | LoaderError):
         return str(error)
     if is_loss_of_a_process(error):
         minutes = COLLECTIVE_TIMEOUT.total_seconds() / 60

@@ -42,7 +42,7 @@ def run_in_processes(
         UserError: one that a process met, or this one for it.
         KeyboardInterrupt: the user stopped it, or SIGTERM did.
     """
-    with display.note(f"Reading the images of {source.data.name}"):
+    with display.note(source.reading()):
         # The processes then find them in the cache.
         open_images(source, torch.device("cpu"), workers=0)
     shares = Shares.among(jobs, how.processes)

@@ -61,7 +61,7 @@ def _run_here(
     suite, names = todo[0].spec.suite, [run.spec.architecture for run in todo]
     place = accelerator.device, accelerator.num_processes
     modes = step_modes(how.compile, suite, names, *place)
-    with display.note(f"Reading the images of {source.data.name}"):
+    with display.note(source.reading()):
         images = open_images_together(source, accelerator.device, how, ranks)
     for run in todo:
         current = display.start(run.spec)
