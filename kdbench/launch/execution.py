@@ -10,9 +10,11 @@ from accelerate import Accelerator
 from kdbench.data import Images, Source, load_images
 from kdbench.engine.checkpoint import remove_checkpoint
 from kdbench.engine.mode import Compile
-from kdbench.engine.run import DivergedError, Observer, Run, empty_result
+from kdbench.engine.observer import Observer
+from kdbench.engine.run import DivergedError, Run, empty_result
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import Mode
+from kdbench.engine.stop import Stop
 from kdbench.errors import UserError
 from kdbench.store import Result, Status, save
 
@@ -60,6 +62,7 @@ def run_and_save(
     observer: Observer,
     mode: Mode,
     jobs: int = 1,
+    stop: Stop | None = None,
 ) -> Result:
     """One run, from its checkpoint where it has one, to its file among the results.
 
@@ -67,13 +70,14 @@ def run_and_save(
 
     Raises:
         UserError: a folder that cannot be written.
+        StoppedError: it was asked to stop, and has no result yet.
     """
     folder = run_folder(how.runs, spec)
     if how.overwrite:
         remove_checkpoint(folder)
     if how.tensorboard:
         accelerator.init_trackers(str(folder.relative_to(how.runs)))
-    result = run_one(spec, *images, folder, accelerator, observer, mode, jobs)
+    result = run_one(spec, *images, folder, accelerator, observer, mode, jobs, stop)
     save(how.results, result)
     return result
 
@@ -87,16 +91,18 @@ def run_one(
     observer: Observer,
     mode: Mode = "eager",
     jobs: int = 1,
+    stop: Stop | None = None,
 ) -> Result:
     """One run; whatever goes wrong in it is recorded as its result, so that the others go on.
 
     Raises:
         UserError: checkpoints cannot be written; the other runs could not write theirs either.
+        StoppedError: it was asked to stop.
     """
     run: Run | None = None
     status: Status = "failed"
     try:
-        run = Run(spec, train, test, folder, accelerator, observer, mode, jobs)
+        run = Run(spec, train, test, folder, accelerator, observer, mode, jobs, stop)
         return run.train()
     except UserError:
         raise

@@ -1,0 +1,21 @@
+"""Who watches a run."""
+
+from typing import Protocol
+
+from kdbench.store import Epoch
+
+
+class Observer(Protocol):
+    """Told how a run goes, for a display or a status file."""
+
+    def on_step(self) -> None:
+        """A training step was issued."""
+
+    def on_epoch(self, epoch: Epoch, resumed: bool) -> None:
+        """An epoch ended, or was found in a checkpoint."""
+
+    def on_resume(self, step: int) -> None:
+        """The run goes on after that many steps, counted from its first."""
+
+    def on_message(self, text: str) -> None:
+        """Something the user should know."""
