@@ -18,7 +18,8 @@ from kdbench.engine.device import make_accelerator
 from kdbench.engine.run import empty_result
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
-from kdbench.launch import estimate, jobs, status
+from kdbench.launch import child, estimate, status
+from kdbench.launch.child import Child
 from kdbench.launch.display import Display
 from kdbench.launch.execution import Execution
 from kdbench.launch.order import WorkOrder
@@ -45,7 +46,7 @@ class {name}(Baseline):
         {statement}
         return super().forward(views, labels)
 """
-HOLDS = "while self.epoch and Path('hold').exists() and time.monotonic() < END: time.sleep(0.05)"
+HOLDS = "time.sleep(2 if self.epoch and Path('hold').exists() and time.monotonic() < END else 0)"
 KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
 QUITS = "print('cannot open /home/somebody/secret.bin'); sys.exit(3)"
 
@@ -191,9 +192,9 @@ def test_no_process_outlives_a_killed_parent(kdbench):
 
 
 def test_sigterm_is_ctrl_c_and_a_process_that_does_not_end_is_killed(monkeypatch):
-    with jobs._interrupted_by_sigterm(), pytest.raises(KeyboardInterrupt):
+    with child.interrupted_by_sigterm(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
-    monkeypatch.setattr(jobs, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(child, "GRACE_SECONDS", 0.3)
     code = (
         "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(60)"
     )
@@ -203,7 +204,9 @@ def test_sigterm_is_ctrl_c_and_a_process_that_does_not_end_is_killed(monkeypatch
     assert stubborn.stdout is not None
     with stubborn.stdout as said:
         said.readline()
-    jobs._end([stubborn])
+    started = Child.__new__(Child)
+    started.process = stubborn
+    child.end_all([started])
     assert stubborn.returncode == -signal.SIGKILL
 
 
@@ -252,11 +255,16 @@ def test_the_status_is_written_now_and_then(spec, tmp_path, monkeypatch):
     first = read_status(tmp_path)
     assert first is not None and (first.state, first.step, first.steps) == ("starting", 0, 12)
     reporter.on_step()
-    assert read_status(tmp_path) == first
+    second = read_status(tmp_path)
+    assert second is not None and (second.state, second.step) == ("running", 1)
+    assert second.time_left is None  # the first step may compile: it is no measure
+    reporter.on_step()
+    assert read_status(tmp_path) == second
     clock[0] += 1.1
     reporter.on_step()
-    second = read_status(tmp_path)
-    assert second is not None and (second.state, second.step) == ("running", 2)
+    third = read_status(tmp_path)
+    assert third is not None and (third.state, third.step) == ("running", 3)
+    assert third.time_left == (third.updated - third.measured_since) / 2 * 9
     reporter.on_message("be warned")
     reporter.on_epoch(epoch_record(1), resumed=False)
     reporter.end("finished")

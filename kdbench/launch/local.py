@@ -9,6 +9,7 @@ from kdbench.data import Source, is_cached, locate
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.mode import Compile, step_mode
 from kdbench.engine.step import Mode
+from kdbench.engine.stop import SIGNALS, Stop
 from kdbench.errors import PlanInterruptedError
 from kdbench.launch.display import Display
 from kdbench.launch.execution import Execution, read_images, run_and_save
@@ -55,12 +56,14 @@ def _run_here(
     modes = _modes(todo, how.compile, accelerator)
     with display.note(f"Reading the images of {source.data.name}"):
         images = read_images(source, accelerator.device)
-    for run in todo:
-        current = display.start(run.spec)
-        mode = modes[run.spec.architecture]
-        result = run_and_save(run.spec, images, how, accelerator, current, mode)
-        current.finish(result)
-        yield result
+    stop = Stop()
+    with stop.on(*SIGNALS):
+        for run in todo:
+            current = display.start(run.spec)
+            mode = modes[run.spec.architecture]
+            result = run_and_save(run.spec, images, how, accelerator, current, mode, stop=stop)
+            current.finish(result)
+            yield result
 
 
 def _modes(todo: list[PlannedRun], compile: Compile, accelerator: Accelerator) -> dict[str, Mode]:
@@ -72,7 +75,7 @@ def _modes(todo: list[PlannedRun], compile: Compile, accelerator: Accelerator) -
 
 
 def _interrupted(done: int, total: int, overwrite: bool) -> str:
-    kept = "the runs under way are kept up to their last whole epoch"
+    kept = "the runs under way are kept up to their last checkpoint"
     if overwrite:
         kept = "runs not yet replaced keep their old results"
     again = "starts those again" if overwrite else "goes on from there"
