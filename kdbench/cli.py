@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from typer import Argument, Option
 
+from kdbench import cluster_cli
 from kdbench.errors import UserError, unknown
 
 app = typer.Typer(
@@ -95,6 +96,14 @@ def run(
         bool, Option(help="Also log to TensorBoard, in the runs folder.")
     ] = False,
     dry_run: Annotated[bool, Option(help="Print the plan and its estimated time only.")] = False,
+    cluster: cluster_cli.ClusterOption = None,
+    partition: cluster_cli.Partition = None,
+    gpus: cluster_cli.Gpus = None,
+    cpus: cluster_cli.Cpus = None,
+    time: cluster_cli.Time = None,
+    memory: cluster_cli.Memory = None,
+    constraint: cluster_cli.Constraint = None,
+    max_parallel: cluster_cli.Parallel = None,
 ) -> None:
     """Train methods under a suite's schedule, then print the leaderboard."""
     from kdbench.data import is_cached, locate
@@ -111,6 +120,17 @@ def run(
         overwrite=overwrite,
         tensorboard=tensorboard,
         jobs=jobs,
+    )
+    asked = cluster_cli.request(
+        cluster,
+        jobs,
+        partition=partition,
+        gpus=gpus,
+        cpus=cpus,
+        time=time,
+        memory=memory,
+        constraint=constraint,
+        parallel=max_parallel,
     )
     chosen = load_suite(suite)
     if epochs is not None:
@@ -140,6 +160,11 @@ def run(
 
         source = locate(chosen.data, data_dir, is_cached)
         print(preview(plan, source, results_dir, compile_.value, jobs))
+        if cluster is not None:
+            print(cluster_cli.preview(plan, cluster, asked))
+        return
+    if cluster is not None:
+        cluster_cli.submit(plan, how, cluster, asked)
         return
     new = execute(plan, how)
     _print_report(results_dir, chosen.name, ReportFormat.terminal, "baseline")
@@ -244,6 +269,10 @@ def new(
     file = write_method(name, Path(), set(method_names()))
     print(f"Wrote {file}. Next: kdbench check ./{file}")
     print(f"               then: kdbench run --methods ./{file},baseline")
+
+
+app.command()(cluster_cli.status)
+app.command()(cluster_cli.cancel)
 
 
 @app.command(name="list")

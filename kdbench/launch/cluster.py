@@ -1,0 +1,115 @@
+"""Sends runs to where they wait for their turn, and takes them back."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from kdbench.data import is_cached, locate
+from kdbench.launch import slurm
+from kdbench.launch.execution import Execution, read_images, run_folder
+from kdbench.launch.plan import PlannedRun
+from kdbench.launch.slurm import SlurmRequest
+from kdbench.launch.status import change_status
+from kdbench.launch.submission import (
+    FOLDER,
+    Submission,
+    cancel_file,
+    locked,
+    prepare,
+    record,
+)
+from kdbench.launch.watch import Places, Watched, tickets, watch
+from kdbench.store import check_writable
+
+Cluster = Literal["slurm", "local"]
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What became of a plan."""
+
+    runs: int
+    under_way: int
+    """Left out: an earlier submission has them."""
+    folder: Path | None = None
+    job: str = ""
+
+
+def submit(
+    plan: Sequence[PlannedRun], how: Execution, cluster: Cluster, request: SlurmRequest
+) -> Sent:
+    """Send what is to run and is not under way already.
+
+    Raises:
+        UserError: no such cluster or partition, data that cannot be read, a folder that cannot be
+            written.
+    """
+    limit = slurm.check_partition(request.partition) if cluster == "slurm" else None
+    check_writable(how.results)
+    check_writable(how.runs)
+    todo = [run for run in plan if run.state == "to run"]
+    folders = [run_folder(how.runs, run.spec) for run in todo]
+    busy = {run.folder for run in watch(how.runs, folders) if run.under_way}
+    specs = [run.spec for run, folder in zip(todo, folders, strict=True) if folder not in busy]
+    if not specs:
+        return Sent(0, len(busy))
+    parameters = request.sbatch(len(specs), limit) if cluster == "slurm" else {}
+    source = locate(specs[0].suite.data, how.data_dir, is_cached)
+    read_images(source, torch.device("cpu"))  # the runs then find them in the cache
+    folder = prepare(specs, how)
+    if cluster == "slurm":
+        job = slurm.send(folder, len(specs), parameters)
+        record(folder, Submission(cluster="slurm", job=job, runs=len(specs)))
+    else:
+        job = ""
+        record(folder, Submission(cluster="local", runs=len(specs)))
+        _start_supervisor(folder, request.parallel or 1)
+    return Sent(len(specs), len(busy), folder, job)
+
+
+def _start_supervisor(folder: Path, parallel: int) -> None:
+    """It lives on when this process, its terminal and its session have ended."""
+    lock = locked(folder)
+    assert lock is not None  # a new folder
+    command = [sys.executable, "-P", "-m", "kdbench.launch.supervisor", str(folder), str(parallel)]
+    with lock, (folder / "supervisor.log").open("wb") as log:
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            pass_fds=[lock.fileno()],  # it is held as long as the supervisor lives
+        )
+
+
+def cancel(runs: Path, watched: Sequence[Watched]) -> list[Watched]:
+    """Take runs back that were submitted and are not over; those that were.
+
+    What a run did so far is kept: the same command goes on from its checkpoint.
+
+    Raises:
+        UserError: Slurm does not cancel them, or a folder cannot be written.
+    """
+    places = Places(runs)
+    taken: list[Watched] = []
+    jobs: list[str] = []
+    for run, ticket in tickets(watched):
+        submission = places.submission(ticket)
+        if submission is None:
+            continue
+        cancel_file(runs / FOLDER / ticket.submission, ticket.task).touch()
+        if submission.cluster == "slurm":
+            jobs.append(submission.job_of(ticket.task))
+        taken.append(run)
+    if jobs:
+        slurm.cancel(jobs)
+    for run in taken:
+        if run.state == "queued":
+            change_status(run.folder, "stopped", "cancelled")
+    return taken
