@@ -1,5 +1,6 @@
 """Sends runs to where they wait for their turn, and takes them back."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Literal
 import torch
 
 from kdbench.data import is_cached, locate
+from kdbench.errors import UserError
 from kdbench.launch import slurm
 from kdbench.launch.execution import Execution, read_images, run_folder
 from kdbench.launch.plan import PlannedRun
@@ -63,7 +65,11 @@ def submit(
     read_images(source, torch.device("cpu"))  # the runs then find them in the cache
     folder = prepare(specs, how)
     if cluster == "slurm":
-        job = slurm.send(folder, len(specs), parameters)
+        try:
+            job = slurm.send(folder, len(specs), parameters)
+        except UserError:
+            shutil.rmtree(folder)
+            raise
         record(folder, Submission(cluster="slurm", job=job, runs=len(specs)))
     else:
         job = ""

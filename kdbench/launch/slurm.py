@@ -1,6 +1,8 @@
 """Slurm: what is asked of it, and what it knows. submitit writes the batch script."""
 
+import contextlib
 import importlib.util
+import io
 import os
 import re
 import shlex
@@ -159,8 +161,10 @@ def send(folder: Path, runs: int, parameters: dict[str, object]) -> str:
         teardown=_teardown(folder),
         additional_parameters={"requeue": True},
     )
+    tasks = [Task(order_file(folder, task)) for task in range(runs)]
     try:
-        jobs = executor.submit_array([Task(order_file(folder, task)) for task in range(runs)])
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit also prints what it raises
+            jobs = executor.submit_array(tasks)
     except (FailedJobError, FailedSubmissionError) as error:
         last = str(error).strip().split("\n")[-1].removeprefix("sbatch: ").removeprefix("error: ")
         raise UserError(f"Slurm refused the runs: {last.rstrip('.')}.") from error

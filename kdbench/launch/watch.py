@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from kdbench.errors import UserError
+from kdbench.errors import UserError, counted
 from kdbench.launch import slurm
 from kdbench.launch.status import FILE, RunStatus, Ticket, read_status
 from kdbench.launch.submission import FOLDER, Submission, has_supervisor, read_submission
@@ -116,7 +116,7 @@ def table(watched: Sequence[Watched]) -> str:
     summary = ", ".join(f"{number} {state}" for state, number in sorted(count.items()))
     align = ("left", "left", "left", "right", "left", "right", "right", "right", "left")
     lines = tabulate(rows, headers="keys", disable_numparse=True, colalign=align)
-    return f"{lines}\n\n{len(watched)} runs: {summary}.\n"
+    return f"{lines}\n\n{counted(len(watched), 'run')}: {summary}.\n"
 
 
 def _row(run: Watched) -> dict[str, str]:

@@ -1,5 +1,6 @@
-"""A real Slurm of one node on this machine, without systemd: its daemons, as root, in one folder."""
+"""A real Slurm of one node on this machine, without systemd: its daemons in one folder."""
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -7,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
@@ -99,10 +100,15 @@ class Controller:
             process.terminate()
             process.wait(20)
 
-    def pause(self, daemon: str, paused: bool = True) -> None:
+    @contextlib.contextmanager
+    def paused(self, daemon: str) -> Iterator[None]:
         """A daemon that does not answer."""
         process = self._processes[DAEMONS.index(daemon)]
-        process.send_signal(signal.SIGSTOP if paused else signal.SIGCONT)
+        process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGCONT)
 
     def ask(self, *command: str) -> str:
         """What a tool says; nothing where it fails."""

@@ -1,6 +1,8 @@
 """Runs on a real Slurm that the tests bring up: killed, pre-empted, out of time, cancelled."""
 
 import json
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -84,7 +86,7 @@ def test_an_array_whose_killed_runs_are_recorded_equals_a_local_run(controller, 
     assert (code, err) == (0, "")
     assert "Sent 4 runs to Slurm as job" in out and "kdbench status" in out
     code, out, _ = send("--methods", methods, "--seeds", "2")
-    assert code == 0 and "4 runs are under way already" in out and "Nothing to send" in out
+    assert code == 0 and "4 runs under way already" in out and "Nothing to send" in out
     over = {"finished", "failed"}
     runs = [(method, seed) for method in ("baseline", "killed") for seed in (0, 1)]
     assert eventually(lambda: all(status_of(*run).state in over for run in runs))
@@ -143,7 +145,7 @@ def test_a_run_out_of_time_is_stopped_and_the_same_command_sends_it_again(
     stopped = status_of("paced")
     assert stopped.reason == "out of time as often as it may be" and 0 < stopped.step < 8
     assert eventually(lambda: slurm_module.queue() == {})
-    assert "1 runs: 1 stopped" in kdbench("status")[1]
+    assert "1 run: 1 stopped" in kdbench("status")[1]
     Path("pace").write_text("0")
     assert "Sent 1 run" in send("--methods", paced)[1]
     assert eventually(lambda: status_of("paced").state == "finished")
@@ -169,7 +171,44 @@ def test_cancel_takes_back_what_runs_and_what_waits(controller, kdbench, send):
     assert not list(Path("results").rglob("*.json"))
 
 
-def test_the_status_needs_no_slurm_and_a_lost_job_is_sent_again(
+def test_the_status_needs_no_slurm_and_a_lost_run_is_sent_again(
     controller, kdbench, send, monkeypatch
 ):
-    assert "Sent 1 run" in send("--methods", "baseline", "--constraint", "")[1]
+    paced = write_method("paced", PACED)
+    Path("pace").write_text("4")
+    assert send("--methods", paced)[0] == 0
+    assert eventually(lambda: status_of("paced").step >= 1)
+    with controller.paused("slurmctld"), monkeypatch.context() as patch:
+        patch.setattr(slurm_module, "ANSWER_SECONDS", 1)
+        assert "1 run: 1 running." in kdbench("status")[1]
+        code, _, err = send("--methods", "baseline")
+        assert code == 2 and is_one_sentence(err) and "Slurm does not answer" in err
+    (job,) = slurm_module.queue()
+    controller.ask("scancel", "--batch", "--signal=KILL", job)  # so that nobody leaves word
+    os.kill(status_of("paced").pid, signal.SIGKILL)
+    assert eventually(lambda: slurm_module.queue() == {}, seconds=20)
+    assert "1 lost" in kdbench("status")[1]
+    assert "Sent 1 run" in send("--methods", paced)[1]
+    assert kdbench("cancel")[0] == 0
+
+
+def test_what_slurm_cannot_give_is_one_sentence(send):
+    cases = {
+        ("--partition", "mian"): "Unknown partition 'mian'. Did you mean 'main'?",
+        ("--time", "3:00:00"): "--time 3:00:00 is more than the 120 minutes",
+        ("--constraint", "a100"): "Slurm refused the runs: ",
+        ("--gpus", "1"): "Slurm refused the runs: ",
+    }
+    for arguments, sentence in cases.items():
+        code, _, err = send("--methods", "baseline", *arguments)
+        assert code == 2 and is_one_sentence(err) and sentence in err
+    assert not list(Path("runs").rglob("*.json"))
+
+
+def test_the_plan_names_what_is_asked_of_slurm(send):
+    asked = ("--partition", "urgent", "--cpus", "2", "--mem", "2G", "--max-parallel", "1")
+    code, out, err = send("--methods", "baseline", "--seeds", "2", "--dry-run", *asked)
+    assert (code, err) == (0, "")
+    assert "An array of 2 jobs of Slurm: " in out
+    assert "partition=urgent, time=1440, cpus_per_task=2, mem=2G, array_parallelism=1." in out
+    assert not list(Path().rglob("*.json"))
