@@ -19,3 +19,26 @@ class Observer(Protocol):
 
     def on_message(self, text: str) -> None:
         """Something the user should know."""
+
+
+class Observers:
+    """Several that watch one run."""
+
+    def __init__(self, *observers: Observer):
+        self.observers = observers
+
+    def on_step(self) -> None:
+        for observer in self.observers:
+            observer.on_step()
+
+    def on_epoch(self, epoch: Epoch, resumed: bool) -> None:
+        for observer in self.observers:
+            observer.on_epoch(epoch, resumed)
+
+    def on_resume(self, step: int) -> None:
+        for observer in self.observers:
+            observer.on_resume(step)
+
+    def on_message(self, text: str) -> None:
+        for observer in self.observers:
+            observer.on_message(text)

@@ -2,19 +2,23 @@
 
 import contextlib
 from collections.abc import Generator
+from pathlib import Path
 
 from accelerate import Accelerator
 
 from kdbench.data import Source, is_cached, locate
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.mode import Compile, step_mode
+from kdbench.engine.observer import Observers
 from kdbench.engine.step import Mode
 from kdbench.engine.stop import SIGNALS, Stop
-from kdbench.errors import PlanInterruptedError
+from kdbench.errors import PlanInterruptedError, UserError, counted
 from kdbench.launch.display import Display
-from kdbench.launch.execution import Execution, read_images, run_and_save
+from kdbench.launch.execution import Execution, read_images, run_and_save, run_folder
 from kdbench.launch.jobs import run_in_processes
 from kdbench.launch.plan import PlannedRun, at_a_time
+from kdbench.launch.status import StatusReporter
+from kdbench.launch.watch import watch
 from kdbench.store import Result, check_writable
 
 
@@ -23,12 +27,13 @@ def execute(plan: list[PlannedRun], how: Execution) -> list[Result]:
 
     Raises:
         UserError: data that cannot be found or read, a folder that cannot be written.
-        PlanInterruptedError: the user stopped it.
+        PlanInterruptedError: the user stopped it, or a signal did.
     """
     todo = [run for run in plan if run.state == "to run"]
     if not todo:
         return []
     source = locate(todo[0].spec.suite.data, how.data_dir, is_cached)
+    _check_not_under_way(todo, how.runs)
     check_writable(how.results)
     check_writable(how.runs)
     jobs = at_a_time(plan, how.jobs)
@@ -48,6 +53,17 @@ def execute(plan: list[PlannedRun], how: Execution) -> list[Result]:
     return done
 
 
+def _check_not_under_way(todo: list[PlannedRun], runs: Path) -> None:
+    """Two processes with one checkpoint would ruin it."""
+    watched = watch(runs, [run_folder(runs, run.spec) for run in todo])
+    submitted = [run for run in watched if run.under_way and run.status.ticket is not None]
+    if submitted:
+        raise UserError(
+            f"{counted(len(submitted), 'run')} of these were sent to a cluster and are not over; "
+            "follow them with `kdbench status`, or take them back with `kdbench cancel`."
+        )
+
+
 def _run_here(
     todo: list[PlannedRun], source: Source, how: Execution, display: Display
 ) -> Generator[Result]:
@@ -61,7 +77,10 @@ def _run_here(
         for run in todo:
             current = display.start(run.spec)
             mode = modes[run.spec.architecture]
-            result = run_and_save(run.spec, images, how, accelerator, current, mode, stop=stop)
+            with StatusReporter(run_folder(how.runs, run.spec), run.spec) as reporter:
+                watching = Observers(current, reporter)
+                result = run_and_save(run.spec, images, how, accelerator, watching, mode, stop=stop)
+                reporter.end(result.status, result.reason)
             current.finish(result)
             yield result
 

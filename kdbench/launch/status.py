@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from kdbench.atomic import written_whole
 from kdbench.engine.spec import RunSpec
+from kdbench.errors import UserError
 from kdbench.store import Epoch, Record
 
 FILE = "status.json"
@@ -103,7 +104,7 @@ def change_status(folder: Path, state: State, reason: str | None = None) -> None
 class StatusReporter:
     """Observes a run and keeps its status file up to date.
 
-    In a `with` block it also gives signs of life while no step ends.
+    In a `with` block it also gives signs of life while no step ends, and says why a run was left.
     """
 
     def __init__(self, folder: Path, spec: RunSpec, ticket: Ticket | None = None):
@@ -137,6 +138,10 @@ class StatusReporter:
     ) -> None:
         self._ended.set()
         self._thread.join()
+        if isinstance(error, KeyboardInterrupt):
+            self._write(state="stopped")
+        elif isinstance(error, UserError):
+            self._write(state="failed", reason=str(error))
 
     def on_step(self) -> None:
         self.step += 1

@@ -35,17 +35,11 @@ def work(order: WorkOrder, stop: Stop) -> Result:
         KeyboardInterrupt: it was stopped.
     """
     try:
-        return _work(order, stop)
+        spec = order.spec()
     except UserError as error:
         change_status(order.folder, "failed", str(error))
         raise
-    except KeyboardInterrupt:
-        change_status(order.folder, "stopped")
-        raise
-
-
-def _work(order: WorkOrder, stop: Stop) -> Result:
-    spec, how = order.spec(), order.how
+    how = order.how
     with StatusReporter(order.folder, spec, order.ticket) as reporter:
         accelerator = make_accelerator(how.runs, how.tensorboard)
         place = accelerator.device, accelerator.num_processes

@@ -1,62 +1,17 @@
 """Runs on a real Slurm that the tests bring up: killed, pre-empted, out of time, cancelled."""
 
-import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 from conftest import is_one_sentence
 from controller import Controller, missing
+from launched import KILLED, PACED, eventually, numbers_of, status_of, write_method
 
 from kdbench.launch import slurm as slurm_module
-from kdbench.launch.status import RunStatus, read_status
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no Slurm here: {missing()}")
-
-METHOD = """
-import os, signal, time
-from pathlib import Path
-from methods.baseline import Baseline
-
-class {name}(Baseline):
-    def forward(self, views, labels):
-        {statement}
-        return super().forward(views, labels)
-"""
-KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
-PACED = "time.sleep(float(Path('pace').read_text()))"
-"""A step then takes as long as the test says, and the numbers are the same."""
-
-
-def write_method(name: str, statement: str) -> str:
-    Path(f"{name}.py").write_text(METHOD.format(name=name.title(), statement=statement))
-    return f"./{name}.py"
-
-
-def status_of(method: str, seed: int = 0) -> RunStatus:
-    status = read_status(Path(f"runs/tiny/resnet8/{method}/seed{seed}"))
-    assert status is not None
-    return status
-
-
-def numbers_of(method: str, seed: int = 0, results: str = "results") -> dict:
-    """A result without what depends on the machine's load."""
-    file = Path(f"{results}/tiny/resnet8/{method}/seed{seed}.json")
-    result = json.loads(file.read_text())
-    del result["cost"]
-    return result
-
-
-def eventually(condition, seconds: float = 120) -> bool:
-    """Generous: imports take long on a busy machine."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 @pytest.fixture(scope="module")
