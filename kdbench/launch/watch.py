@@ -89,11 +89,13 @@ def watch(runs: Path, folders: Sequence[Path] | None = None) -> list[Watched]:
     for folder in chosen:
         status = read_status(folder)  # again: what ended meanwhile left the queue after it said so
         if status is not None:
-            found.append(Watched(folder, status, *_judge(status, jobs.get(folder))))
+            found.append(
+                Watched(folder, status, *_judge(status, jobs.get(folder), datetime.now(UTC)))
+            )
     return found
 
 
-def _judge(status: RunStatus, job: str | None) -> tuple[str, str]:
+def _judge(status: RunStatus, job: str | None, now: datetime) -> tuple[str, str]:
     """State and note."""
     reason = status.reason or ""
     waits = (job or "").startswith("PENDING")
@@ -103,7 +105,7 @@ def _judge(status: RunStatus, job: str | None) -> tuple[str, str]:
         return "queued", job.removeprefix("PENDING").strip(" ()")
     if job == "":
         return "lost", "its process is gone, and it left no word"
-    silent = datetime.now(UTC) - status.updated
+    silent = now - status.updated
     if status.state != "queued" and silent > SILENCE:
         return "lost", f"no sign of life for {silent.total_seconds() // 60:.0f} min"
     return status.state, reason
