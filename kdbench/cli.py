@@ -165,7 +165,7 @@ def run(
         return
     if cluster is not None:
         cluster_cli.submit(plan, how, cluster, asked)
-        return
+        raise typer.Exit(1 if broken else 0)
     new = execute(plan, how)
     _print_report(results_dir, chosen.name, ReportFormat.terminal, "baseline")
     unfinished = [result for result in new if result.status != "finished"]

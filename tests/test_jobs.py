@@ -165,7 +165,7 @@ def test_sigterm_is_ctrl_c_and_a_process_that_does_not_end_is_killed(monkeypatch
     with stubborn.stdout as said:
         said.readline()
     started = Child.__new__(Child)
-    started.process = stubborn
+    started.process, started._asked = stubborn, False
     child.end_all([started])
     assert stubborn.returncode == -signal.SIGKILL
 

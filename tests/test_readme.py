@@ -47,7 +47,10 @@ def test_the_options_it_names_exist(text):
         check=True,
         env={"COLUMNS": "200", "NO_COLOR": "1", "PATH": ""},
     ).stdout
-    named = set(re.findall(r"--[a-z][a-z-]+", text.split("## Developing")[0])) - {"--format"}
+    named = set(re.findall(r"--[a-z][a-z-]+", text.split("## Developing")[0])) - {
+        "--format",
+        "--watch",
+    }
     assert named
     assert named <= set(re.findall(r"--[a-z][a-z-]+", shown))
 

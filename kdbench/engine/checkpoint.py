@@ -90,6 +90,11 @@ def load_checkpoint(
     return progress
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is one, of whatever run."""
+    return _file(folder).exists()
+
+
 def remove_checkpoint(folder: Path) -> None:
     """Forget what a run did so far."""
     _file(folder).unlink(missing_ok=True)

@@ -31,6 +31,7 @@ class Child:
         self.order, self.spec, self.shares = order, order.spec(), shares
         self.log = order.folder / "worker.log"
         self.file = result_path(order.how.results, self.spec.identity())
+        self._asked = False
         check_writable(order.folder)
         self._result_before = self._result_written()
         with self.log.open("wb") as log:
@@ -55,10 +56,16 @@ class Child:
         status = read_status(self.order.folder)
         return status if status is not None and status.pid == self.process.pid else None
 
-    def send(self, what: signal.Signals) -> None:
-        """To the process, with those that it started."""
+    def ask_to_stop(self) -> None:
+        """Once: it ends after its step. Those that it started serve it until then."""
+        if not self.ended and not self._asked:
+            self._asked = True
+            self.process.terminate()
+
+    def kill(self) -> None:
+        """With the processes that it started."""
         if not self.ended:
-            os.killpg(self.process.pid, what)
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def outcome(self) -> Result:
         """The result once the process has ended; a failed one where it wrote none.
@@ -90,13 +97,13 @@ def end_all(children: Sequence[Child]) -> None:
     deadline = time.monotonic() + GRACE_SECONDS
     try:
         for child in children:
-            child.send(signal.SIGTERM)
+            child.ask_to_stop()
         for child in children:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.process.wait(max(0.0, deadline - time.monotonic()))
     finally:
         for child in children:
-            child.send(signal.SIGKILL)
+            child.kill()
             child.process.wait()
 
 

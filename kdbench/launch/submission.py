@@ -6,6 +6,7 @@ runs/submitted/<name>/: submission.json, the order of each run, and the logs of 
 import fcntl
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Literal
@@ -13,8 +14,9 @@ from typing import IO, Literal
 from pydantic import ValidationError
 
 from kdbench.atomic import written_whole
+from kdbench.engine.checkpoint import has_checkpoint, remove_checkpoint
 from kdbench.engine.spec import RunSpec
-from kdbench.launch.execution import Execution
+from kdbench.launch.execution import Execution, run_folder
 from kdbench.launch.order import WorkOrder
 from kdbench.launch.status import RunStatus, Ticket, read_status, write_status
 from kdbench.store import Record
@@ -46,6 +48,10 @@ def prepare(specs: Sequence[RunSpec], how: Execution) -> Path:
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     names = itertools.chain([now], (f"{now}-{number}" for number in itertools.count(2)))
     folder = next(place / name for name in names if not (place / name).exists())
+    if how.overwrite:  # now, not each time that a run's turn comes
+        for spec in specs:
+            remove_checkpoint(run_folder(how.runs, spec))
+        how = replace(how, overwrite=False)
     for task, spec in enumerate(specs):
         order = WorkOrder.of(spec, how)
         order = order.model_copy(update={"ticket": Ticket(submission=folder.name, task=task)})
@@ -80,7 +86,7 @@ def _queued(order: WorkOrder, before: RunStatus | None) -> RunStatus:
         started=now,
         updated=now,
     )
-    if before is None or order.how.overwrite or before.steps != fresh.steps:
+    if before is None or not has_checkpoint(order.folder):
         return fresh
     kept = {"epoch", "step", "loss", "top1"}
     return fresh.model_copy(update=before.model_dump(include=kept))

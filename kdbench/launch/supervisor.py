@@ -4,7 +4,6 @@ It outlives the command and the terminal that started it. Its end ends its runs.
 """
 
 import os
-import signal
 import sys
 import time
 from collections import deque
@@ -62,7 +61,7 @@ def _is_over(child: Child, folder: Path) -> bool:
     cancelled = is_cancelled(child.order, folder)
     if not child.ended:
         if cancelled:
-            child.send(signal.SIGTERM)
+            child.ask_to_stop()
         return False
     status = read_status(child.order.folder)
     if status is not None and status.state == "stopped":
