@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,11 +10,21 @@ import pytest
 from conftest import is_one_sentence
 from launched import PACED, eventually, folder_of, numbers_of, status_of, write_method
 
+from kdbench.discovery import find_methods
+from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
 from kdbench.launch import slurm, watch
+from kdbench.launch.execution import Execution
 from kdbench.launch.slurm import SlurmRequest, minutes
-from kdbench.launch.status import RunStatus, write_status
-from kdbench.launch.submission import Submission, has_supervisor, locked
+from kdbench.launch.status import RunStatus, Ticket, write_status
+from kdbench.launch.submission import (
+    Submission,
+    has_supervisor,
+    locked,
+    prepare,
+    read_orders,
+    record,
+)
 
 NOW = datetime(2020, 1, 1, tzinfo=UTC)
 RAISES = "raise ValueError('broken')"
@@ -162,6 +173,27 @@ OLD = NOW - timedelta(minutes=7)
 )
 def test_a_state_is_what_the_run_says_unless_others_know_better(found, job, state, note):
     assert watch._judge(found, job, NOW) == (state, note)
+
+
+def test_overwriting_begins_anew_once_and_a_waiting_run_keeps_what_it_reached(suite):
+    (entry,) = find_methods(["baseline"])
+    spec = RunSpec(suite, "resnet8", entry, entry.options({}), 0)
+    how = Execution(Path("results"), Path("runs"))
+    folder = folder_of("baseline")
+    for overwrite, step in ((False, 5), (True, 0)):
+        write_status(folder, status(step=5, steps=12, top1=50.0, reason="old"))
+        (folder / "checkpoint.pt").touch()
+        sent = prepare([spec], replace(how, overwrite=overwrite))
+        record(sent, Submission(cluster="slurm", job="7", runs=1))
+        waiting = status_of("baseline")
+        assert (waiting.state, waiting.step, waiting.reason) == ("queued", step, None)
+        assert waiting.ticket == Ticket(submission=sent.name, task=0)
+        (order,) = read_orders(sent)
+        assert order.spec() == spec and not order.how.overwrite
+        assert (folder / "checkpoint.pt").exists() is not overwrite
+    write_status(folder, waiting.model_copy(update={"state": "running", "step": 9}))
+    record(sent, Submission(cluster="slurm", job="7", runs=1))
+    assert status_of("baseline").step == 9  # it was faster than the one who sent it
 
 
 def test_only_a_living_supervisor_holds_its_lock(tmp_path):

@@ -8,10 +8,11 @@ from conftest import Watcher
 from launched import eventually, numbers_of, status_of
 
 from kdbench.engine.observer import Observers
-from kdbench.engine.stop import SIGNALS, Stop, StoppedError
+from kdbench.engine.stop import Stop, StoppedError
 from kdbench.errors import UserError
 from kdbench.launch import status as status_module
 from kdbench.launch.status import StatusReporter, read_status
+from kdbench.signals import SIGNALS, leave_to_the_run
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -37,6 +38,18 @@ def test_only_a_second_ctrl_c_interrupts_a_run_that_heeds():
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.parametrize("spared", [True, False])
+def test_processes_that_load_data_outlive_what_is_sent_to_all(spared):
+    child = os.fork()
+    if child == 0:
+        if spared:
+            leave_to_the_run()
+        for number in SIGNALS[1:]:
+            os.kill(os.getpid(), number)
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (7 if spared else -signal.SIGTERM)
+
+
 def test_several_processes_stop_together_after_the_epoch(make_run, monkeypatch):
     watcher = Watcher()
     stop = Stop()
@@ -47,6 +60,26 @@ def test_several_processes_stop_together_after_the_epoch(make_run, monkeypatch):
     with pytest.raises(StoppedError):
         run.train()
     assert (watcher.steps, len(watcher.epochs)) == (4, 1)
+
+
+def test_a_run_stopped_in_its_evaluation_evaluates_again_and_trains_no_step_twice(make_run):
+    expected = make_run("baseline", folder="whole").train()
+    stop = Stop()
+    run = make_run("baseline", stop=stop)
+    batches = list(run.evaluation)
+
+    def asks_after_two():
+        for number, batch in enumerate(batches):
+            if number == 2:
+                stop.received.append(signal.SIGTERM)
+            yield batch
+
+    run.evaluation = asks_after_two()
+    with pytest.raises(StoppedError):
+        run.train()
+    watcher = Watcher()
+    assert make_run("baseline", watcher=watcher).train().history == expected.history
+    assert (watcher.resumed_at, watcher.steps) == (4, 8)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR2])

@@ -5,9 +5,6 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""Ctrl-C, and what cluster managers send before they take a node away."""
-
 
 class StoppedError(KeyboardInterrupt):
     """A run was asked to stop and did; its checkpoint holds all its steps."""

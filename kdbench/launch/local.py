@@ -11,7 +11,7 @@ from kdbench.engine.device import make_accelerator
 from kdbench.engine.mode import Compile, step_mode
 from kdbench.engine.observer import Observers
 from kdbench.engine.step import Mode
-from kdbench.engine.stop import SIGNALS, Stop
+from kdbench.engine.stop import Stop
 from kdbench.errors import PlanInterruptedError, UserError, counted
 from kdbench.launch.display import Display
 from kdbench.launch.execution import Execution, read_images, run_and_save, run_folder
@@ -19,6 +19,7 @@ from kdbench.launch.jobs import run_in_processes
 from kdbench.launch.plan import PlannedRun, at_a_time
 from kdbench.launch.status import StatusReporter
 from kdbench.launch.watch import watch
+from kdbench.signals import SIGNALS
 from kdbench.store import Result, check_writable
 
 

@@ -28,10 +28,11 @@ class Task:
         self.order = order
 
     def __call__(self) -> None:
-        from kdbench.engine.stop import SIGNALS, Stop
+        from kdbench.engine.stop import Stop
         from kdbench.errors import UserError
         from kdbench.launch.submission import read_order
         from kdbench.launch.worker import work
+        from kdbench.signals import SIGNALS
 
         order = read_order(self.order)
         stop = Stop()

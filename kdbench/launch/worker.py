@@ -13,11 +13,12 @@ import time
 from kdbench.data import is_cached, locate
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.mode import step_mode
-from kdbench.engine.stop import SIGNALS, Stop
+from kdbench.engine.stop import Stop
 from kdbench.errors import UserError
 from kdbench.launch.execution import read_images, run_and_save
 from kdbench.launch.order import WorkOrder
 from kdbench.launch.status import StatusReporter, change_status
+from kdbench.signals import SIGNALS
 from kdbench.store import Result
 
 WATCH_SECONDS = 1.0
