@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kdbench.launch.slurm import SlurmRequest
     from kdbench.launch.watch import Watched
 
-REFRESH_SECONDS = 2.0
+REFRESH_SECONDS = 5.0
 RUNS = Path("runs")
 
 
@@ -131,7 +131,7 @@ def cancel(
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Take back runs that were sent to a cluster and are not over; checkpoints are kept."""
-    from kdbench.launch.cluster import cancel
+    from kdbench.launch.cancel import cancel
 
     found = _chosen(runs_dir, _names(suite), _names(methods), _names(architectures))
     taken = cancel(runs_dir, found)

@@ -14,17 +14,11 @@ from kdbench.discovery import find_methods
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
 from kdbench.launch import slurm, watch
+from kdbench.launch.dispatch import prepare, read_orders, record
 from kdbench.launch.execution import Execution
 from kdbench.launch.slurm import SlurmRequest, minutes
 from kdbench.launch.status import RunStatus, Ticket, write_status
-from kdbench.launch.submission import (
-    Submission,
-    has_supervisor,
-    locked,
-    prepare,
-    read_orders,
-    record,
-)
+from kdbench.launch.submission import Submission, has_supervisor, locked
 
 NOW = datetime(2020, 1, 1, tzinfo=UTC)
 RAISES = "raise ValueError('broken')"

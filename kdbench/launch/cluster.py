@@ -1,4 +1,4 @@
-"""Sends runs to where they wait for their turn, and takes them back."""
+"""Sends runs to where they wait for their turn."""
 
 import shutil
 import subprocess
@@ -13,19 +13,12 @@ import torch
 from kdbench.data import is_cached, locate
 from kdbench.errors import UserError
 from kdbench.launch import slurm
+from kdbench.launch.dispatch import prepare, record
 from kdbench.launch.execution import Execution, read_images, run_folder
 from kdbench.launch.plan import PlannedRun
 from kdbench.launch.slurm import SlurmRequest
-from kdbench.launch.status import change_status
-from kdbench.launch.submission import (
-    FOLDER,
-    Submission,
-    cancel_file,
-    locked,
-    prepare,
-    record,
-)
-from kdbench.launch.watch import Places, Watched, tickets, watch
+from kdbench.launch.submission import Submission, locked
+from kdbench.launch.watch import watch
 from kdbench.store import check_writable
 
 Cluster = Literal["slurm", "local"]
@@ -92,30 +85,3 @@ def _start_supervisor(folder: Path, parallel: int) -> None:
             start_new_session=True,
             pass_fds=[lock.fileno()],  # it is held as long as the supervisor lives
         )
-
-
-def cancel(runs: Path, watched: Sequence[Watched]) -> list[Watched]:
-    """Take runs back that were submitted and are not over; those that were.
-
-    What a run did so far is kept: the same command goes on from its checkpoint.
-
-    Raises:
-        UserError: Slurm does not cancel them, or a folder cannot be written.
-    """
-    places = Places(runs)
-    taken: list[Watched] = []
-    jobs: list[str] = []
-    for run, ticket in tickets(watched):
-        submission = places.submission(ticket)
-        if submission is None:
-            continue
-        cancel_file(runs / FOLDER / ticket.submission, ticket.task).touch()
-        if submission.cluster == "slurm":
-            jobs.append(submission.job_of(ticket.task))
-        taken.append(run)
-    if jobs:
-        slurm.cancel(jobs)
-    for run in taken:
-        if run.state == "queued":
-            change_status(run.folder, "stopped", "cancelled")
-    return taken

@@ -10,8 +10,8 @@ import torch
 
 from kdbench.errors import UserError
 from kdbench.launch.death import how_it_ended, record_death
+from kdbench.launch.dispatch import read_order
 from kdbench.launch.status import RunStatus, change_status, read_status
-from kdbench.launch.submission import read_order
 
 
 def main() -> None:

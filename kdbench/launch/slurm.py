@@ -21,6 +21,8 @@ SIGNAL_SECONDS = 90
 """Between the signal and the end of the time: for a step, a checkpoint and the way to the queue."""
 ANSWER_SECONDS = 20
 """A controller that takes longer is as good as none."""
+QUEUE_SECONDS = 5
+"""The same, where the runs' own files say most."""
 LONGEST_MINUTES = 24 * 60
 """Asked for where neither the user nor the partition sets a limit."""
 
@@ -197,7 +199,9 @@ def _teardown(folder: Path) -> list[str]:
 def queue() -> dict[str, str] | None:
     """State of each job of this user that is not over; None where Slurm does not say."""
     try:
-        text = _ask("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r")
+        text = _ask(
+            "squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r", seconds=QUEUE_SECONDS
+        )
     except SlurmError:
         return None
     jobs = {}
@@ -223,15 +227,14 @@ class SlurmError(Exception):
     """Slurm is not there, or does not answer, or refuses."""
 
 
-def _ask(*command: str) -> str:
+def _ask(*command: str, seconds: float | None = None) -> str:
+    seconds = seconds or ANSWER_SECONDS
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=True
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=True)
     except FileNotFoundError as error:
         raise SlurmError(f"no {command[0]} here") from error
     except subprocess.TimeoutExpired as error:
-        raise SlurmError(f"{command[0]} takes more than {ANSWER_SECONDS} s") from error
+        raise SlurmError(f"{command[0]} takes more than {seconds} s") from error
     except subprocess.CalledProcessError as error:
         last = error.stderr.strip().split("\n")[-1]
         raise SlurmError(last or f"{command[0]} ended with {error.returncode}") from error

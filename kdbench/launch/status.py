@@ -6,14 +6,16 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import ValidationError
 
 from kdbench.atomic import written_whole
-from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
 from kdbench.store import Epoch, Record
+
+if TYPE_CHECKING:
+    from kdbench.engine.spec import RunSpec  # which imports torch, and readers need not
 
 FILE = "status.json"
 WRITE_SECONDS = 1.0
@@ -107,7 +109,7 @@ class StatusReporter:
     In a `with` block it also gives signs of life while no step ends, and says why a run was left.
     """
 
-    def __init__(self, folder: Path, spec: RunSpec, ticket: Ticket | None = None):
+    def __init__(self, folder: Path, spec: "RunSpec", ticket: Ticket | None = None):
         self.folder = folder
         self.steps_per_epoch = spec.suite.steps_per_epoch
         now = datetime.now(UTC)

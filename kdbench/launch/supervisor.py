@@ -11,10 +11,10 @@ from pathlib import Path
 
 from kdbench.errors import UserError
 from kdbench.launch.child import Child, end_all, interrupted_by_sigterm
+from kdbench.launch.dispatch import is_cancelled, read_orders
 from kdbench.launch.order import WorkOrder
 from kdbench.launch.shares import Shares
 from kdbench.launch.status import change_status, read_status
-from kdbench.launch.submission import is_cancelled, read_orders
 
 POLL_SECONDS = 0.2
 

@@ -30,7 +30,7 @@ class Task:
     def __call__(self) -> None:
         from kdbench.engine.stop import Stop
         from kdbench.errors import UserError
-        from kdbench.launch.submission import read_order
+        from kdbench.launch.dispatch import read_order
         from kdbench.launch.worker import work
         from kdbench.signals import SIGNALS
 
@@ -54,8 +54,8 @@ class Task:
 
         After SIGTERM alone Slurm knows whether it comes again: it is pre-empted, or cancelled.
         """
+        from kdbench.launch.dispatch import is_cancelled
         from kdbench.launch.status import change_status
-        from kdbench.launch.submission import is_cancelled
 
         asked = [n for n in stop.received if n in REQUEUE and callable(signal.getsignal(n))]
         if is_cancelled(order, self.order.parent):

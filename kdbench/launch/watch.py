@@ -83,7 +83,9 @@ def watch(runs: Path, folders: Sequence[Path] | None = None) -> list[Watched]:
     jobs = {
         folder: places.job(status.ticket)
         for folder, status in before.items()
-        if status is not None and status.ticket is not None and status.state != "finished"
+        if status is not None
+        and status.ticket is not None
+        and status.state in (*UNDER_WAY, "stopped")
     }
     found = []
     for folder in chosen:

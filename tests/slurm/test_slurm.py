@@ -94,7 +94,7 @@ def test_a_run_out_of_time_is_stopped_and_the_same_command_sends_it_again(
     Path("pace").write_text("0")
     alone = ("--methods", paced, "--results-dir", "alone", "--runs-dir", "a")
     assert kdbench("run", "--suite", "tiny.toml", *alone)[0] == 0
-    Path("pace").write_text("15")
+    Path("pace").write_text("12")
     assert send("--methods", paced, "--time", "1")[0] == 0
     assert eventually(lambda: status_of("paced").state == "stopped")
     stopped = status_of("paced")
@@ -135,6 +135,7 @@ def test_the_status_needs_no_slurm_and_a_lost_run_is_sent_again(
     assert eventually(lambda: status_of("paced").step >= 1)
     with controller.paused("slurmctld"), monkeypatch.context() as patch:
         patch.setattr(slurm_module, "ANSWER_SECONDS", 1)
+        patch.setattr(slurm_module, "QUEUE_SECONDS", 1)
         assert "1 run: 1 running." in kdbench("status")[1]
         code, _, err = send("--methods", "baseline")
         assert code == 2 and is_one_sentence(err) and "Slurm does not answer" in err
