@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from typer import Argument, Option
 
-from kdbench import cli_data
+from kdbench import cli_data, cluster_cli
 from kdbench.errors import PlanAbandonedError, PlanInterruptedError, UserError, unknown
 
 if TYPE_CHECKING:
@@ -107,6 +107,14 @@ def run(
         bool, Option(help="Also log to TensorBoard, in the runs folder.")
     ] = False,
     dry_run: Annotated[bool, Option(help="Print the plan and its estimated time only.")] = False,
+    cluster: cluster_cli.ClusterOption = None,
+    partition: cluster_cli.Partition = None,
+    gpus: cluster_cli.Gpus = None,
+    cpus: cluster_cli.Cpus = None,
+    time: cluster_cli.Time = None,
+    memory: cluster_cli.Memory = None,
+    constraint: cluster_cli.Constraint = None,
+    max_parallel: cluster_cli.Parallel = None,
 ) -> None:
     """Train methods under a suite's schedule, then print the leaderboard."""
     from kdbench.data import is_cached, locate
@@ -129,6 +137,17 @@ def run(
             jobs=jobs,
             processes=ranks.count if num_processes is None else num_processes,
             workers=workers,
+        )
+        asked = cluster_cli.request(
+            cluster,
+            how,
+            partition=partition,
+            gpus=gpus,
+            cpus=cpus,
+            time=time,
+            memory=memory,
+            constraint=constraint,
+            parallel=max_parallel,
         )
         chosen = load_suite(suite)
         if epochs is not None:
@@ -160,6 +179,11 @@ def run(
             source = locate(chosen.data, data_dir, is_cached)
             if ranks.is_main:
                 print(preview(plan, source, results_dir, compile_.value, jobs, how.processes))
+            if cluster is not None:
+                print(cluster_cli.preview(plan, cluster, asked))
+        elif plan and cluster is not None:
+            cluster_cli.submit(plan, how, cluster, asked)
+            code = 1 if broken else 0
         elif plan:
             new = execute(plan, how, ranks)
             if ranks.is_main:
@@ -263,6 +287,10 @@ def new(
     file = write_method(name, Path(), set(method_names()))
     print(f"Wrote {file}. Next: kdbench check ./{file}")
     print(f"               then: kdbench run --methods ./{file},baseline")
+
+
+app.command()(cluster_cli.status)
+app.command()(cluster_cli.cancel)
 
 
 @app.command(name="list")

@@ -35,6 +35,11 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
+def counted(number: int, what: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with the nearest that does and all choices."""
     names = sorted(choices)

@@ -132,7 +132,10 @@ class Method(nn.Module, ABC):
         """
 
     def begin_epoch(self, epoch: int) -> None:
-        """Called before each epoch, counted from 0; put ramps into buffers, not Python floats."""
+        """Called before each epoch, counted from 0; put ramps into buffers, not Python floats.
+
+        Called again before the rest of an epoch that a run was stopped in; buffers come back then.
+        """
 
 
 def share_trunk(networks: Sequence[Backbone]) -> None:

@@ -5,10 +5,11 @@ their own. That is what makes runs of one seed paired across methods, and a resu
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 def derive(seed: int, axis: str, *indices: int) -> int:
@@ -29,3 +30,18 @@ def seeded(seed: int, axis: str, *indices: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive(seed, axis, *indices))
         yield
+
+
+def random_state() -> tuple[Tensor, ...]:
+    """Where torch's global generators are: the CPU's, and the current GPU's where there is one."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available():
+        states.append(torch.cuda.get_rng_state())
+    return tuple(states)
+
+
+def set_random_state(states: Sequence[Tensor]) -> None:
+    """Put the generators where they were; a GPU's is left where none was recorded."""
+    torch.set_rng_state(states[0].cpu())
+    if torch.cuda.is_available() and len(states) > 1:
+        torch.cuda.set_rng_state(states[1].cpu())

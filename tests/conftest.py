@@ -1,6 +1,5 @@
 """Shared by all tests: a tiny suite on the embedded digits, and folders of their own."""
 
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from kdbench.discovery import find_methods
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.run import Run
 from kdbench.engine.spec import RunSpec
+from kdbench.engine.stop import Stop
 from kdbench.paths import built_in_files
 from kdbench.store import Epoch
 from kdbench.suite import Suite, load_suite
@@ -70,6 +70,7 @@ class Watcher:
         self.epochs: list[Epoch] = []
         self.messages: list[str] = []
         self.stop_after = stop_after
+        self.resumed_at = 0
 
     def on_step(self) -> None:
         self.steps += 1
@@ -78,6 +79,9 @@ class Watcher:
 
     def on_epoch(self, epoch: Epoch, resumed: bool) -> None:
         self.epochs.append(epoch)
+
+    def on_resume(self, step: int) -> None:
+        self.resumed_at = step
 
     def on_message(self, text: str) -> None:
         self.messages.append(text)
@@ -94,12 +98,13 @@ def make_run(suite, images, accelerator, tmp_path):
         folder: str = "run",
         watcher: Watcher | None = None,
         changed_suite: Suite | None = None,
+        stop: Stop | None = None,
         **settings: str,
     ) -> Run:
         (entry,) = find_methods([method])
         chosen = changed_suite or suite
         spec = RunSpec(chosen, "resnet8", entry, entry.options(settings), seed)
-        return Run(spec, *images, tmp_path / folder, accelerator, watcher or Watcher())
+        return Run(spec, *images, tmp_path / folder, accelerator, watcher or Watcher(), stop=stop)
 
     return build
 
@@ -126,11 +131,6 @@ def run_tiny(kdbench):
 
 def is_one_sentence(error: str) -> bool:
     return error.startswith("kdbench: ") and "Traceback" not in error and error.count("\n") == 1
-
-
-def result_of(method: str, suite: str = "tiny", results: str = "results") -> dict:
-    """What a command wrote for seed 0."""
-    return json.loads(Path(f"{results}/{suite}/resnet8/{method}/seed0.json").read_text())
 
 
 def finish(command: list[str], **environment: str) -> tuple[int, str, list[str]]:

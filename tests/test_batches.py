@@ -127,6 +127,12 @@ def test_an_epoch_does_not_depend_on_what_was_drawn_before():
         assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
 
 
+def test_the_rest_of_an_epoch_is_that_of_the_whole():
+    rest = list(TrainingBatches(IMAGES, SUITE, 5, 2).epoch(3, start=1))
+    for one, other in zip(rest, epoch(3, seed=5, views=2)[1:], strict=True):
+        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+
+
 @pytest.mark.parametrize("other", [{"number": 1}, {"seed": 1}])
 def test_other_epochs_and_seeds_have_another_order_and_other_draws(other):
     (views, labels), (changed_views, changed_labels) = epoch()[0], epoch(**other)[0]

@@ -3,6 +3,7 @@
 import getpass
 import json
 import platform
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,32 @@ from conftest import METHODS, Watcher
 from kdbench.engine import run as run_module
 from kdbench.engine.evaluate import evaluate
 from kdbench.engine.schedule import learning_rate_factor
+from kdbench.engine.stop import Stop, StoppedError
 from kdbench.method import Cohort, ContractError
 from kdbench.report.summary import leaderboard, runs_frame
 from kdbench.suite import load_suite
+
+DRAWING = '''
+import torch
+import torch.nn.functional as F
+from methods.baseline import Baseline
+
+class Drawing(Baseline):
+    """Draws in each step, and counts its steps in a buffer that each epoch starts anew."""
+
+    def __init__(self, cohort, options):
+        super().__init__(cohort, options)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def begin_epoch(self, epoch):
+        self.steps.zero_()
+        self.epoch = epoch
+
+    def forward(self, views, labels):
+        self.steps += 1
+        terms = super().forward(F.dropout(views, 0.3), labels)
+        return {**terms, "ce/again": (self.steps + self.epoch) * next(iter(terms.values()))}
+'''
 
 
 def seen_by(run) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -193,6 +217,43 @@ def test_8_a_killed_run_ends_with_the_same_numbers(make_run, method):
         assert torch.equal(mine, theirs)
     logs = [(run.folder / "log.jsonl").read_text() for run in (whole, resumed)]
     assert logs[0] == logs[1]
+
+
+class Stopper(Watcher):
+    """Asks for a stop after a number of steps, or in the evaluation after an epoch's last."""
+
+    def __init__(self, after: int):
+        super().__init__()
+        self.after = after
+        self.stop = Stop()
+
+    def on_step(self) -> None:
+        super().on_step()
+        if self.steps == self.after:
+            self.stop.received.append(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "./drawing.py"])
+def test_8_a_run_stopped_in_mid_epoch_ends_with_the_same_numbers(make_run, method):
+    Path("drawing.py").write_text(DRAWING)
+    whole = make_run(method, folder="whole")
+    expected = whole.train()
+    reached = 0
+    for after in (3, 1, 3):  # in mid-epoch, after its last step, in mid-epoch of the next
+        watcher = Stopper(after)
+        with pytest.raises(StoppedError):
+            make_run(method, folder="stopped", watcher=watcher, stop=watcher.stop).train()
+        assert watcher.resumed_at == reached
+        reached += after
+    watcher = Watcher()
+    resumed = make_run(method, folder="stopped", watcher=watcher)
+    result = resumed.train()
+    assert (watcher.resumed_at, watcher.steps) == (7, 5)
+    assert result.history == expected.history
+    for mine, theirs in zip(
+        resumed.method.state_dict().values(), whole.method.state_dict().values(), strict=True
+    ):
+        assert torch.equal(mine, theirs)
 
 
 def test_8_a_checkpoint_of_another_run_is_not_used(make_run):

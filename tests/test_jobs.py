@@ -5,71 +5,35 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import is_one_sentence, result_of
+from conftest import is_one_sentence
+from launched import KILLED, eventually, folder_of, result_of, status_of, write_method
 
 from kdbench.discovery import find_methods
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.run import empty_result
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
-from kdbench.launch import estimate, jobs, status
+from kdbench.launch import child, estimate, status
+from kdbench.launch.child import Child
 from kdbench.launch.display import Display
 from kdbench.launch.execution import Execution
 from kdbench.launch.order import WorkOrder
 from kdbench.launch.plan import PlannedRun, at_a_time
 from kdbench.launch.shares import Shares
-from kdbench.launch.status import RunStatus, StatusReporter, read_status
+from kdbench.launch.status import StatusReporter, read_status
 from kdbench.store import Epoch, Metrics, save
 from kdbench.suite import load_suite
 
-BASELINE = """
-import os, signal, sys, time
-from pathlib import Path
-from methods.baseline import Baseline
-
-END = time.monotonic() + 100  # no test that fails leaves a process for good
-
-class {name}(Baseline):
-    epoch = 0
-
-    def begin_epoch(self, epoch):
-        self.epoch = epoch
-
-    def forward(self, views, labels):
-        {statement}
-        return super().forward(views, labels)
-"""
-HOLDS = "while self.epoch and Path('hold').exists() and time.monotonic() < END: time.sleep(0.05)"
-KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
+HOLDS = "time.sleep(2 if self.epoch and Path('hold').exists() and time.monotonic() < END else 0)"
 QUITS = "print('cannot open /home/somebody/secret.bin'); sys.exit(3)"
 
 
-def write_method(name: str, statement: str) -> str:
-    Path(f"{name}.py").write_text(BASELINE.format(name=name.title(), statement=statement))
-    return f"./{name}.py"
-
-
-def status_of(method: str, suite: str = "tiny") -> RunStatus | None:
-    return read_status(Path(f"runs/{suite}/resnet8/{method}/seed0"))
-
-
-def eventually(condition, seconds: float = 120) -> bool:
-    """Generous: a worker's imports take long on a busy machine."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
 def has_trained(method: str) -> bool:
-    found = status_of(method)
+    found = read_status(folder_of(method))
     return found is not None and found.epoch >= 1
 
 
@@ -96,15 +60,17 @@ def test_numbers_are_those_of_runs_one_after_the_other_and_rates_are_none(kdbenc
     code, out, err = kdbench(*command, "--jobs", "2")
     assert (code, err) == (0, "")
     for method in ("baseline", "independent"):
-        alone, shared = result_of(method, name, "alone"), result_of(method, name)
+        alone, shared = (
+            result_of(method, suite=name, results=results) for results in ("alone", "results")
+        )
         costs = alone.pop("cost"), shared.pop("cost")
         assert shared == alone
         assert [cost["jobs"] for cost in costs] == [1, 2]
         assert all(cost["images_per_second"] > 0 for cost in costs)
         (line,) = (line for line in out.splitlines() if line.startswith(method))
         assert "shared" in line.split()
-        found = status_of(method, name)
-        assert found is not None and found.state == "finished"
+        found = status_of(method, suite=name)
+        assert found.state == "finished"
         assert (found.epoch, found.epochs, found.step, found.steps) == (1, 1, 22, 22)
         assert found.top1 == shared["last"]["student"]["top1"]
         assert found.loss == sum(shared["history"][0]["losses"].values())
@@ -141,8 +107,8 @@ def test_an_error_of_the_user_in_a_process_is_one_sentence_and_ends_the_others(r
     code, _, err = run_tiny("--methods", f"baseline,{write_method('holds', HOLDS)}", "--jobs", "2")
     assert code == 2
     assert is_one_sentence(err) and f"Cannot write '{taken}'" in err
-    found = status_of("holds")
-    assert found is None or not is_alive(found.pid)
+    found = read_status(folder_of("holds"))
+    assert found is None or found.pid is None or not is_alive(found.pid)
     assert not list(Path("results").rglob("*.json"))
 
 
@@ -186,9 +152,9 @@ def test_no_process_outlives_a_killed_parent(kdbench):
 
 
 def test_sigterm_is_ctrl_c_and_a_process_that_does_not_end_is_killed(monkeypatch):
-    with jobs._interrupted_by_sigterm(), pytest.raises(KeyboardInterrupt):
+    with child.interrupted_by_sigterm(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
-    monkeypatch.setattr(jobs, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(child, "GRACE_SECONDS", 0.3)
     code = (
         "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(60)"
     )
@@ -198,7 +164,9 @@ def test_sigterm_is_ctrl_c_and_a_process_that_does_not_end_is_killed(monkeypatch
     assert stubborn.stdout is not None
     with stubborn.stdout as said:
         said.readline()
-    jobs._end([stubborn])
+    started = Child.__new__(Child)
+    started.process, started._asked = stubborn, False
+    child.end_all([started])
     assert stubborn.returncode == -signal.SIGKILL
 
 
@@ -247,11 +215,16 @@ def test_the_status_is_written_now_and_then(spec, tmp_path, monkeypatch):
     first = read_status(tmp_path)
     assert first is not None and (first.state, first.step, first.steps) == ("starting", 0, 12)
     reporter.on_step()
-    assert read_status(tmp_path) == first
+    second = read_status(tmp_path)
+    assert second is not None and (second.state, second.step) == ("running", 1)
+    assert second.time_left is None  # the first step may compile: it is no measure
+    reporter.on_step()
+    assert read_status(tmp_path) == second
     clock[0] += 1.1
     reporter.on_step()
-    second = read_status(tmp_path)
-    assert second is not None and (second.state, second.step) == ("running", 2)
+    third = read_status(tmp_path)
+    assert third is not None and (third.state, third.step) == ("running", 3)
+    assert third.time_left == (third.updated - third.measured_since) / 2 * 9
     reporter.on_message("be warned")
     reporter.on_epoch(epoch_record(1), resumed=False)
     reporter.end("finished")

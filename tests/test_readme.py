@@ -48,7 +48,7 @@ def test_the_options_it_names_exist(text):
             check=True,
             env={"COLUMNS": "200", "NO_COLOR": "1", "PATH": ""},
         ).stdout
-        for command in (["run"], ["data", "prepare"])
+        for command in (["run"], ["data", "prepare"], ["status"])
     )
     named = set(re.findall(r"--[a-z][a-z-]+", text.split("## Developing")[0])) - {"--format"}
     assert named

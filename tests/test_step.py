@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import METHODS, Watcher, is_one_sentence, result_of
+from conftest import METHODS, Watcher, is_one_sentence
+from launched import result_of
 from torch import Tensor
 
 from kdbench.discovery import find_methods
@@ -86,7 +87,8 @@ def test_what_cannot_be_compiled_runs_eagerly_and_says_so_once(run_tiny):
     assert err.endswith("; its steps run eagerly.\n")
     assert run_tiny(*command, "--compile", "off", "--results-dir", "eager")[0] == 0
     fallen, eager = (
-        result_of("conditional", "tiny@epochs=1", folder) for folder in ("results", "eager")
+        result_of("conditional", suite="tiny@epochs=1", results=folder)
+        for folder in ("results", "eager")
     )
     assert fallen["environment"]["step"] == "eager"
     assert fallen["history"] == eager["history"]

@@ -66,15 +66,18 @@ class TrainingBatches:
     def __len__(self) -> int:
         return len(self.images) // self.batch_size
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(V, B, 3, H, W) float32 views in channels-last memory and (B,) labels, step by step."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """(V, B, 3, H, W) float32 views in channels-last memory and (B,) labels, step by step.
+
+        From step `start` on they are those of the whole epoch.
+        """
         device = self.images.pixels.device
         order = epoch_order(self.seed, epoch, len(self.images), self.batch_size)
         order = order.to(device, non_blocking=True)
         draws = [
             self._draws(epoch, view).to(device, non_blocking=True) for view in range(self.views)
         ]
-        for step in range(len(self)):
+        for step in range(start, len(self)):
             chosen = order[step][self.mine]
             views = torch.stack([self._view(chosen, draw[step][self.mine]) for draw in draws])
             yield views.permute(0, 1, 4, 2, 3), self.images.labels[chosen]

@@ -64,20 +64,22 @@ class EncodedTrainingBatches:
     def __len__(self) -> int:
         return len(self.images) // self.batch_size
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """(V, B, 3, H, W) float32 views in channels-last memory and (B,) labels, step by step.
+
+        From step `start` on they are those of the whole epoch.
 
         Raises:
             LoaderError: a worker died or hangs, or the disk does not give an image.
         """
-        chunks = self._pool.run(self._tasks(epoch))
+        chunks = self._pool.run(self._tasks(epoch, start))
         while parts := self._wait(chunks):
             _note(parts, self.undecodable)
             yield self._finish(parts)
 
-    def _tasks(self, epoch: int) -> Iterator[Task]:
+    def _tasks(self, epoch: int, first: int) -> Iterator[Task]:
         order = epoch_order(self.seed, epoch, len(self.images), self.batch_size)
-        for step in range(len(self)):
+        for step in range(first, len(self)):
             chosen = order[step][self.mine].numpy()
             draws = self._draws(epoch, step).numpy()
             for start in range(0, self._share, TASK):

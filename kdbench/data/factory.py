@@ -33,8 +33,11 @@ class Training(Protocol):
 
     def __len__(self) -> int: ...
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(V, B, 3, H, W) float32 views in channels-last memory and (B,) labels, step by step."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """(V, B, 3, H, W) float32 views in channels-last memory and (B,) labels, step by step.
+
+        From step `start` on they are those of the whole epoch.
+        """
 
 
 class Evaluation(Protocol):

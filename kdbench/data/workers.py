@@ -21,6 +21,7 @@ from kdbench.data.crops import random_resized_box
 from kdbench.data.decode import Box, UndecodableError, decode_center, decode_crop
 from kdbench.data.encoded import EncodedImages
 from kdbench.sections import RandomResizedCrop
+from kdbench.signals import leave_to_the_run
 
 TASK = 32
 """Images at a time: many small tasks spread a batch over all workers."""
@@ -185,6 +186,7 @@ class DecodePool:
                 "multiprocessing_context": _context(),
                 "prefetch_factor": max(2, ceil(ahead / images.workers)),
                 "timeout": POLL_SECONDS,
+                "worker_init_fn": leave_to_the_run,
             }
         return DataLoader(
             self.decoder,

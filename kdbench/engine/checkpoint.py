@@ -1,13 +1,14 @@
-"""Checkpoints at epoch ends: all that is needed to go on as if nothing had happened."""
+"""Checkpoints, after an epoch or in its midst: all it takes to go on as if nothing had happened."""
 
 import pickle
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch import Tensor
 from torch.optim import Optimizer
 
 from kdbench.atomic import written_whole
@@ -19,10 +20,24 @@ class DamagedCheckpointError(Exception):
 
 
 @dataclass
+class PartOfEpoch:
+    """Where an epoch was left."""
+
+    steps: int
+    """Done; all of them where it was left during its evaluation."""
+    loss_sums: dict[str, float] = field(default_factory=dict)
+    """Each term, summed over those steps."""
+    noise: tuple[Tensor, ...] = ()
+    """Where torch's generators were."""
+
+
+@dataclass
 class Progress:
-    """What a run has done so far, besides its weights; plain values only."""
+    """What a run has done so far, besides its weights; plain values and tensors only."""
 
     epochs_done: int = 0
+    part: PartOfEpoch | None = None
+    """Of the epoch after those, where the run was stopped in its midst."""
     history: str = "[]"
     """JSON list of epochs."""
     windows: tuple[float, ...] = ()
@@ -52,7 +67,7 @@ def save_checkpoint(
         "fingerprint": fingerprint,
         "method": method.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        "progress": vars(progress),
+        "progress": asdict(progress),
     }
     with written_whole(_file(folder)) as stream:
         torch.save(content, stream)
@@ -75,12 +90,21 @@ def load_checkpoint(
     content = _read_by_main(folder, accelerator)
     if content is None or content["fingerprint"] != fingerprint:
         return None
+    progress = _progress(content["progress"])
+    if progress.part is not None:
+        # What the method resets at the start of an epoch comes back with its state.
+        method.begin_epoch(progress.epochs_done)
     method.load_state_dict(content["method"])
     for optimizer, state in zip(optimizers, content["optimizers"], strict=True):
         # Rates and the like are the suite's, held as this way of running steps needs them.
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
-    return Progress(**content["progress"])
+    return progress
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is one, of whatever run."""
+    return _file(folder).exists()
 
 
 def remove_checkpoint(folder: Path) -> None:
@@ -113,6 +137,11 @@ def _read(folder: Path, device: torch.device) -> dict[str, Any] | None:
     except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
         raise DamagedCheckpointError(f"its checkpoint {file} is damaged") from error
     return content
+
+
+def _progress(content: dict[str, Any]) -> Progress:
+    part = content.pop("part", None)
+    return Progress(**content, part=part and PartOfEpoch(**part))
 
 
 def _file(folder: Path) -> Path:

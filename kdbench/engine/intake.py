@@ -34,8 +34,13 @@ class Intake:
         self._waited = 0.0
         self._said = False
 
-    def after_training(self, progress: Progress, seconds: float) -> None:
-        """Add up the epoch's waiting, of `seconds` of training, and say once that it is much."""
+    def account(self, progress: Progress, seconds: float) -> None:
+        """After an epoch, or what was done of it in `seconds` of training."""
+        self._account_waiting(progress, seconds)
+        self._account_undecodable(progress)
+
+    def _account_waiting(self, progress: Progress, seconds: float) -> None:
+        """Add it up, and say once that it is much."""
         total = self.training.waited_seconds
         if total is None:
             return
@@ -48,7 +53,7 @@ class Intake:
                 "more --workers or a faster disk would help."
             )
 
-    def after_evaluation(self, progress: Progress) -> None:
+    def _account_undecodable(self, progress: Progress) -> None:
         """Keep which images could not be decoded, of all processes; each is said once."""
         found = {name: why for source in self.sources for name, why in source.undecodable.items()}
         if self.accelerator.num_processes > 1:

@@ -1,11 +1,12 @@
 """One run: the loop that trains every method."""
 
+import contextlib
 import json
 import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +15,7 @@ from torch import Tensor
 from kdbench.data import Evaluation, ImageSet, evaluation_batches, training_batches
 from kdbench.engine.checkpoint import (
     DamagedCheckpointError,
+    PartOfEpoch,
     Progress,
     load_checkpoint,
     save_checkpoint,
@@ -22,35 +24,14 @@ from kdbench.engine.environment import environment
 from kdbench.engine.evaluate import evaluate
 from kdbench.engine.intake import Intake, undecodable_notes, waiting_share
 from kdbench.engine.measure import MemoryMeter, StepClock, count_parameters, forward_flops
+from kdbench.engine.observer import Observer
 from kdbench.engine.optimizers import build_optimizers, set_learning_rates
 from kdbench.engine.schedule import learning_rate_factor
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import Mode, TrainingStep
-from kdbench.seeds import seeded
+from kdbench.engine.stop import Stop, StoppedError
+from kdbench.seeds import random_state, seeded, set_random_state
 from kdbench.store import BestOnTest, Cost, Environment, Epoch, Metrics, Result, Status
-
-
-class Observer(Protocol):
-    """Who watches a run, for the progress display."""
-
-    def on_step(self) -> None:
-        """A training step was issued."""
-
-    def on_epoch(self, epoch: Epoch, resumed: bool) -> None:
-        """An epoch ended, or was found in a checkpoint."""
-
-    def on_message(self, text: str) -> None:
-        """Something the user should know."""
-
-
-class Unobserved:
-    """An observer that sees nothing."""
-
-    def on_step(self) -> None: ...
-
-    def on_epoch(self, epoch: Epoch, resumed: bool) -> None: ...
-
-    def on_message(self, text: str) -> None: ...
 
 
 class DivergedError(Exception):
@@ -70,11 +51,13 @@ class Run:
         observer: Observer,
         mode: Mode = "eager",
         jobs: int = 1,
+        stop: Stop | None = None,
     ):
         self.spec = spec
         self.folder = folder
         self.accelerator = accelerator
         self.observer = observer
+        self.stop = stop or Stop()
         suite = spec.suite
         self.memory = MemoryMeter(accelerator.device)
         method = spec.build_on(accelerator.device)
@@ -110,22 +93,33 @@ class Run:
 
         Raises:
             DivergedError: a loss term is not finite.
+            StoppedError: it was asked to stop: after its step, or in several processes, which must
+                stop at the same one, after its epoch.
         """
-        self._resume()
-        for epoch in range(self.progress.epochs_done, self.spec.suite.schedule.epochs):
-            started = time.perf_counter()
-            losses = self._train_epoch(epoch)
-            trained = time.perf_counter()
-            self._average_buffers()
-            with self.step.autocast():
-                metrics = evaluate(self.method, self.evaluation, self._sum)
-            self.progress.training_seconds += trained - started
-            self.intake.after_training(self.progress, trained - started)
-            self.progress.evaluation_seconds += time.perf_counter() - trained
-            _check_finite(epoch + 1, losses, metrics)
-            self.intake.after_evaluation(self.progress)
-            self._record(epoch, losses, metrics)
+        epochs = self.spec.suite.schedule.epochs
+        with self.stop.heeded():
+            self._resume()
+            for epoch in range(self.progress.epochs_done, epochs):
+                self._train_and_record(epoch)
+                if epoch + 1 < epochs and self._anyone_must_stop():
+                    raise StoppedError
         return self.result("finished")
+
+    def _train_and_record(self, epoch: int) -> None:
+        before = self.progress.training_seconds
+        try:
+            with self._timed("training_seconds"):
+                losses = self._train_epoch(epoch)
+            with self._timed("evaluation_seconds"):
+                metrics = self._evaluate()
+        except StoppedError:
+            self.clock.finish()
+            self.intake.account(self.progress, self.progress.training_seconds - before)
+            self._save()
+            raise
+        _check_finite(epoch + 1, losses, metrics)
+        self.intake.account(self.progress, self.progress.training_seconds - before)
+        self._record(epoch, losses, metrics)
 
     def result(self, status: Status, reason: str | None = None) -> Result:
         """What the run has come to so far."""
@@ -165,28 +159,84 @@ class Run:
             self._log().write_text("".join(e.model_dump_json() + "\n" for e in self.history))
         for epoch in self.history:
             self.observer.on_epoch(epoch, resumed=True)
+        if self.progress.part is not None:
+            steps = self.progress.epochs_done * len(self.training) + self.progress.part.steps
+            self.observer.on_resume(steps)
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
-        """One epoch; the mean of each loss term. Nothing is read from the device before the end."""
+        """One epoch, or what is left of it; the mean of each loss term over all of it.
+
+        Nothing is read from the device before the end.
+        """
         steps = len(self.training)
         schedule = self.spec.suite.schedule
-        sums: Tensor | None = None
         with seeded(self.spec.seed, "noise", epoch, self.accelerator.process_index):
-            self._calibrate()
-            self.method.train()
-            self.method.begin_epoch(epoch)
+            start, sums = self._begin_epoch(epoch)
             self.clock.start()
-            for step, (views, labels) in enumerate(self.training.epoch(epoch)):
+            for step, (views, labels) in enumerate(self.training.epoch(epoch, start), start):
                 factor = learning_rate_factor(epoch * steps + step, steps, schedule)
                 set_learning_rates(self.optimizers, factor)
                 values = self.step(views, labels).float()
                 sums = values.clone() if sums is None else sums.add_(values)
                 self.clock.step()
                 self.observer.on_step()
+                if self._must_stop():
+                    self._leave(step + 1, sums)
+                    raise StoppedError
             assert sums is not None
             means = (self._sum(sums) / (steps * self.accelerator.num_processes)).tolist()
         self.clock.finish()
+        self._leave(steps, sums)
         return dict(zip(self.step.names, means, strict=True))
+
+    def _begin_epoch(self, epoch: int) -> tuple[int, Tensor | None]:
+        """The first step to do and the loss terms of those before, summed."""
+        part = self.progress.part
+        if part is None:
+            self._calibrate()
+            self.method.train()
+            self.method.begin_epoch(epoch)
+            return 0, None
+        self.method.train()
+        if self.accelerator.num_processes == 1:  # others draw their own, from its start again
+            set_random_state(part.noise)
+        self.step.names = tuple(part.loss_sums)
+        sums = torch.tensor(list(part.loss_sums.values()), device=self.accelerator.device)
+        return part.steps, sums
+
+    def _must_stop(self) -> bool:
+        """Within an epoch; several processes would have to agree on the step."""
+        return self.stop.requested and self.accelerator.num_processes == 1
+
+    def _anyone_must_stop(self) -> bool:
+        """Between epochs: whether any of the processes was asked to."""
+        asked = torch.tensor(float(self.stop.requested), device=self.accelerator.device)
+        return bool(self._sum(asked))
+
+    def _leave(self, steps: int, sums: Tensor) -> None:
+        """Note where the epoch is, for a checkpoint in its midst."""
+        terms = dict(zip(self.step.names, sums.tolist(), strict=True))
+        self.progress.part = PartOfEpoch(steps, terms, random_state())
+
+    def _evaluate(self) -> dict[str, Metrics]:
+        self._average_buffers()
+        with self.step.autocast():
+            return evaluate(self.method, self._evaluation_batches(), self._sum)
+
+    def _evaluation_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self.evaluation:
+            if self._must_stop():
+                raise StoppedError
+            yield batch
+
+    @contextlib.contextmanager
+    def _timed(self, what: Literal["training_seconds", "evaluation_seconds"]) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = getattr(self.progress, what) + time.perf_counter() - started
+            setattr(self.progress, what, spent)
 
     def _calibrate(self) -> None:
         if self.held_out is not None:
@@ -222,8 +272,14 @@ class Run:
             with self._log().open("a", encoding="utf-8") as log:
                 log.write(record.model_dump_json() + "\n")
         self.accelerator.log(dict(_scalars(record)), step=epoch + 1)
+        self.progress.epochs_done = epoch + 1
+        self.progress.part = None
+        self._save()
+        self.observer.on_epoch(record, resumed=False)
+
+    def _save(self) -> None:
+        """Write the checkpoint."""
         progress = self.progress
-        progress.epochs_done = epoch + 1
         progress.history = json.dumps([e.model_dump() for e in self.history])
         progress.windows = tuple(self.clock.windows)
         progress.device = self.started_as.environment.device
@@ -233,7 +289,6 @@ class Run:
                 self.folder, self.spec.fingerprint(), self.method, self.optimizers, progress
             )
         self.accelerator.wait_for_everyone()
-        self.observer.on_epoch(record, resumed=False)
 
     def _peak_memory(self) -> int:
         """Bytes, of the process that took most."""

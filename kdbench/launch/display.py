@@ -85,6 +85,9 @@ class RunBar:
         self._move(epoch.epoch * self.spec.suite.steps_per_epoch)
         self._describe(epoch.epoch, sum(epoch.losses.values()), epoch.metrics["student"].top1)
 
+    def on_resume(self, step: int) -> None:
+        self._move(step)
+
     def on_message(self, text: str) -> None:
         self.display.say(text)
 

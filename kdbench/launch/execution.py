@@ -13,9 +13,11 @@ from kdbench.data import ImageSet, LoaderError, Source, batch_share, open_images
 from kdbench.engine.checkpoint import remove_checkpoint
 from kdbench.engine.device import COLLECTIVE_TIMEOUT
 from kdbench.engine.mode import Compile
-from kdbench.engine.run import DivergedError, Observer, Run, empty_result
+from kdbench.engine.observer import Observer
+from kdbench.engine.run import DivergedError, Run, empty_result
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import Mode
+from kdbench.engine.stop import Stop
 from kdbench.errors import PlanAbandonedError, UserError
 from kdbench.launch.place import Place
 from kdbench.launch.ranks import Ranks
@@ -109,6 +111,7 @@ def run_and_save(
     mode: Mode,
     jobs: int = 1,
     ranks: Ranks = ALONE,
+    stop: Stop | None = None,
 ) -> Result:
     """One run, from its checkpoint where it has one, to its file among the results.
 
@@ -117,6 +120,7 @@ def run_and_save(
     Raises:
         UserError: a folder that cannot be written.
         PlanAbandonedError: the run failed, and its processes are out of step.
+        StoppedError: it was asked to stop, and has no result yet.
     """
     folder = run_folder(how.runs, spec)
     if how.overwrite and ranks.is_main:
@@ -128,7 +132,7 @@ def run_and_save(
         if ranks.is_main:
             save(how.results, result)
 
-    return run_one(spec, *images, folder, accelerator, observer, mode, jobs, ranks, record)
+    return run_one(spec, *images, folder, accelerator, observer, mode, jobs, ranks, stop, record)
 
 
 def run_one(
@@ -141,6 +145,7 @@ def run_one(
     mode: Mode = "eager",
     jobs: int = 1,
     ranks: Ranks = ALONE,
+    stop: Stop | None = None,
     record: Callable[[Result], None] = lambda result: None,
 ) -> Result:
     """One run; whatever goes wrong in it is recorded as its result, so that the others go on.
@@ -148,6 +153,7 @@ def run_one(
     Raises:
         UserError: checkpoints cannot be written; the other runs could not write theirs either.
         PlanAbandonedError: the run failed, and its processes are out of step.
+        StoppedError: it was asked to stop.
     """
     run: Run | None = None
 
@@ -158,7 +164,7 @@ def run_one(
 
     ranks.on_failure = lambda reason: record(unfinished("failed", reason))
     try:
-        run = Run(spec, train, test, folder, accelerator, observer, mode, jobs)
+        run = Run(spec, train, test, folder, accelerator, observer, mode, jobs, stop)
         result = run.train()
     except UserError:
         raise

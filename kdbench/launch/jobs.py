@@ -1,36 +1,22 @@
 """Runs a plan in several processes at a time, each run in one of its own."""
 
-import contextlib
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 
 import torch
 
 from kdbench.data import Source, open_images
-from kdbench.engine.device import make_accelerator
-from kdbench.engine.run import empty_result
-from kdbench.errors import UserError
+from kdbench.launch.child import Child, end_all, interrupted_by_sigterm
 from kdbench.launch.display import Display
-from kdbench.launch.execution import Execution, run_folder, without_paths
+from kdbench.launch.execution import Execution
 from kdbench.launch.order import WorkOrder
 from kdbench.launch.plan import PlannedRun
 from kdbench.launch.shares import Shares
-from kdbench.launch.status import read_status, write_status
-from kdbench.launch.torchrun import torchrun
-from kdbench.store import Result, check_writable, read, save
-
-WORKER = "kdbench.launch.worker"
-OURS = "kdbench: "
-"""Begins what kdbench says, among what others print."""
+from kdbench.store import Result
 
 POLL_SECONDS = 0.2
-GRACE_SECONDS = 10.0
-"""Between asking a process to end and killing it."""
 
 
 def run_in_processes(
@@ -47,56 +33,32 @@ def run_in_processes(
         open_images(source, torch.device("cpu"), workers=0)
     shares = Shares.among(jobs, how.processes)
     waiting = deque(todo)
-    children: dict[int, Child] = {}
-    with _interrupted_by_sigterm():
+    running: dict[int, Followed] = {}
+    with interrupted_by_sigterm():
         try:
-            while waiting or children:
-                for slot in set(range(jobs)) - set(children):
+            while waiting or running:
+                for slot in set(range(jobs)) - set(running):
                     if waiting:
-                        children[slot] = Child(waiting.popleft(), how, shares, slot, display)
+                        running[slot] = Followed(waiting.popleft(), how, shares, slot, display)
                 time.sleep(POLL_SECONDS)
-                for slot, child in list(children.items()):
-                    result = child.poll()
+                for slot, run in list(running.items()):
+                    result = run.poll()
                     if result is not None:
-                        del children[slot]
+                        del running[slot]
                         yield result
         finally:
-            _end([child.process for child in children.values()])
+            end_all([run.child for run in running.values()])
 
 
-class Child:
-    """A run in a process of its own."""
+class Followed:
+    """A run in a process of its own, and its line on the display."""
 
     def __init__(
         self, run: PlannedRun, how: Execution, shares: Shares, slot: int, display: Display
     ):
-        self.run, self.how, self.shares = run, how, shares
-        self.folder = run_folder(how.runs, run.spec)
-        self.log = self.folder / "worker.log"
-        check_writable(self.folder)
-        self._result_before = self._result_written()
         order = WorkOrder.of(run.spec, how, shares.on_a_device, parent=os.getpid())
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                self._command(order),
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=shares.environment(slot),
-                process_group=0,  # a terminal sends Ctrl-C to this process alone
-            )
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), self.process.stdin as stream:
-            stream.write(order.model_dump_json().encode())
+        self.child = Child(order, shares, slot)
         self.line = display.start(run.spec)
-
-    def _command(self, order: WorkOrder) -> list[str]:
-        """The order goes to the input, or where several processes need it, into a file."""
-        if self.how.processes == 1:
-            return [sys.executable, "-u", "-P", "-m", WORKER]
-        file = self.folder / "order.json"
-        file.write_text(order.model_dump_json())
-        return torchrun(self.how.processes, WORKER, str(file))
 
     def poll(self) -> Result | None:
         """Show how far the run is; its result once the process has ended.
@@ -104,90 +66,12 @@ class Child:
         Raises:
             UserError: the process met one.
         """
-        ended = self.process.poll() is not None
-        status = read_status(self.folder)
-        if status is not None and status.pid == self.process.pid:
+        ended = self.child.ended
+        status = self.child.status()
+        if status is not None:
             self.line.show(status)
         if not ended:
             return None
-        result = self._outcome()
+        result = self.child.outcome()
         self.line.finish(result)
         return result
-
-    def _outcome(self) -> Result:
-        # A process may fail after its result is written, while it is taken down.
-        if self._result_written() != self._result_before:
-            found = read(self.run.file)
-            if isinstance(found, Result):
-                return found
-        code, last = self.process.returncode, self._last_words()
-        if code == 2 and last.startswith(OURS):
-            raise UserError(last.removeprefix(OURS))
-        return self._died(_how_it_ended(code, last))
-
-    def _died(self, reason: str) -> Result:
-        """Record a run whose process could not."""
-        result = empty_result(
-            self.run.spec, make_accelerator(), "failed", without_paths(reason), self.how.processes
-        )
-        environment = result.environment.model_copy(update={"threads": self.shares.threads})
-        result = result.model_copy(update={"environment": environment})
-        save(self.how.results, result)
-        status = read_status(self.folder)
-        if status is not None:
-            write_status(self.folder, status.model_copy(update={"state": "failed"}))
-        return result
-
-    def _last_words(self) -> str:
-        """Last sentence of kdbench's in the log, else the last line."""
-        text = self.log.read_text(encoding="utf-8", errors="replace")
-        lines = [line.strip() for line in text.split("\n") if line.strip()]
-        said = [line for line in lines if line.startswith(OURS)]
-        return (said or lines or [""])[-1]
-
-    def _result_written(self) -> int | None:
-        """When the result file was last written."""
-        try:
-            return self.run.file.stat().st_mtime_ns
-        except OSError:
-            return None
-
-
-def _how_it_ended(code: int, last: str) -> str:
-    if code < 0:
-        names = {number.value: number.name for number in signal.Signals}
-        return f"its process was killed by {names.get(-code, f'signal {-code}')}"
-    if last.startswith(OURS):
-        return last.removeprefix(OURS)
-    return f"its process ended with code {code} and no result" + (f": {last}" if last else "")
-
-
-def _end(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Ask all to end, and kill those that do not in time; also on another Ctrl-C meanwhile."""
-    deadline = time.monotonic() + GRACE_SECONDS
-    try:
-        _send(processes, signal.SIGTERM)
-        for process in processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
-    finally:
-        _send(processes, signal.SIGKILL)
-        for process in processes:
-            process.wait()
-
-
-def _send(processes: list[subprocess.Popen[bytes]], what: signal.Signals) -> None:
-    """To those that still run, with the processes that they started."""
-    for process in processes:
-        if process.poll() is None:
-            os.killpg(process.pid, what)
-
-
-@contextlib.contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -2,16 +2,28 @@
 
 import contextlib
 from collections.abc import Generator
+from pathlib import Path
 
 from kdbench.data import Source, is_cached, locate
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.mode import step_modes
-from kdbench.errors import PlanInterruptedError, UserError
+from kdbench.engine.observer import Observers
+from kdbench.engine.stop import Stop
+from kdbench.errors import PlanInterruptedError, UserError, counted
 from kdbench.launch.display import Display
-from kdbench.launch.execution import ALONE, Execution, open_images_together, run_and_save
+from kdbench.launch.execution import (
+    ALONE,
+    Execution,
+    open_images_together,
+    run_and_save,
+    run_folder,
+)
 from kdbench.launch.jobs import run_in_processes
 from kdbench.launch.plan import PlannedRun, at_a_time
 from kdbench.launch.ranks import Ranks
+from kdbench.launch.status import NoReporter, StatusReporter
+from kdbench.launch.watch import watch
+from kdbench.signals import SIGNALS
 from kdbench.store import Result, check_writable
 
 
@@ -21,7 +33,7 @@ def execute(plan: list[PlannedRun], how: Execution, ranks: Ranks = ALONE) -> lis
     Raises:
         UserError: data that cannot be found or read, a folder that cannot be written.
         PlanAbandonedError: a run failed, and its processes are out of step.
-        PlanInterruptedError: the user stopped it.
+        PlanInterruptedError: the user stopped it, or a signal did.
     """
     if how.jobs > 1 and ranks.count > 1:
         raise UserError(
@@ -33,6 +45,7 @@ def execute(plan: list[PlannedRun], how: Execution, ranks: Ranks = ALONE) -> lis
         return []
     source = locate(todo[0].spec.suite.data, how.data_dir, is_cached)
     if ranks.is_main:
+        _check_not_under_way(todo, how.runs)
         check_writable(how.results)
         check_writable(how.runs)
     jobs = at_a_time(plan, how.jobs)
@@ -53,6 +66,17 @@ def execute(plan: list[PlannedRun], how: Execution, ranks: Ranks = ALONE) -> lis
     return done
 
 
+def _check_not_under_way(todo: list[PlannedRun], runs: Path) -> None:
+    """Two processes with one checkpoint would ruin it."""
+    watched = watch(runs, [run_folder(runs, run.spec) for run in todo])
+    submitted = [run for run in watched if run.under_way and run.status.ticket is not None]
+    if submitted:
+        raise UserError(
+            f"{counted(len(submitted), 'run')} of these were sent to a cluster and are not over; "
+            "follow them with `kdbench status`, or take them back with `kdbench cancel`."
+        )
+
+
 def _run_here(
     todo: list[PlannedRun], source: Source, how: Execution, display: Display, ranks: Ranks
 ) -> Generator[Result]:
@@ -63,16 +87,29 @@ def _run_here(
     modes = step_modes(how.compile, suite, names, *place)
     with display.note(source.reading()):
         images = open_images_together(source, accelerator.device, how, ranks)
-    for run in todo:
-        current = display.start(run.spec)
-        mode = modes[run.spec.architecture]
-        result = run_and_save(run.spec, images, how, accelerator, current, mode, ranks=ranks)
-        current.finish(result)
-        yield result
+    stop = Stop()
+    with stop.on(*SIGNALS):
+        for run in todo:
+            current = display.start(run.spec)
+            mode = modes[run.spec.architecture]
+            with _reporter(run, how, ranks) as reporter:
+                watching = Observers(current, reporter)
+                result = run_and_save(
+                    run.spec, images, how, accelerator, watching, mode, ranks=ranks, stop=stop
+                )
+                reporter.end(result.status, result.reason)
+            current.finish(result)
+            yield result
+
+
+def _reporter(run: PlannedRun, how: Execution, ranks: Ranks) -> StatusReporter | NoReporter:
+    if not ranks.is_main:
+        return NoReporter()
+    return StatusReporter(run_folder(how.runs, run.spec), run.spec)
 
 
 def _interrupted(done: int, total: int, overwrite: bool) -> str:
-    kept = "the runs under way are kept up to their last whole epoch"
+    kept = "the runs under way are kept up to their last checkpoint"
     if overwrite:
         kept = "runs not yet replaced keep their old results"
     again = "starts those again" if overwrite else "goes on from there"

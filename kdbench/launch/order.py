@@ -1,6 +1,7 @@
 """A run as one process hands it to another."""
 
 import json
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import ValidationError
@@ -8,7 +9,8 @@ from pydantic import ValidationError
 from kdbench.discovery import find_methods
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
-from kdbench.launch.execution import Execution
+from kdbench.launch.execution import Execution, run_folder
+from kdbench.launch.status import Ticket
 from kdbench.store import Record
 from kdbench.suite import Suite
 
@@ -25,10 +27,13 @@ class WorkOrder(Record):
     fingerprint: str
     """Of the run that was planned."""
     how: Execution
+    folder: Path
+    """Of the run: its checkpoint, log and status."""
     jobs: int = 1
     """Runs that share the device, for the result."""
     parent: int | None = None
     """Process whose end ends the run; without one it goes on by itself."""
+    ticket: Ticket | None = None
 
     @classmethod
     def of(cls, spec: RunSpec, how: Execution, jobs: int = 1, parent: int | None = None) -> Self:
@@ -41,6 +46,7 @@ class WorkOrder(Record):
             seed=spec.seed,
             fingerprint=spec.fingerprint(),
             how=how,
+            folder=run_folder(how.runs, spec),
             jobs=jobs,
             parent=parent,
         )

@@ -13,73 +13,78 @@ from pathlib import Path
 from kdbench.data import is_cached, locate
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.mode import step_mode
-from kdbench.engine.run import Observer, Unobserved
+from kdbench.engine.observer import Observer
+from kdbench.engine.spec import RunSpec
+from kdbench.engine.stop import Stop
 from kdbench.errors import PlanAbandonedError, UserError
-from kdbench.launch.execution import open_images_together, run_and_save, run_folder
+from kdbench.launch.execution import open_images_together, run_and_save
 from kdbench.launch.order import WorkOrder
 from kdbench.launch.place import Place, end_with
 from kdbench.launch.ranks import Ranks, together
-from kdbench.launch.status import State, StatusReporter
+from kdbench.launch.status import NoReporter, StatusReporter, change_status
+from kdbench.signals import SIGNALS
 from kdbench.store import Result
 
 
-def work(order: WorkOrder) -> Result:
+def work(order: WorkOrder, stop: Stop) -> Result:
     """Carry out an order; the result is written and returned.
+
+    The run's status says how it ended, unless by an error that is no fault of the user.
 
     Raises:
         UserError: data that cannot be read, a folder that cannot be written, a changed method.
         PlanAbandonedError: the run failed, and its processes are out of step.
+        KeyboardInterrupt: it was stopped.
     """
     with together(order.how.processes, _say) as ranks:
-        if not ranks.is_main:
-            return _train(order, ranks, Unobserved())
-        return _train_with_status(order, ranks)
+        try:
+            spec = order.spec()
+        except UserError as error:
+            if ranks.is_main:
+                change_status(order.folder, "failed", str(error))
+            raise
+        with _reporter(order, spec, ranks) as reporter:
+            result = _train(order, spec, ranks, reporter, stop)
+            reporter.end(result.status, result.reason)
+    return result
 
 
 def main() -> None:
     """Carry out the order on standard input, or in the file that is named."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that files are cleared away
-    file = sys.argv[1:]
-    text = Path(file[0]).read_bytes() if file else sys.stdin.buffer.read()
-    order = WorkOrder.model_validate_json(text)
-    if order.parent is not None:
-        end_with(order.parent if order.how.processes == 1 else os.getppid())
-    try:
-        work(order)
-    except (UserError, PlanAbandonedError) as error:
-        if Place.of_this_process().rank == 0:
-            _say(str(error))
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
+    stop = Stop()
+    with stop.on(*SIGNALS):
+        file = sys.argv[1:]
+        text = Path(file[0]).read_bytes() if file else sys.stdin.buffer.read()
+        order = WorkOrder.model_validate_json(text)
+        if order.parent is not None:
+            end_with(order.parent if order.how.processes == 1 else os.getppid())
+        try:
+            work(order, stop)
+        except (UserError, PlanAbandonedError) as error:
+            if Place.of_this_process().rank == 0:
+                _say(str(error))
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _train_with_status(order: WorkOrder, ranks: Ranks) -> Result:
-    spec = order.spec()
+def _reporter(order: WorkOrder, spec: RunSpec, ranks: Ranks) -> StatusReporter | NoReporter:
+    if not ranks.is_main:
+        return NoReporter()
     # Of several processes the end of their launcher is the end of the run.
     pid = os.getpid() if ranks.count == 1 else os.getppid()
-    reporter = StatusReporter(run_folder(order.how.runs, spec), spec, pid)
-    state: State = "failed"
-    try:
-        result = _train(order, ranks, reporter)
-        state = result.status
-        return result
-    except KeyboardInterrupt:
-        state = "stopped"
-        raise
-    finally:
-        reporter.end(state)
+    return StatusReporter(order.folder, spec, order.ticket, pid)
 
 
-def _train(order: WorkOrder, ranks: Ranks, observer: Observer) -> Result:
-    spec, how = order.spec(), order.how
+def _train(order: WorkOrder, spec: RunSpec, ranks: Ranks, observer: Observer, stop: Stop) -> Result:
+    how = order.how
     accelerator = make_accelerator(how.runs, how.tensorboard)
     place = accelerator.device, accelerator.num_processes
     mode = step_mode(how.compile, spec.suite, spec.architecture, *place)
     source = locate(spec.suite.data, how.data_dir, is_cached)
     images = open_images_together(source, accelerator.device, how, ranks)
-    return run_and_save(spec, images, how, accelerator, observer, mode, order.jobs, ranks)
+    return run_and_save(spec, images, how, accelerator, observer, mode, order.jobs, ranks, stop)
 
 
 def _say(sentence: str) -> None:

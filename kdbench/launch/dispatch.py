@@ -1,0 +1,84 @@
+"""The orders of a submission: written before it is sent, read by whoever carries them out."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from kdbench.atomic import written_whole
+from kdbench.engine.checkpoint import has_checkpoint, remove_checkpoint
+from kdbench.engine.spec import RunSpec
+from kdbench.launch.execution import Execution, run_folder
+from kdbench.launch.order import WorkOrder
+from kdbench.launch.status import RunStatus, Ticket, read_status, write_status
+from kdbench.launch.submission import FILE, FOLDER, Submission, cancel_file, order_file
+
+
+def prepare(specs: Sequence[RunSpec], how: Execution) -> Path:
+    """A folder for a new submission, with the orders of its runs.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    place = how.runs / FOLDER
+    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    names = itertools.chain([now], (f"{now}-{number}" for number in itertools.count(2)))
+    folder = next(place / name for name in names if not (place / name).exists())
+    if how.overwrite:  # now, not each time that a run's turn comes
+        for spec in specs:
+            remove_checkpoint(run_folder(how.runs, spec))
+        how = replace(how, overwrite=False)
+    for task, spec in enumerate(specs):
+        order = WorkOrder.of(spec, how)
+        order = order.model_copy(update={"ticket": Ticket(submission=folder.name, task=task)})
+        with written_whole(order_file(folder, task)) as stream:
+            stream.write(order.model_dump_json(indent=1).encode())
+    return folder
+
+
+def record(folder: Path, submission: Submission) -> None:
+    """Write down that the runs were sent, and put them in the queue where they have not begun.
+
+    Raises:
+        UserError: a folder cannot be written.
+    """
+    with written_whole(folder / FILE) as stream:
+        stream.write(submission.model_dump_json(indent=1).encode())
+    for order in read_orders(folder):
+        before = read_status(order.folder)
+        if before is None or before.ticket != order.ticket:
+            write_status(order.folder, _queued(order, before))
+
+
+def _queued(order: WorkOrder, before: RunStatus | None) -> RunStatus:
+    """It goes on from where an earlier process left it."""
+    now = datetime.now(UTC)
+    suite = order.suite
+    fresh = RunStatus(
+        state="queued",
+        epochs=suite.schedule.epochs,
+        steps=suite.total_steps,
+        ticket=order.ticket,
+        started=now,
+        updated=now,
+    )
+    if before is None or not has_checkpoint(order.folder):
+        return fresh
+    kept = {"epoch", "step", "loss", "top1"}
+    return fresh.model_copy(update=before.model_dump(include=kept))
+
+
+def read_orders(folder: Path) -> list[WorkOrder]:
+    """By task."""
+    count = len(list(folder.glob("order-*.json")))
+    return [read_order(order_file(folder, task)) for task in range(count)]
+
+
+def read_order(file: Path) -> WorkOrder:
+    return WorkOrder.model_validate_json(file.read_bytes())
+
+
+def is_cancelled(order: WorkOrder, folder: Path) -> bool:
+    """Whether the user wants it no more."""
+    return order.ticket is not None and cancel_file(folder, order.ticket.task).exists()

@@ -1,0 +1,85 @@
+"""Carries out a submission on this machine: `python -m kdbench.launch.supervisor FOLDER PARALLEL`.
+
+It outlives the command and the terminal that started it. Its end ends its runs.
+"""
+
+import os
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+from kdbench.errors import UserError
+from kdbench.launch.child import Child, end_all, interrupted_by_sigterm
+from kdbench.launch.dispatch import is_cancelled, read_orders
+from kdbench.launch.order import WorkOrder
+from kdbench.launch.shares import Shares
+from kdbench.launch.status import change_status, read_status
+
+POLL_SECONDS = 0.2
+
+
+def supervise(folder: Path, parallel: int) -> None:
+    """Run the orders of a submission, some at a time; one that fails ends no other.
+
+    Raises:
+        KeyboardInterrupt: it was told to stop; every run then has its checkpoint.
+    """
+    orders = read_orders(folder)
+    shares = Shares.among(min(parallel, len(orders)))
+    waiting = deque(orders)
+    running: dict[int, Child] = {}
+    try:
+        while waiting or running:
+            for slot in set(range(shares.jobs)) - set(running):
+                if waiting and (child := _start(waiting.popleft(), folder, shares, slot)):
+                    running[slot] = child
+            time.sleep(POLL_SECONDS)
+            for slot, child in list(running.items()):
+                if _is_over(child, folder):
+                    del running[slot]
+    finally:
+        end_all(list(running.values()))
+        for order in waiting:
+            change_status(order.folder, "stopped", "its supervisor was told to stop")
+
+
+def _start(order: WorkOrder, folder: Path, shares: Shares, slot: int) -> Child | None:
+    """None where there is nothing to run: the user wants it no more, or has to mend something."""
+    if is_cancelled(order, folder):
+        change_status(order.folder, "stopped", "cancelled")
+        return None
+    changes = {"parent": os.getpid(), "jobs": shares.on_a_device}
+    try:
+        return Child(order.model_copy(update=changes), shares, slot)
+    except UserError as error:
+        change_status(order.folder, "failed", str(error))
+        return None
+
+
+def _is_over(child: Child, folder: Path) -> bool:
+    cancelled = is_cancelled(child.order, folder)
+    if not child.ended:
+        if cancelled:
+            child.ask_to_stop()
+        return False
+    status = read_status(child.order.folder)
+    if status is not None and status.state == "stopped":
+        change_status(child.order.folder, "stopped", "cancelled" if cancelled else None)
+        return True
+    try:
+        child.outcome()
+    except UserError as error:
+        change_status(child.order.folder, "failed", str(error))
+    return True
+
+
+def main() -> None:
+    """Supervise the submission that is named."""
+    folder, parallel = Path(sys.argv[1]), int(sys.argv[2])
+    with interrupted_by_sigterm():
+        supervise(folder, parallel)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Methods that misbehave or take their time, and what is left of runs in other processes."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from kdbench.launch.status import RunStatus, read_status
+
+METHOD = """
+import os, signal, sys, time
+from pathlib import Path
+from methods.baseline import Baseline
+
+END = time.monotonic() + 100  # no test that fails leaves a process for good
+
+class {name}(Baseline):
+    epoch = 0
+
+    def begin_epoch(self, epoch):
+        self.epoch = epoch
+
+    def forward(self, views, labels):
+        {statement}
+        return super().forward(views, labels)
+"""
+KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
+PACED = "time.sleep(float(Path('pace').read_text()) if time.monotonic() < END else 0)"
+"""A step takes as long as the file says, and the numbers are the same."""
+
+
+def write_method(name: str, statement: str) -> str:
+    Path(f"{name}.py").write_text(METHOD.format(name=name.title(), statement=statement))
+    return f"./{name}.py"
+
+
+def folder_of(method: str, seed: int = 0, suite: str = "tiny") -> Path:
+    return Path(f"runs/{suite}/resnet8/{method}/seed{seed}")
+
+
+def status_of(method: str, seed: int = 0, suite: str = "tiny") -> RunStatus:
+    status = read_status(folder_of(method, seed, suite))
+    assert status is not None
+    return status
+
+
+def result_of(method: str, seed: int = 0, suite: str = "tiny", results: str = "results") -> dict:
+    return json.loads(Path(f"{results}/{suite}/resnet8/{method}/seed{seed}.json").read_text())
+
+
+def numbers_of(method: str, seed: int = 0, results: str = "results") -> dict:
+    """A result without what depends on the machine's load."""
+    result = result_of(method, seed, results=results)
+    del result["cost"]
+    return result
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 120) -> bool:
+    """Generous: a worker's imports take long on a busy machine."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True

@@ -1,0 +1,170 @@
+"""Runs on a real Slurm that the tests bring up: killed, pre-empted, out of time, cancelled."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from conftest import is_one_sentence
+from controller import Controller, missing
+from launched import KILLED, PACED, eventually, numbers_of, status_of, write_method
+
+from kdbench.launch import slurm as slurm_module
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no Slurm here: {missing()}")
+
+
+@pytest.fixture(scope="module")
+def controller(tmp_path_factory: pytest.TempPathFactory):
+    started = Controller(tmp_path_factory.mktemp("slurm"))
+    try:
+        started.start()
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest.fixture(autouse=True)
+def _this_slurm(controller: Controller, monkeypatch):
+    monkeypatch.setenv("SLURM_CONF", str(controller.configuration))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def send(run_tiny):
+    return lambda *arguments: run_tiny("--cluster", "slurm", *arguments)
+
+
+def test_an_array_whose_killed_runs_are_recorded_equals_a_local_run(controller, kdbench, send):
+    methods = f"baseline,{write_method('killed', KILLED)}"
+    code, out, err = send("--methods", methods, "--seeds", "2")
+    assert (code, err) == (0, "")
+    assert "Sent 4 runs to Slurm as job" in out and "kdbench status" in out
+    code, out, _ = send("--methods", methods, "--seeds", "2")
+    assert code == 0 and "4 runs under way already" in out and "Nothing to send" in out
+    over = {"finished", "failed"}
+    runs = [(method, seed) for method in ("baseline", "killed") for seed in (0, 1)]
+    assert eventually(lambda: all(status_of(*run).state in over for run in runs))
+    for seed in (0, 1):
+        assert status_of("baseline", seed).state == "finished"
+        assert status_of("killed", seed).reason == "its process was killed by SIGKILL"
+        assert numbers_of("killed", seed)["reason"] == "its process was killed by SIGKILL"
+    _, out, _ = kdbench("status")
+    assert "4 runs: 2 failed, 2 finished." in out and "killed by SIGKILL" in out
+    alone = ("--methods", "baseline", "--seeds", "2", "--results-dir", "alone", "--runs-dir", "a")
+    assert kdbench("run", "--suite", "tiny.toml", *alone)[0] == 0
+    for seed in (0, 1):
+        assert numbers_of("baseline", seed) == numbers_of("baseline", seed, "alone")
+
+
+def test_a_pre_empted_run_goes_on_where_it_was(controller, kdbench, send):
+    """First Slurm takes the node away by SIGTERM, then it sends what submitit asks it to."""
+    paced = write_method("paced", PACED)
+    Path("pace").write_text("0")
+    alone = ("--methods", paced, "--results-dir", "alone", "--runs-dir", "a")
+    assert kdbench("run", "--suite", "tiny.toml", *alone)[0] == 0
+    Path("pace").write_text("1.5")
+    assert send("--methods", paced)[0] == 0
+    assert eventually(lambda: status_of("paced").step >= 1)
+    whole_node = ("--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
+    assert "Submitted" in controller.ask("sbatch", *whole_node)
+    assert eventually(lambda: status_of("paced").state == "stopped", seconds=20)
+    assert eventually(lambda: "1 queued" in kdbench("status")[1], seconds=20)
+    first = status_of("paced")
+    assert 1 <= first.step < 4  # in the midst of the first epoch
+
+    assert eventually(lambda: status_of("paced").first_step == first.step + 1)
+    (job,) = slurm_module.queue()
+    controller.ask("scancel", "--signal=USR2", job)
+    assert eventually(lambda: status_of("paced").state == "queued", seconds=20)
+    second = status_of("paced")
+    assert second.step > first.step and second.reason == "goes on when its turn comes again"
+    Path("pace").write_text("0")
+    assert eventually(lambda: status_of("paced").state == "finished")
+    assert status_of("paced").first_step == second.step + 1
+    assert numbers_of("paced") == numbers_of("paced", results="alone")
+
+
+def test_a_run_out_of_time_is_stopped_and_the_same_command_sends_it_again(
+    controller, kdbench, send, monkeypatch
+):
+    monkeypatch.setattr(slurm_module, "REQUEUES", 0)
+    monkeypatch.setattr(slurm_module, "SIGNAL_SECONDS", 50)
+    paced = write_method("paced", PACED)
+    Path("pace").write_text("0")
+    alone = ("--methods", paced, "--results-dir", "alone", "--runs-dir", "a")
+    assert kdbench("run", "--suite", "tiny.toml", *alone)[0] == 0
+    Path("pace").write_text("12")
+    assert send("--methods", paced, "--time", "1")[0] == 0
+    assert eventually(lambda: status_of("paced").state == "stopped")
+    stopped = status_of("paced")
+    assert stopped.reason == "out of time as often as it may be" and 0 < stopped.step < 8
+    assert eventually(lambda: slurm_module.queue() == {})
+    assert "1 run: 1 stopped" in kdbench("status")[1]
+    Path("pace").write_text("0")
+    assert "Sent 1 run" in send("--methods", paced)[1]
+    assert eventually(lambda: status_of("paced").state == "finished")
+    assert status_of("paced").first_step == stopped.step + 1
+    assert numbers_of("paced") == numbers_of("paced", results="alone")
+
+
+def test_cancel_takes_back_what_runs_and_what_waits(controller, kdbench, send):
+    methods = ",".join(write_method(name, PACED) for name in ("first", "second"))
+    Path("pace").write_text("1")
+    assert send("--methods", methods, "--max-parallel", "1")[0] == 0
+    assert eventually(lambda: status_of("first").state == "running")
+    assert "1 queued, 1 running" in kdbench("status")[1]
+    code, out, _ = kdbench("cancel", "--methods", "second")
+    assert code == 0 and "Cancelled 1 run" in out
+    assert (status_of("second").state, status_of("second").reason) == ("stopped", "cancelled")
+    assert status_of("first").state == "running"
+    assert kdbench("cancel")[0] == 0
+    assert eventually(lambda: status_of("first").state == "stopped", seconds=20)
+    assert status_of("first").reason == "cancelled" and status_of("first").step >= 1
+    assert Path("runs/tiny/resnet8/first/seed0/checkpoint.pt").exists()
+    assert eventually(lambda: slurm_module.queue() == {}, seconds=20)
+    assert not list(Path("results").rglob("*.json"))
+
+
+def test_the_status_needs_no_slurm_and_a_lost_run_is_sent_again(
+    controller, kdbench, send, monkeypatch
+):
+    paced = write_method("paced", PACED)
+    Path("pace").write_text("4")
+    assert send("--methods", paced)[0] == 0
+    assert eventually(lambda: status_of("paced").step >= 1)
+    with controller.paused("slurmctld"), monkeypatch.context() as patch:
+        patch.setattr(slurm_module, "ANSWER_SECONDS", 1)
+        patch.setattr(slurm_module, "QUEUE_SECONDS", 1)
+        assert "1 run: 1 running." in kdbench("status")[1]
+        code, _, err = send("--methods", "baseline")
+        assert code == 2 and is_one_sentence(err) and "Slurm does not answer" in err
+    (job,) = slurm_module.queue()
+    controller.ask("scancel", "--batch", "--signal=KILL", job)  # so that nobody leaves word
+    os.kill(status_of("paced").pid, signal.SIGKILL)
+    assert eventually(lambda: slurm_module.queue() == {}, seconds=20)
+    assert "1 lost" in kdbench("status")[1]
+    assert "Sent 1 run" in send("--methods", paced)[1]
+    assert kdbench("cancel")[0] == 0
+
+
+def test_what_slurm_cannot_give_is_one_sentence(send):
+    cases = {
+        ("--partition", "mian"): "Unknown partition 'mian'. Did you mean 'main'?",
+        ("--time", "3:00:00"): "--time 3:00:00 is more than the 120 minutes",
+        ("--constraint", "a100"): "Slurm refused the runs: ",
+        ("--gpus", "1"): "Slurm refused the runs: ",
+    }
+    for arguments, sentence in cases.items():
+        code, _, err = send("--methods", "baseline", *arguments)
+        assert code == 2 and is_one_sentence(err) and sentence in err
+    assert not list(Path("runs").rglob("*.json"))
+
+
+def test_the_plan_names_what_is_asked_of_slurm(send):
+    asked = ("--partition", "urgent", "--cpus", "2", "--mem", "2G", "--max-parallel", "1")
+    code, out, err = send("--methods", "baseline", "--seeds", "2", "--dry-run", *asked)
+    assert (code, err) == (0, "")
+    assert "An array of 2 jobs of Slurm: " in out
+    assert "partition=urgent, time=1440, cpus_per_task=2, mem=2G, array_parallelism=1." in out
+    assert not list(Path().rglob("*.json"))

@@ -1,0 +1,202 @@
+"""Runs sent away, as far as no Slurm is needed: on this machine, and what cannot be asked for."""
+
+import os
+import signal
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from conftest import is_one_sentence
+from launched import PACED, eventually, folder_of, numbers_of, status_of, write_method
+
+from kdbench.discovery import find_methods
+from kdbench.engine.spec import RunSpec
+from kdbench.errors import UserError
+from kdbench.launch import slurm, watch
+from kdbench.launch.dispatch import prepare, read_orders, record
+from kdbench.launch.execution import Execution
+from kdbench.launch.slurm import SlurmRequest, minutes
+from kdbench.launch.status import RunStatus, Ticket, write_status
+from kdbench.launch.submission import Submission, has_supervisor, locked
+
+NOW = datetime(2020, 1, 1, tzinfo=UTC)
+RAISES = "raise ValueError('broken')"
+
+
+@pytest.fixture
+def send(run_tiny):
+    return lambda *arguments: run_tiny("--cluster", "local", *arguments)
+
+
+def test_runs_in_the_background_equal_others_and_one_that_fails_ends_none(kdbench, send):
+    methods = f"{write_method('raises', RAISES)},baseline"
+    code, out, err = send("--methods", methods)
+    assert (code, err) == (0, "")
+    assert "Sent 2 runs to the background of this machine" in out and "kdbench cancel" in out
+    assert "2 runs: 2 queued." in kdbench("status")[1]
+    code, out, _ = send("--methods", methods)
+    assert code == 0 and "2 runs under way already: not sent again." in out
+    code, _, err = kdbench("run", "--suite", "tiny.toml", "--methods", "baseline")
+    assert code == 2 and is_one_sentence(err) and "1 run of these were sent to a cluster" in err
+    assert kdbench("status", "--watch")[0] == 0  # until all are over
+    assert status_of("baseline").state == "finished"
+    failed = status_of("raises")
+    assert failed.state == "failed" and "ValueError: broken" in failed.reason
+    _, out, _ = kdbench("status")
+    assert "2 runs: 1 failed, 1 finished." in out and "ValueError: broken" in out
+    alone = ("--methods", "baseline", "--results-dir", "alone", "--runs-dir", "other")
+    assert kdbench("run", "--suite", "tiny.toml", *alone)[0] == 0
+    assert numbers_of("baseline") == numbers_of("baseline", results="alone")
+    assert "Nothing to send" in send("--methods", "baseline")[1]
+
+
+def test_cancel_and_the_end_of_the_supervisor_keep_what_was_trained(kdbench, send):
+    methods = ",".join(write_method(name, PACED) for name in ("first", "second", "third"))
+    Path("pace").write_text("1")
+    assert send("--methods", methods)[0] == 0
+    assert eventually(lambda: status_of("first").step >= 1)
+    code, out, _ = kdbench("cancel", "--methods", "first,third")
+    assert code == 0 and "Cancelled 2 runs" in out
+    assert (status_of("third").state, status_of("third").reason) == ("stopped", "cancelled")
+    assert eventually(lambda: status_of("first").reason == "cancelled", 20)
+    stopped = status_of("first")
+    assert stopped.state == "stopped" and stopped.step >= 1
+    assert eventually(lambda: status_of("second").step >= 1)
+    stat = Path(f"/proc/{status_of('second').pid}/stat").read_text()
+    os.kill(int(stat.rpartition(")")[2].split()[1]), signal.SIGKILL)  # its parent
+    assert eventually(lambda: status_of("second").state == "stopped", 20)  # with a checkpoint
+    waiting = status_of("third").model_copy(update={"state": "queued", "reason": None})
+    write_status(folder_of("third"), waiting)
+    assert "1 lost, 2 stopped" in kdbench("status")[1]
+    Path("pace").write_text("0")
+    assert "Sent 1 run " in send("--methods", "./first.py")[1]
+    assert kdbench("status", "--watch", "--methods", "first")[0] == 0
+    assert status_of("first").state == "finished"
+    assert status_of("first").first_step == stopped.step + 1
+
+
+REFUSED = {
+    ("--partition", "main"): "--partition needs --cluster",
+    ("--cluster", "local", "--time", "1"): "--time is for --cluster slurm",
+    ("--cluster", "local", "--mem", "1G"): "--mem is for --cluster slurm",
+    ("--cluster", "local", "--jobs", "2"): "use --max-parallel",
+    ("--cluster", "local", "--max-parallel", "0"): "--max-parallel must be at least 1, not 0",
+    ("--cluster", "slurm", "--gpus", "2"): "--gpus must be 0 or 1, not 2",
+    ("--cluster", "slurm", "--cpus", "0"): "--cpus must be at least 1, not 0",
+    ("--cluster", "slurm", "--mem", "16 GB"): "--mem '16 GB' is no amount of memory",
+    ("--cluster", "slurm", "--time", "1h"): "--time '1h' is no time",
+    ("--cluster", "slurm", "--time", "0"): "--time '0' is no time",
+    ("--cluster", "slurm"): "There is no Slurm here (no sbatch)",
+    ("--cluster", "slurm", "--dry-run"): "There is no Slurm here (no sbatch)",
+}
+
+
+@pytest.mark.parametrize("options", REFUSED)
+def test_what_cannot_be_asked_for_is_one_sentence(run_tiny, monkeypatch, options):
+    monkeypatch.setattr(slurm.shutil, "which", lambda command: None)
+    code, _, err = run_tiny("--methods", "baseline", *options)
+    assert code == 2 and is_one_sentence(err) and REFUSED[options] in err
+    assert not Path("runs").exists()
+
+
+def test_without_submitit_it_says_how_to_get_it(run_tiny, monkeypatch):
+    monkeypatch.setattr(slurm.shutil, "which", lambda command: f"/usr/bin/{command}")
+    monkeypatch.setattr(slurm.importlib.util, "find_spec", lambda name: None)
+    code, _, err = run_tiny("--methods", "baseline", "--cluster", "slurm")
+    assert code == 2 and is_one_sentence(err) and "pip install 'kdbench[slurm]'" in err
+
+
+def test_nothing_to_follow_and_names_that_no_run_has(kdbench):
+    for command in ("status", "cancel"):
+        code, _, err = kdbench(command)
+        assert code == 2 and is_one_sentence(err) and "No run has a status in 'runs'" in err
+    write_status(folder_of("dml"), status())
+    code, _, err = kdbench("cancel", "--methods", "dmll")
+    assert code == 2 and is_one_sentence(err) and "No run has the method 'dmll'" in err
+    assert "Cancelled 0 runs" in kdbench("cancel")[1]  # nobody submitted it
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90", 90),
+        ("1:30", 2),
+        ("2:00:00", 120),
+        ("1-12", 2160),
+        ("1-1:30", 1530),
+        ("1-0:0:1", 1441),
+    ],
+)
+def test_times_are_read_as_slurm_reads_them(text, expected):
+    assert minutes(text) == expected
+
+
+def test_the_time_asked_for_is_the_users_else_the_partitions():
+    assert SlurmRequest().sbatch(3, 600)["time"] == 600
+    assert SlurmRequest().sbatch(3, None)["time"] == 24 * 60
+    asked = SlurmRequest(time="10", parallel=9, gpus=1).sbatch(3, 600)
+    assert (asked["time"], asked["array_parallelism"], asked["gpus_per_node"]) == (10, 3, 1)
+    with pytest.raises(UserError, match="more than the 5 minutes"):
+        SlurmRequest(time="10").sbatch(3, 5)
+
+
+def status(**changes) -> RunStatus:
+    fresh = RunStatus(state="running", epochs=2, step=2, steps=8, started=NOW, updated=NOW)
+    return fresh.model_copy(update=changes)
+
+
+OLD = NOW - timedelta(minutes=7)
+
+
+@pytest.mark.parametrize(
+    ("found", "job", "state", "note"),
+    [
+        (status(), None, "running", ""),
+        (status(updated=OLD), None, "lost", "no sign of life for 7 min"),
+        (status(updated=OLD, state="queued"), None, "queued", ""),
+        (status(updated=OLD, state="finished"), "", "finished", ""),
+        (status(state="queued"), "PENDING (Priority)", "queued", "Priority"),
+        (status(state="queued"), "", "lost", "its process is gone, and it left no word"),
+        (status(), "", "lost", "its process is gone, and it left no word"),
+        (status(), "PENDING (BeginTime)", "queued", "BeginTime"),  # its node died
+        (status(state="stopped", reason="told to by SIGTERM"), "PENDING", "queued", ""),
+        (status(state="stopped", reason="cancelled"), "", "stopped", "cancelled"),
+        (status(state="failed", reason="why"), "RUNNING", "failed", "why"),
+    ],
+)
+def test_a_state_is_what_the_run_says_unless_others_know_better(found, job, state, note):
+    assert watch._judge(found, job, NOW) == (state, note)
+
+
+def test_overwriting_begins_anew_once_and_a_waiting_run_keeps_what_it_reached(suite):
+    (entry,) = find_methods(["baseline"])
+    spec = RunSpec(suite, "resnet8", entry, entry.options({}), 0)
+    how = Execution(Path("results"), Path("runs"))
+    folder = folder_of("baseline")
+    for overwrite, step in ((False, 5), (True, 0)):
+        write_status(folder, status(step=5, steps=12, top1=50.0, reason="old"))
+        (folder / "checkpoint.pt").touch()
+        sent = prepare([spec], replace(how, overwrite=overwrite))
+        record(sent, Submission(cluster="slurm", job="7", runs=1))
+        waiting = status_of("baseline")
+        assert (waiting.state, waiting.step, waiting.reason) == ("queued", step, None)
+        assert waiting.ticket == Ticket(submission=sent.name, task=0)
+        (order,) = read_orders(sent)
+        assert order.spec() == spec and not order.how.overwrite
+        assert (folder / "checkpoint.pt").exists() is not overwrite
+    write_status(folder, waiting.model_copy(update={"state": "running", "step": 9}))
+    record(sent, Submission(cluster="slurm", job="7", runs=1))
+    assert status_of("baseline").step == 9  # it was faster than the one who sent it
+
+
+def test_only_a_living_supervisor_holds_its_lock(tmp_path):
+    held = locked(tmp_path)
+    assert held is not None and locked(tmp_path) is None and has_supervisor(tmp_path)
+    held.close()
+    assert not has_supervisor(tmp_path)
+
+
+def test_a_run_alone_is_no_array():
+    assert Submission(cluster="slurm", job="7", runs=1).job_of(0) == "7"
+    assert Submission(cluster="slurm", job="7", runs=2).job_of(1) == "7_1"

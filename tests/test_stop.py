@@ -1,0 +1,124 @@
+"""Signals: a run ends after its step with a checkpoint; where no run heeds them, at once."""
+
+import os
+import signal
+
+import pytest
+from conftest import Watcher
+from launched import eventually, numbers_of, status_of
+
+from kdbench.engine.observer import Observers
+from kdbench.engine.stop import Stop, StoppedError
+from kdbench.errors import UserError
+from kdbench.launch import status as status_module
+from kdbench.launch.status import StatusReporter, read_status
+from kdbench.signals import SIGNALS, leave_to_the_run
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_interrupts_at_once_unless_a_run_heeds_it(number):
+    before = signal.getsignal(number)
+    stop = Stop()
+    with stop.on(*SIGNALS):
+        with stop.heeded():
+            signal.raise_signal(number)
+        assert stop.received == [number] and stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    assert signal.getsignal(number) is before
+
+
+def test_only_a_second_ctrl_c_interrupts_a_run_that_heeds():
+    stop = Stop()
+    with stop.on(*SIGNALS), stop.heeded():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("spared", [True, False])
+def test_processes_that_load_data_outlive_what_is_sent_to_all(spared):
+    child = os.fork()
+    if child == 0:
+        if spared:
+            leave_to_the_run()
+        for number in SIGNALS[1:]:
+            os.kill(os.getpid(), number)
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (7 if spared else -signal.SIGTERM)
+
+
+def test_several_processes_stop_together_after_the_epoch(make_run, monkeypatch):
+    watcher = Watcher()
+    stop = Stop()
+    run = make_run("baseline", watcher=watcher, stop=stop)
+    monkeypatch.setattr(type(run.accelerator), "num_processes", 2)
+    monkeypatch.setattr(run.accelerator, "reduce", lambda values, how: values)
+    stop.received.append(signal.SIGTERM)
+    with pytest.raises(StoppedError):
+        run.train()
+    assert (watcher.steps, len(watcher.epochs)) == (4, 1)
+
+
+def test_a_run_stopped_in_its_evaluation_evaluates_again_and_trains_no_step_twice(make_run):
+    expected = make_run("baseline", folder="whole").train()
+    stop = Stop()
+    run = make_run("baseline", stop=stop)
+    batches = list(run.evaluation)
+
+    def asks_after_two():
+        for number, batch in enumerate(batches):
+            if number == 2:
+                stop.received.append(signal.SIGTERM)
+            yield batch
+
+    run.evaluation = asks_after_two()
+    with pytest.raises(StoppedError):
+        run.train()
+    watcher = Watcher()
+    assert make_run("baseline", watcher=watcher).train().history == expected.history
+    assert (watcher.resumed_at, watcher.steps) == (4, 8)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR2])
+def test_a_plan_that_is_stopped_in_mid_epoch_goes_on_there(run_tiny, monkeypatch, number):
+    code, _, _ = run_tiny("--methods", "baseline", "--results-dir", "alone", "--runs-dir", "a")
+    assert code == 0
+    original = Observers.on_step
+
+    def step_and_signal(observers: Observers) -> None:
+        original(observers)
+        os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Observers, "on_step", step_and_signal)
+        code, _, err = run_tiny("--methods", "baseline")
+    assert code == 130 and "0 of 1 runs are done" in err and "last checkpoint" in err
+    assert (status_of("baseline").state, status_of("baseline").step) == ("stopped", 1)
+    assert run_tiny("--methods", "baseline")[0] == 0
+    assert (status_of("baseline").state, status_of("baseline").first_step) == ("finished", 2)
+    assert numbers_of("baseline") == numbers_of("baseline", results="alone")
+
+
+def test_a_status_beats_while_no_step_ends(make_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(status_module, "HEARTBEAT_SECONDS", 0.01)
+    with StatusReporter(tmp_path, make_run("baseline").spec) as reporter:
+        begun = reporter.status.updated
+        assert eventually(lambda: read_status(tmp_path).updated > begun, 5)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (UserError("The disk is full."), ("failed", "The disk is full.")),
+        (StoppedError(), ("stopped", None)),
+        (ZeroDivisionError(), ("starting", None)),  # whoever sees the process end says more
+    ],
+)
+def test_a_status_says_why_the_run_was_left(make_run, tmp_path, error, expected):
+    with pytest.raises(type(error)), StatusReporter(tmp_path, make_run("baseline").spec):
+        raise error
+    found = read_status(tmp_path)
+    assert found is not None and (found.state, found.reason) == expected
