@@ -31,9 +31,9 @@ NEAR = 6.0
 KILLED = """
 import sys, time
 from kdbench import cli
-from kdbench.data import prepare
+from kdbench.data import prepare, shards
 
-prepare.IMAGES_PER_SHARD = 8
+prepare.IMAGES_PER_SHARD, shards.ROWS_PER_GROUP = 8, 2
 write = prepare.write_manifest
 
 def stop_at_the_second_shard(folder, manifest):
@@ -51,6 +51,7 @@ cli.main()
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch):
     monkeypatch.setattr(module, "IMAGES_PER_SHARD", 8)
+    monkeypatch.setattr(shards, "ROWS_PER_GROUP", 2)
 
 
 @pytest.fixture
