@@ -20,7 +20,7 @@ from conftest import is_one_sentence
 from encoded_data import LAYOUTS, SUITE, TEST, TRAIN, content, opened, photo_suite, write_parquet
 from PIL import Image
 
-from kdbench.data import locate, shrink
+from kdbench.data import locate, shards, shrink
 from kdbench.data import prepare as module
 from kdbench.data.prepared import MANIFEST, Manifest, read_manifest
 from kdbench.errors import PlanInterruptedError, UserError
