@@ -55,7 +55,7 @@ def images(suite: Suite) -> tuple[Images, Images]:
 
 
 @pytest.fixture(scope="session")
-def accelerator(suite: Suite) -> Accelerator:
+def accelerator() -> Accelerator:
     return make_accelerator(cpu=True)
 
 

@@ -100,6 +100,16 @@ def test_rates_of_different_devices_are_not_mixed(make):
     assert row.n == 2
 
 
+def test_waiting_has_a_column_where_it_was_measured(make):
+    plain = make("a", 0, 50.0)
+    assert "waiting" not in render(leaderboard(runs_frame([plain])), "terminal")
+    cost = plain.cost.model_copy(update={"waiting_share": 0.25})
+    waited = make("b", 0, 40.0).model_copy(update={"cost": cost})
+    head, _, *rows = render(leaderboard(runs_frame([plain, waited])), "markdown").splitlines()[2:]
+    column = head.split("|").index(next(c for c in head.split("|") if "waiting" in c))
+    assert [row.split("|")[column].strip() for row in rows] == ["n/a", "25%"]
+
+
 def test_csv_and_json_hold_unrounded_numbers(make):
     board = leaderboard(runs_frame([make("a", 0, 50.123456789)]))
     assert pd.read_csv(io.StringIO(render(board, "csv"))).student_top1[0] == 50.123456789

@@ -12,6 +12,7 @@ from kdbench.data.factory import (
 )
 from kdbench.data.images import Images, is_cached, load_images, random_images
 from kdbench.data.sources import Source, locate
+from kdbench.data.workers import LoaderError
 
 __all__ = [
     "UNJUDGED",
@@ -19,6 +20,7 @@ __all__ = [
     "EvaluationBatches",
     "ImageSet",
     "Images",
+    "LoaderError",
     "Source",
     "Training",
     "TrainingBatches",

@@ -170,7 +170,10 @@ class _Finish:
         self.device = images.device
         self.size = suite.data.image_size
         self.normalise = Normalise(suite.augmentation, self.device, repeat=self.size)
-        self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self.stream: torch.cuda.Stream | None = None
+        if self.device.type == "cuda":
+            self.stream = torch.cuda.Stream(self.device)
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
 
     def __call__(self, parts: Parts) -> tuple[Tensor, Tensor]:
         """(V, B, 3, H, W) float32 views in channels-last memory and (B,) labels."""

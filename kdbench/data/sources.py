@@ -40,6 +40,13 @@ class Source:
         """For messages: where the data set is."""
         return f"hub {self.data.hub}" if self.folder is None else f"{self.layout} in {self.folder}"
 
+    def reading(self) -> str:
+        """What opening it is, for the display."""
+        copied = self.data.encoded and self.layout in ("parquet", "hub")
+        return f"Reading the images of {self.data.name}" + (
+            "; of Parquet a copy is made, once" if copied else ""
+        )
+
     def files(self) -> list[Path]:
         """The files that make up the data set on this machine; none on the hub."""
         if self.folder is None:

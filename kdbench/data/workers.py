@@ -55,7 +55,7 @@ class Chunk(NamedTuple):
     undecodable: list[tuple[str, str]]
     """Names and reasons."""
     failure: str | None = None
-    """Why the disk did not give an image."""
+    """Why there are no pixels: the disk did not give an image, or none of a class is one."""
 
 
 class Decoder(Dataset[Chunk]):
@@ -91,11 +91,12 @@ class Decoder(Dataset[Chunk]):
             except OSError as error:
                 reason = f"{self.images.name(position)} cannot be read: {error.strerror or error}"
                 return chunk._replace(failure=reason)
+            if crops is None and self.substitute:
+                label = int(self.images.labels[position])
+                return chunk._replace(failure=f"no image of class {label} can be decoded")
             if crops is None:
                 chunk.blank.append(column)
-                chunk.pixels[:, column] = GREY
-            else:
-                chunk.pixels[:, column] = crops
+            chunk.pixels[:, column] = GREY if crops is None else crops
         return chunk
 
     def _crops(
@@ -150,7 +151,8 @@ class DecodePool:
         """What becomes of each task, in order.
 
         Raises:
-            LoaderError: a worker died or hangs, or the disk does not give an image.
+            LoaderError: a worker died or hangs, the disk does not give an image, or none of a
+                class can be decoded.
         """
         if self._busy:
             raise RuntimeError("one pass over the images is not at its end")
@@ -166,7 +168,7 @@ class DecodePool:
                     raise LoaderError(chunk.failure)
                 yield pending.popleft(), chunk
         except BaseException:
-            self._loader = None  # what is under way would turn up in the next pass
+            self._loader = None  # workers that died, hang or still decode serve no other pass
             del chunks
             raise
         finally:

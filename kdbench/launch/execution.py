@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from kdbench.data import ImageSet
+from kdbench.data import ImageSet, LoaderError
 from kdbench.engine.checkpoint import remove_checkpoint
 from kdbench.engine.mode import Compile
 from kdbench.engine.run import DivergedError, Observer, Run, empty_result
@@ -104,6 +104,8 @@ def run_one(
         raise
     except DivergedError as error:
         status = "diverged"
+        reason = str(error)
+    except LoaderError as error:
         reason = str(error)
     except Exception as error:  # a method may raise anything; it must not take the plan with it
         reason = spec.entry.blame(error)

@@ -37,7 +37,7 @@ def run_in_processes(
         UserError: one that a process met, or this one for it.
         KeyboardInterrupt: the user stopped it, or SIGTERM did.
     """
-    with display.note(f"Reading the images of {source.data.name}"):
+    with display.note(source.reading()):
         open_images(
             source, torch.device("cpu"), workers=0
         )  # the processes then find them in the cache

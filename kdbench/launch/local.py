@@ -53,7 +53,7 @@ def _run_here(
     """The result of each run, when it exists."""
     accelerator = make_accelerator(how.runs, how.tensorboard)
     modes = _modes(todo, how.compile, accelerator)
-    with display.note(f"Reading the images of {source.data.name}"):
+    with display.note(source.reading()):
         workers = how.decoding_processes(accelerator.num_processes)
         images = open_images(source, accelerator.device, workers)
     for run in todo:

@@ -1,0 +1,189 @@
+"""Runs on images that stay encoded: end to end, resumed, with bad files, and what they say."""
+
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import Watcher, is_one_sentence
+from encoded_data import (
+    CLASSES,
+    TRAIN,
+    content,
+    opened,
+    photo_suite,
+    write_folders,
+    write_parquet,
+    write_saved,
+)
+from test_invariants import Fixed
+
+from kdbench.data import UNJUDGED
+from kdbench.discovery import find_methods
+from kdbench.engine.checkpoint import Progress
+from kdbench.engine.evaluate import evaluate
+from kdbench.engine.intake import Intake, waiting_share
+from kdbench.engine.run import Run
+from kdbench.engine.spec import RunSpec
+from kdbench.store import Cost, Result
+
+
+@pytest.fixture
+def make(accelerator, tmp_path):
+    """Builds a run of a method on images of the tiny suite, decoded in this process."""
+
+    def build(images, method="baseline", folder="run", watcher=None, **settings) -> Run:
+        (entry,) = find_methods([method])
+        spec = RunSpec(photo_suite(), "resnet8", entry, entry.options(settings), 0)
+        return Run(spec, *images, tmp_path / folder, accelerator, watcher or Watcher())
+
+    return build
+
+
+@pytest.fixture
+def photos():
+    return opened(photo_suite(), write_saved(Path("saved")))
+
+
+def result_of(method: str, results: str = "results") -> Result:
+    file = Path(results, "photos", "resnet8", method, "seed0.json")
+    return Result.model_validate_json(file.read_bytes())
+
+
+def test_two_methods_end_to_end_whatever_the_layout_and_the_workers(kdbench):
+    """KDCL has a view for each network."""
+    photo_suite()
+    run = ("run", "--suite", "photos.toml", "--methods", "kdcl,dml")
+    write_parquet(Path("parquet"))
+    code, out, _ = kdbench(*run, "--data-dir", "parquet", "--workers", "1")
+    assert code == 0
+    heading = next(line for line in out.splitlines() if line.startswith("method"))
+    assert "waiting for data" in heading
+    write_saved(Path("saved"))
+    assert kdbench(*run, "--data-dir", "saved", "--workers", "0", "--results-dir", "0")[0] == 0
+    for method in ("kdcl", "dml"):
+        one, other = result_of(method), result_of(method, "0")
+        assert one.history == other.history and len(one.history) == 2
+        assert one.fingerprint == other.fingerprint and one.status == "finished"
+        assert one.notes["images"] == "originals" and "simplejpeg" in one.notes["decoder"]
+        assert 0 <= one.cost.waiting_share < 1
+        assert "workers" not in one.environment.command
+    code, out, _ = kdbench(*run, "--data-dir", "parquet", "--dry-run")
+    assert code == 0 and "0 of 2 runs to do" in out and "parquet in parquet" in out
+
+
+def test_jobs_read_what_stays_encoded_too(kdbench):
+    photo_suite()
+    write_folders(Path("photos"))
+    run = ("run", "--suite", "photos.toml", "--methods", "baseline,dml", "--data-dir", "photos")
+    assert kdbench(*run, "--jobs", "2", "--workers", "0")[0] == 0
+    assert {result_of(method).status for method in ("baseline", "dml")} == {"finished"}
+
+
+def test_a_step_is_timed_on_noise_of_the_size_of_the_crops(kdbench):
+    photo_suite()
+    bench = ("bench", "--suite", "photos.toml", "--methods", "dml", "--rounds", "1")
+    code, out, _ = kdbench(*bench, "--compile", "off", "--format", "json")
+    (row,) = json.loads(out)["rows"]
+    assert code == 0 and (row["method"], row["views"]) == ("dml", 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--workers", "-1"), "--workers must be at least 0, not -1"),
+        (("--data-dir", "nowhere"), "'nowhere' does not exist"),
+        (("--data-dir", "."), "is not in"),
+    ],
+)
+def test_a_mistake_is_one_sentence(kdbench, options, words):
+    photo_suite()
+    code, _, error = kdbench("run", "--suite", "photos.toml", "--methods", "dml", *options)
+    assert code == 2 and is_one_sentence(error) and words in error
+
+
+def test_a_killed_run_ends_with_the_same_numbers(make, photos):
+    whole = make(photos, "kdcl", "whole")
+    expected = whole.train()
+    for stop in (1, 3):  # in the first epoch, then in the second
+        with pytest.raises(KeyboardInterrupt):
+            make(photos, "kdcl", "killed", Watcher(stop_after=stop)).train()
+    resumed = make(photos, "kdcl", "killed")
+    assert resumed.train().history == expected.history
+    states = (run.method.state_dict().values() for run in (whole, resumed))
+    assert all(torch.equal(*pair) for pair in zip(*states, strict=True))
+
+
+def test_kdcl_general_holds_images_out(make, photos):
+    run = make(photos, "kdcl", variant="general", held_out_share="0.2")
+    result = run.train()
+    assert result.notes["training images held out"] == CLASSES
+    assert len(run.training.images) == TRAIN - CLASSES
+
+
+def test_undecodable_images_are_said_once_and_stand_in_the_result(make):
+    rows = content()
+    for split, index in (("train", 0), ("validation", 5)):
+        rows[split][index] = (b"no image", index % CLASSES)
+    damaged = opened(photo_suite(), write_folders(Path("damaged"), rows))
+    watcher = Watcher()
+    with pytest.raises(KeyboardInterrupt):
+        make(damaged, watcher=Watcher(stop_after=4)).train()
+    result = make(damaged, watcher=watcher).train()  # goes on from the first epoch
+    assert result.notes["undecodable images"] == 2
+    first, second = result.notes["undecodable, the first"]
+    reason = "it is in no known image format"
+    assert first == f"train: n00000000/n00000000_000.JPEG: {reason}"
+    assert second == f"validation: n00000001/n00000001_005.JPEG: {reason}"
+    assert not any("decoded" in message for message in watcher.messages)  # said before the kill
+    watcher = Watcher()
+    make(damaged, folder="other", watcher=watcher).train()
+    (message,) = (text for text in watcher.messages if "decoded" in text)
+    assert message.startswith("2 images cannot be decoded") and first.split(": ")[1] in message
+
+
+def test_an_unjudged_image_is_wrong_and_has_no_loss():
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    labels = logits.argmax(1)
+    whole = evaluate(Fixed(student=logits[:5]), [(torch.zeros(5, 3, 2, 2), labels[:5])])["student"]
+    labels[5] = UNJUDGED
+    metrics = evaluate(Fixed(student=logits), [(torch.zeros(6, 3, 2, 2), labels)])["student"]
+    assert (metrics.top1, whole.top1) == (pytest.approx(500 / 6), 100)
+    assert metrics.loss == pytest.approx(whole.loss)
+
+
+def test_waiting_is_added_up_over_epochs_and_much_of_it_is_said_once(accelerator):
+    training = SimpleNamespace(waited_seconds=0.5, undecodable={})
+    said: list[str] = []
+    intake, progress = Intake(training, (), accelerator, said.append), Progress()
+    for total in (0.5, 2.5, 5.5):
+        training.waited_seconds = total
+        intake.after_training(progress, seconds=10)
+        progress.training_seconds += 10
+    assert progress.waiting_seconds == 5.5 and waiting_share(progress) == 5.5 / 30
+    (message,) = said  # 5 % of the first epoch are not much
+    assert "20% of this epoch" in message
+
+
+def test_waiting_is_measured_where_the_loader_is_slow_and_not_elsewhere(make, photos, monkeypatch):
+    run = make(photos)
+    decode = type(run.training._pool.decoder).__getitem__
+    delay = 0.2
+
+    def slow(decoder, task):
+        time.sleep(delay)
+        return decode(decoder, task)
+
+    monkeypatch.setattr(type(run.training._pool.decoder), "__getitem__", slow)
+    run.train()
+    # Four steps, the first of which starts the workers.
+    assert 3 * delay <= run.training.waited_seconds < run.progress.training_seconds
+
+
+def test_images_in_memory_have_no_waiting(make_run):
+    result = make_run("baseline").train()
+    assert result.cost.waiting_share is None
+    before = json.loads(result.cost.model_dump_json(exclude={"waiting_share"}))
+    assert Cost.model_validate(before) == result.cost  # results made before there was a share
