@@ -1,5 +1,6 @@
 """Encoded images to pixels: near to PIL's, upright, of any kind; and what is no image."""
 
+import contextlib
 import io
 
 import numpy as np
@@ -165,6 +166,17 @@ def test_what_is_no_whole_image_is_refused_in_words(kind, recwarn):
         assert reason and "\n" not in reason and not reason.endswith(".") and "/" not in reason
         assert "0x" not in reason
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("kind", CONVERTED)
+def test_damage_of_any_kind_is_pixels_or_a_reason(kind):
+    whole, draws = CONVERTED[kind][0], np.random.default_rng(len(kind))
+    for _ in range(60):
+        damaged = bytearray(whole[: draws.integers(len(whole) // 2, 2 * len(whole))])
+        for at in draws.integers(0, min(len(damaged), draws.choice([60, 600, 10**6])), 3):
+            damaged[at] = draws.integers(256)
+        with contextlib.suppress(UndecodableError):
+            assert decode(bytes(damaged)).dtype == torch.uint8
 
 
 def test_a_thread_of_an_image_is_not_blown_up_to_gigabytes():
