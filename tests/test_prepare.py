@@ -20,7 +20,7 @@ from conftest import is_one_sentence
 from encoded_data import LAYOUTS, SUITE, TEST, TRAIN, content, opened, photo_suite, write_parquet
 from PIL import Image
 
-from kdbench.data import locate, shrink
+from kdbench.data import locate, shards, shrink
 from kdbench.data import prepare as module
 from kdbench.data.prepared import MANIFEST, Manifest, read_manifest
 from kdbench.errors import PlanInterruptedError, UserError
@@ -31,9 +31,9 @@ NEAR = 6.0
 KILLED = """
 import sys, time
 from kdbench import cli
-from kdbench.data import prepare
+from kdbench.data import prepare, shards
 
-prepare.IMAGES_PER_SHARD = 8
+prepare.IMAGES_PER_SHARD, shards.ROWS_PER_GROUP = 8, 2
 write = prepare.write_manifest
 
 def stop_at_the_second_shard(folder, manifest):
@@ -51,6 +51,7 @@ cli.main()
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch):
     monkeypatch.setattr(module, "IMAGES_PER_SHARD", 8)
+    monkeypatch.setattr(shards, "ROWS_PER_GROUP", 2)
 
 
 @pytest.fixture
