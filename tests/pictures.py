@@ -23,11 +23,13 @@ def encode(image: Image.Image, form: str = "JPEG", **options: object) -> bytes:
     return stream.getvalue()
 
 
-def turned(image: Image.Image) -> bytes:
-    """As a camera held upright stores it: the picture lies on its side, and EXIF says so."""
+def turned(image: Image.Image, orientation: int = 6) -> bytes:
+    """As a camera held otherwise stores it: the upright picture is what EXIF says to make of it."""
+    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # of Image.Transpose
     exif = Image.Exif()
-    exif[0x0112] = 6
-    return encode(image.transpose(Image.Transpose.ROTATE_90), exif=exif)
+    exif[0x0112] = orientation
+    turn = back.get(orientation)
+    return encode(image if turn is None else image.transpose(Image.Transpose(turn)), exif=exif)
 
 
 def ycck(image: Image.Image) -> bytes:

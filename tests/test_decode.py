@@ -108,11 +108,21 @@ def test_sixteen_bits_are_scaled_not_clipped():
     assert torch.equal(pixels[0], torch.arange(256, dtype=torch.uint8)[:, None].expand(-1, 3))
 
 
-def test_exif_that_is_damaged_turns_nothing():
-    damaged = (
-        turned(photo()).replace(b"Exif\0\0MM", b"Exif\0\0??").replace(b"Exif\0\0II", b"Exif\0\0??")
-    )
-    assert decode(damaged).shape == (160, 120, 3)
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_every_orientation_becomes_upright(orientation):
+    encoded = turned(photo(), orientation)
+    pixels = decode(encoded)
+    assert difference(pixels, photo()) < JPEG_NEAR
+    assert torch.equal(pixels, torch.from_numpy(module._with_pillow(encoded)))
+    assert decode_crop(encoded, lambda h, w: [(0, 0, h, w - 40)], 120).shape == (1, 120, 120, 3)
+
+
+@pytest.mark.parametrize("at", range(8, 32, 2))
+def test_exif_that_is_damaged_does_no_harm(at):
+    encoded = turned(photo(), 3)
+    at += encoded.index(b"Exif")
+    pixels = decode(encoded[:at] + b"\xff\xff" + encoded[at + 2 :])
+    assert min(difference(pixels, image) for image in (photo(), photo().rotate(180))) < JPEG_NEAR
 
 
 WHOLE = encode(photo())

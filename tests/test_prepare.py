@@ -163,6 +163,8 @@ def test_ctrl_c_keeps_finished_shards_and_the_same_command_goes_on(tmp_path, mon
     with pytest.raises(PlanInterruptedError, match="13 of 30 images are prepared; the same"):
         prepared(originals, output, on_images=stop)
     assert len(files(output)) == 3
+    with pytest.raises(UserError, match="is missing; go on with `kdbench data prepare`"):
+        locate(photo_suite().data, output)
     done, decoded = [], []
     decode = shrink.decode
     monkeypatch.setattr(shrink, "decode", lambda data: decoded.append(data) or decode(data))

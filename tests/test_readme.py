@@ -40,13 +40,16 @@ def test_the_example_is_what_new_writes(text, tmp_path):
 
 
 def test_the_options_it_names_exist(text):
-    shown = subprocess.run(
-        [sys.executable, "-m", "kdbench", "run", "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"COLUMNS": "200", "NO_COLOR": "1", "PATH": ""},
-    ).stdout
+    shown = "".join(
+        subprocess.run(
+            [sys.executable, "-m", "kdbench", *command, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"COLUMNS": "200", "NO_COLOR": "1", "PATH": ""},
+        ).stdout
+        for command in (["run"], ["data", "prepare"])
+    )
     named = set(re.findall(r"--[a-z][a-z-]+", text.split("## Developing")[0])) - {"--format"}
     assert named
     assert named <= set(re.findall(r"--[a-z][a-z-]+", shown))

@@ -14,7 +14,8 @@ import PIL
 import simplejpeg
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from PIL.Image import Transpose
 from torch import Tensor
 
 Box = tuple[int, int, int, int]
@@ -22,6 +23,17 @@ Box = tuple[int, int, int, int]
 
 MAX_PIXELS = 89_478_485
 """Of a decoded image, Pillow's own bound: 256 MiB of RGB."""
+ORIENTATION = 0x0112
+TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+"""What makes an image upright, by the orientation that EXIF gives."""
 START_OF_IMAGE, START_OF_SCAN, EXIF = b"\xff\xd8", b"\xff\xda", b"Exif\0\0"
 
 
@@ -74,7 +86,7 @@ def decode(encoded: bytes) -> Tensor:
     """
     pixels = _plain_jpeg(encoded) if encoded.startswith(START_OF_IMAGE) else None
     if pixels is None or _may_be_turned(encoded):
-        pixels = _with_pillow(encoded)
+        pixels = _with_pillow(encoded, pixels)
     return torch.from_numpy(pixels)
 
 
@@ -119,7 +131,8 @@ def _may_be_turned(encoded: bytes) -> bool:
     return True
 
 
-def _with_pillow(encoded: bytes) -> np.ndarray:
+def _with_pillow(encoded: bytes, known: np.ndarray | None = None) -> np.ndarray:
+    """Upright pixels; of those that are `known`, as they lie in the file, nothing is decoded."""
     if not encoded:
         raise UndecodableError("it is empty")
     try:
@@ -127,7 +140,11 @@ def _with_pillow(encoded: bytes) -> np.ndarray:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(encoded))
-            return _eight_bits(ImageOps.exif_transpose(image))
+            # Pillow's own exif_transpose writes EXIF anew, and fails where that is damaged.
+            turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+            if known is not None:
+                return known if turn is None else np.array(Image.fromarray(known).transpose(turn))
+            return _eight_bits(image if turn is None else image.transpose(turn))
     except UnidentifiedImageError:
         raise UndecodableError("it is in no known image format") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):

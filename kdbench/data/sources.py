@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from kdbench.data.prepared import MANIFEST
 from kdbench.errors import UserError
 from kdbench.paths import SUITES
 from kdbench.sections import Data, Split
@@ -226,9 +227,10 @@ def _check_shards(data: Data, folder: Path, split: Split) -> None:
 
 
 def _incomplete(data: Data, folder: Path, missing: str) -> UserError:
+    prepared = (folder / MANIFEST).is_file()
+    remedy = "go on with `kdbench data prepare`" if prepared else "copy the folder again"
     return UserError(
-        f"Data set '{data.name}' in {folder} is incomplete: {missing} is missing; "
-        "copy the folder again."
+        f"Data set '{data.name}' in {folder} is incomplete: {missing} is missing; {remedy}."
     )
 
 
