@@ -160,7 +160,7 @@ def test_waiting_is_added_up_over_epochs_and_much_of_it_is_said_once(accelerator
     intake, progress = Intake(training, (), accelerator, said.append), Progress()
     for total in (0.5, 2.5, 5.5):
         training.waited_seconds = total
-        intake.after_training(progress, seconds=10)
+        intake.account(progress, seconds=10)
         progress.training_seconds += 10
     assert progress.waiting_seconds == 5.5 and waiting_share(progress) == 5.5 / 30
     (message,) = said  # 5 % of the first epoch are not much
