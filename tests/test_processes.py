@@ -13,13 +13,16 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 import two_ranks
 from conftest import METHODS, finish, is_one_sentence
+from torch.nn.parallel import DistributedDataParallel
 
 from kdbench.engine.device import make_accelerator
+from kdbench.engine.step import TrainingStep
 from kdbench.errors import UserError
 from kdbench.launch.place import Place
 from kdbench.launch.shares import Shares, check_gpus, threads_are_the_users
@@ -123,6 +126,37 @@ def test_a_batch_that_cannot_be_shared_is_refused_before_anything_else(run_tiny)
     code, out, err = run_tiny("--num-processes", "2", "--methods", "baseline", "--dry-run")
     assert (code, err) == (0, "")
     assert out.endswith("2 processes train each run together, on 20 images of a batch each.\n")
+
+
+def refuses(graph, inputs):
+    """A backend without a compiler."""
+    raise RuntimeError("no compiler")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_step_is_compiled_beneath_the_exchange_of_gradients(
+    make_run, tmp_path, monkeypatch, fails
+):
+    # Inductor takes a minute; what Dynamo refuses, it refuses for every backend.
+    backend = refuses if fails else "eager"
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    said: list[str] = []
+    try:
+        losses = []
+        for mode in ("eager", "inductor"):
+            run = make_run("ffsd")
+            run.method.begin_epoch(0)
+            wrapped = DistributedDataParallel(run.method)
+            step = TrainingStep(wrapped, run.optimizers, "fp32", mode, said.append)
+            losses.append([step(*batch) for batch in run.training.epoch(0)])
+    finally:
+        torch.distributed.destroy_process_group()
+    assert step.mode == ("eager" if fails else "inductor")
+    assert len(said) == fails
+    for mine, theirs in zip(*losses, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-5)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from kdbench.method import ContractError
@@ -43,7 +44,11 @@ class TrainingStep:
         self.names: tuple[str, ...] = ()
         """Of the loss terms, in order; known after the first step."""
         self._forward: Callable[[Tensor, Tensor], dict[str, Tensor]] = module
-        if "inductor" in mode:
+        self._inner = module.module if isinstance(module, DistributedDataParallel) else None
+        if "inductor" in mode and self._inner is not None:
+            # The exchange of gradients around it cannot be traced as one graph.
+            self._inner.forward = torch.compile(self._inner.forward, fullgraph=True, dynamic=False)
+        elif "inductor" in mode:
             self._forward = torch.compile(module, fullgraph=True, dynamic=False)
         self._replay: Callable[[], object] | None = None
         self._inputs: tuple[Tensor, Tensor]
@@ -98,6 +103,8 @@ class TrainingStep:
         except Exception as error:  # compilers raise anything; an error of the method comes again
             before.restore()
             self._forward = self.module
+            if self._inner is not None:
+                del self._inner.forward
             values = self._run(views, labels)
             self._fall_back("graph" if "graph" in self.mode else "eager", "compiled", error)
             return values
