@@ -93,16 +93,14 @@ class Run:
 
         Raises:
             DivergedError: a loss term is not finite.
-            StoppedError: it was asked to stop: after its step, or in several processes, which must
-                stop at the same one, after its epoch.
+            StoppedError: it was asked to stop, and did after its step.
         """
-        epochs = self.spec.suite.schedule.epochs
-        with self.stop.heeded():
+        # Several processes would have to agree on a step, and one may be gone: they end at once.
+        alone = self.accelerator.num_processes == 1
+        with self.stop.heeded() if alone else contextlib.nullcontext():
             self._resume()
-            for epoch in range(self.progress.epochs_done, epochs):
+            for epoch in range(self.progress.epochs_done, self.spec.suite.schedule.epochs):
                 self._train_and_record(epoch)
-                if epoch + 1 < epochs and self._anyone_must_stop():
-                    raise StoppedError
         return self.result("finished")
 
     def _train_and_record(self, epoch: int) -> None:
@@ -180,7 +178,7 @@ class Run:
                 sums = values.clone() if sums is None else sums.add_(values)
                 self.clock.step()
                 self.observer.on_step()
-                if self._must_stop():
+                if self.stop.requested:
                     self._leave(step + 1, sums)
                     raise StoppedError
             assert sums is not None
@@ -204,15 +202,6 @@ class Run:
         sums = torch.tensor(list(part.loss_sums.values()), device=self.accelerator.device)
         return part.steps, sums
 
-    def _must_stop(self) -> bool:
-        """Within an epoch; several processes would have to agree on the step."""
-        return self.stop.requested and self.accelerator.num_processes == 1
-
-    def _anyone_must_stop(self) -> bool:
-        """Between epochs: whether any of the processes was asked to."""
-        asked = torch.tensor(float(self.stop.requested), device=self.accelerator.device)
-        return bool(self._sum(asked))
-
     def _leave(self, steps: int, sums: Tensor) -> None:
         """Note where the epoch is, for a checkpoint in its midst."""
         terms = dict(zip(self.step.names, sums.tolist(), strict=True))
@@ -225,7 +214,7 @@ class Run:
 
     def _evaluation_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.evaluation:
-            if self._must_stop():
+            if self.stop.requested:
                 raise StoppedError
             yield batch
 
