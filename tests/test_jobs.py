@@ -152,7 +152,7 @@ def test_no_process_outlives_a_killed_parent(kdbench):
 
 
 def test_sigterm_is_ctrl_c_and_a_process_that_does_not_end_is_killed(monkeypatch):
-    with child.interrupted_by_sigterm(), pytest.raises(KeyboardInterrupt):
+    with child.interrupted_by_signals(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
     monkeypatch.setattr(child, "GRACE_SECONDS", 0.3)
     code = (

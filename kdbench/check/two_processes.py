@@ -24,7 +24,8 @@ def train_in_two_processes(subjects: Sequence[Subject]) -> dict[str, str | None]
         return {}
     asked = [(subject.entry.argument, subject.options.model_dump_json()) for subject in subjects]
     command = torchrun(2, __name__, json.dumps(asked))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(folder for folder in sys.path if folder)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     failure = f"two processes did not end in {TIMEOUT} s"
     output = ""
     try:

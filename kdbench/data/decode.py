@@ -5,7 +5,6 @@ it alike: their pixels are equal, so who decoded changes no number.
 """
 
 import io
-import struct
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -149,7 +148,9 @@ def _with_pillow(encoded: bytes, known: np.ndarray | None = None) -> np.ndarray:
         raise UndecodableError("it is in no known image format") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UndecodableError(f"it claims more than {MAX_PIXELS:,} pixels") from None
-    except (OSError, ValueError, SyntaxError, IndexError, struct.error, EOFError) as error:
+    except UndecodableError:
+        raise
+    except Exception as error:  # of damaged files Pillow's plug-ins raise a dozen kinds
         raise UndecodableError(str(error).rstrip(".") or type(error).__name__) from error
 
 

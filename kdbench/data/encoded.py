@@ -94,6 +94,12 @@ def open_encoded(source: Source, split: Split, device: torch.device, workers: in
 
 def _notes(source: Source) -> dict[str, str]:
     manifest = None if source.folder is None else read_manifest(source.folder)
+    needed = source.data.resize
+    if manifest is not None and needed is not None and manifest.settings.shorter_side < needed:
+        raise source.refusal(
+            f"its images were prepared with a shorter side of {manifest.settings.shorter_side} "
+            f"pixels, and the suite evaluates at {needed}; prepare them for this suite"
+        )
     return {
         "decoder": decoder_name(),
         "images": "originals" if manifest is None else manifest.summary,

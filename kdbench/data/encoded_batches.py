@@ -1,12 +1,13 @@
-"""Batches of encoded images: cropped by workers, flipped and normalised on the device.
+"""Batches of encoded images: cropped and flipped by workers, normalised on the device.
 
 As with images in memory, order and draws depend on (seed, epoch, step) alone, whatever the number
 of workers.
 """
 
 import time
+from collections import deque
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from math import ceil
 
@@ -77,7 +78,7 @@ class EncodedTrainingBatches:
             _note(parts, self.undecodable)
             yield self._finish(parts)
 
-    def _tasks(self, epoch: int, first: int) -> Iterator[Task]:
+    def _tasks(self, epoch: int, first: int = 0) -> Iterator[Task]:
         order = epoch_order(self.seed, epoch, len(self.images), self.batch_size)
         for step in range(first, len(self)):
             chosen = order[step][self.mine].numpy()
@@ -164,6 +165,22 @@ def _mark(device: torch.device) -> torch.cuda.Event | None:
     return event
 
 
+AHEAD = 2
+"""Batches that wait on a device at most: a step is one launch where it was recorded, and the host
+would fill the device's memory with what it cannot train on yet."""
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """OpenMP's threads spin after each operation, on cores that other processes decode on."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class _Finish:
     """Puts a batch together on the device, beside what the device still does for the last step."""
 
@@ -176,11 +193,17 @@ class _Finish:
         if self.device.type == "cuda":
             self.stream = torch.cuda.Stream(self.device)
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        self._asked: deque[torch.cuda.Event] = deque()
 
     def __call__(self, parts: Parts) -> tuple[Tensor, Tensor]:
         """(V, B, 3, H, W) float32 views in channels-last memory and (B,) labels."""
+        if self.stream is not None:
+            self._asked.append(torch.cuda.current_stream(self.device).record_event())
+            if len(self._asked) > AHEAD:
+                self._asked.popleft().synchronize()
         with nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
-            views = self._views(parts)
+            with _one_thread():
+                views = self._views(parts)
             labels = self._labels(parts).to(self.device, non_blocking=True)
         if self.stream is not None:
             current = torch.cuda.current_stream(self.device)
@@ -196,10 +219,6 @@ class _Finish:
         start = 0
         for task, chunk in parts:  # a part of a batch fits into a CPU's cache
             pixels = chunk.pixels.to(self.device, non_blocking=True)
-            if task.draws is not None:
-                mirrored = torch.from_numpy(task.draws[:, :, FLIP] < 0.5)
-                mirrored = mirrored.to(self.device, non_blocking=True)[:, :, None, None, None]
-                pixels = torch.where(mirrored, pixels.flip(3), pixels)
             stop = start + len(task.positions)
             self.normalise(pixels.flatten(3), out=views[:, start:stop].flatten(3))
             start = stop

@@ -94,7 +94,8 @@ def begin(source: Source, shorter_side: int, output: Path) -> Manifest:
     """What is prepared in the folder so far, to go on from; nothing is written.
 
     Raises:
-        UserError: the source is prepared itself, or the folder holds something else.
+        UserError: the source is prepared itself, or the folder holds something else, or is the
+            originals' own.
     """
     if output.exists() and not output.is_dir():
         raise UserError(f"'{output}' is no folder: name another with --output.")
@@ -102,6 +103,10 @@ def begin(source: Source, shorter_side: int, output: Path) -> Manifest:
         raise UserError(
             f"The images in '{source.folder}' are prepared already: name the folder of the "
             "originals with --data-dir."
+        )
+    if source.folder is not None and output.resolve().is_relative_to(source.folder.resolve()):
+        raise UserError(
+            f"'{output}' lies in the folder of the originals: name one outside it with --output."
         )
     originals = _originals(source)
     settings = Settings(

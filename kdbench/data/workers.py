@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from kdbench.data.crops import random_resized_box
+from kdbench.data.crops import FLIP, random_resized_box
 from kdbench.data.decode import Box, UndecodableError, decode_center, decode_crop
 from kdbench.data.encoded import EncodedImages
 from kdbench.sections import RandomResizedCrop
@@ -29,6 +29,11 @@ TASK = 32
 POLL_SECONDS = 5
 PATIENCE_SECONDS = 60
 """Without an image; TASK of them take a tenth of a second."""
+
+DIED = (
+    "a process that decodes images died: it was killed, or memory (/dev/shm included) ran out; "
+    "fewer --workers need less"
+)
 
 GREY = 128
 
@@ -50,7 +55,7 @@ class Chunk(NamedTuple):
     """What became of a task."""
 
     pixels: Tensor
-    """(V, B, S, S, 3), uint8, not flipped yet."""
+    """(V, B, S, S, 3), uint8."""
     blank: list[int]
     """Columns without a picture."""
     undecodable: list[tuple[str, str]]
@@ -113,7 +118,11 @@ class Decoder(Dataset[Chunk]):
             try:
                 if draws is None:
                     return decode_center(encoded, self.resize, self.size)
-                return decode_crop(encoded, boxes, self.size)
+                crops = decode_crop(encoded, boxes, self.size)
+                for crop, numbers in zip(crops, draws, strict=True):
+                    if numbers[FLIP] < 0.5:  # half of them; here a crop is still in a cache
+                        crop.copy_(crop.flip(1))
+                return crops
             except UndecodableError as error:
                 undecodable.append((self.images.name(candidate), str(error)))
         return None
@@ -161,8 +170,12 @@ class DecodePool:
         self._tasks.source = _noted(tasks, pending)
         if self._loader is None:
             self._loader = self._make_loader()
+        try:
+            chunks = iter(self._loader)
+        except RuntimeError:  # a worker died since the last pass; none has a task of this one yet
+            self._loader = self._make_loader()
+            chunks = iter(self._loader)
         self._busy = True
-        chunks = iter(self._loader)
         try:
             while (chunk := _next(chunks)) is not None:
                 if chunk.failure is not None:
@@ -208,7 +221,7 @@ def _context() -> BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kdbench.data.workers"])
+    context.set_forkserver_preload(["kdbench.data.forkserver", "kdbench.data.workers"])
     return context
 
 
@@ -221,12 +234,11 @@ def _next(chunks: Iterator[Chunk]) -> Chunk | None:
     while True:
         try:
             return next(chunks, None)
+        except (EOFError, OSError) as error:  # it died while its pixels were fetched
+            raise LoaderError(DIED) from error
         except RuntimeError as error:
             if "exited unexpectedly" in str(error):
-                raise LoaderError(
-                    "a process that decodes images died: it was killed, or memory (/dev/shm "
-                    "included) ran out; fewer --workers need less"
-                ) from error
+                raise LoaderError(DIED) from error
             if "timed out" not in str(error):
                 raise
             if time.monotonic() - started >= PATIENCE_SECONDS:

@@ -56,6 +56,7 @@ class StepClock:
         # The first window of a process pays for warming up: allocator, algorithm choice, caches.
         self.windows += seconds if self._warm else seconds[1:]
         self._warm = self._warm or bool(seconds)
+        self._marks = []  # a run that is stopped in its evaluation ends the epoch twice
 
     def median(self) -> float | None:
         """Seconds per step; None before two windows were seen."""
@@ -81,6 +82,7 @@ class MemoryMeter:
     def __init__(self, device: torch.device):
         self.device = device
         self.kind: Literal["device", "process"] = "process"
+        gc.collect()  # the networks of the run before
         if device.type == "cuda":
             self.kind = "device"
             torch.cuda.reset_peak_memory_stats(device)
@@ -96,7 +98,6 @@ class MemoryMeter:
 
 def _reset_peak_resident() -> None:
     """Linux can forget the peak of the runs before; elsewhere the peak is the process's."""
-    gc.collect()
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # not every libc, not every sandbox
             ctypes.CDLL(None).malloc_trim(0)

@@ -81,6 +81,8 @@ class Run:
         self.training = training_batches(train, suite, spec.seed, spec.views, *place)
         self.evaluation = evaluation_batches(test, suite, *place)
         self.notes |= self.training.notes
+        # Prepared images are others than the originals: a checkpoint goes on with its own.
+        self.key = spec.fingerprint() + str(self.training.notes.get("images", ""))
         others = (self.evaluation, self.held_out)
         self.intake = Intake(self.training, others, accelerator, observer.on_message)
         self.clock = StepClock(accelerator.device)
@@ -139,7 +141,7 @@ class Run:
         try:
             progress = load_checkpoint(
                 self.folder,
-                self.spec.fingerprint(),
+                self.key,
                 self.method,
                 self.optimizers,
                 self.accelerator,
@@ -274,9 +276,7 @@ class Run:
         progress.device = self.started_as.environment.device
         progress.peak_memory_bytes = max(progress.peak_memory_bytes, self._peak_memory())
         if self.accelerator.is_main_process:
-            save_checkpoint(
-                self.folder, self.spec.fingerprint(), self.method, self.optimizers, progress
-            )
+            save_checkpoint(self.folder, self.key, self.method, self.optimizers, progress)
         self.accelerator.wait_for_everyone()
 
     def _peak_memory(self) -> int:

@@ -194,7 +194,8 @@ def state_tensors(module: nn.Module, optimizers: Iterable[Optimizer]) -> list[Te
 def cuda_graph(step: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
     """Record a step on the device; what replays it, and the tensor that it then writes."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # A loader pins memory in a thread of its own meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         output = step()
     return graph.replay, output
 

@@ -14,6 +14,7 @@ from kdbench.launch.order import WorkOrder
 from kdbench.launch.shares import Shares
 from kdbench.launch.status import RunStatus, read_status
 from kdbench.launch.torchrun import torchrun
+from kdbench.signals import SIGNALS
 from kdbench.store import Result, check_writable, read, result_path
 
 WORKER = "kdbench.launch.worker"
@@ -120,10 +121,11 @@ def end_all(children: Sequence[Child]) -> None:
 
 
 @contextlib.contextmanager
-def interrupted_by_sigterm() -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def interrupted_by_signals() -> Iterator[None]:
+    """All signals that ask a run to end do what Ctrl-C does."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -8,7 +8,7 @@ from collections.abc import Generator
 import torch
 
 from kdbench.data import Source, open_images
-from kdbench.launch.child import Child, end_all, interrupted_by_sigterm
+from kdbench.launch.child import Child, end_all, interrupted_by_signals
 from kdbench.launch.display import Display
 from kdbench.launch.execution import Execution
 from kdbench.launch.order import WorkOrder
@@ -34,7 +34,7 @@ def run_in_processes(
     shares = Shares.among(jobs, how.processes)
     waiting = deque(todo)
     running: dict[int, Followed] = {}
-    with interrupted_by_sigterm():
+    with interrupted_by_signals():
         try:
             while waiting or running:
                 for slot in set(range(jobs)) - set(running):

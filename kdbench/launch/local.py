@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 
 from kdbench.data import Source, is_cached, locate
@@ -20,7 +21,7 @@ from kdbench.launch.execution import (
 )
 from kdbench.launch.jobs import run_in_processes
 from kdbench.launch.plan import PlannedRun, at_a_time
-from kdbench.launch.ranks import Ranks
+from kdbench.launch.ranks import Ranks, tell
 from kdbench.launch.status import NoReporter, StatusReporter
 from kdbench.launch.watch import watch
 from kdbench.signals import SIGNALS
@@ -93,6 +94,7 @@ def _run_here(
             current = display.start(run.spec)
             mode = modes[run.spec.architecture]
             with _reporter(run, how, ranks) as reporter:
+                ranks.on_left = partial(tell, reporter)
                 watching = Observers(current, reporter)
                 result = run_and_save(
                     run.spec, images, how, accelerator, watching, mode, ranks=ranks, stop=stop

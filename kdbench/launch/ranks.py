@@ -20,6 +20,7 @@ from kdbench.engine.device import COLLECTIVE_TIMEOUT, make_accelerator, trains_o
 from kdbench.errors import PlanAbandonedError, PlanInterruptedError, UserError
 from kdbench.launch.place import Place
 from kdbench.launch.shares import check_gpus, cores, threads_are_the_users
+from kdbench.launch.status import NoReporter, StatusReporter
 
 SETTLE = timedelta(seconds=10)
 """Between the first process that fails in a run and the last, where all meet the same error."""
@@ -65,6 +66,8 @@ class Ranks:
         """Whether this process speaks and writes for all."""
         self.in_step = True
         """Whether the processes can still train together."""
+        self.on_left: Callable[[Ending], object] | None = None
+        """Says in the status of the run under way why it was left, for the same."""
         self.on_failure: Callable[[str], object] | None = None
         """Records the run under way as failed, for a main thread that is stuck in it."""
         self.on_end: Callable[[], None] = lambda: None
@@ -171,6 +174,8 @@ class Ranks:
             self.on_end()
             if ending.reason is not None and self.on_failure is not None:
                 self.on_failure(ending.reason)
+            if self.on_left is not None:
+                self.on_left(ending)
             self._speak(ending.sentence)
         os._exit(ending.code)
 
@@ -236,9 +241,17 @@ def _meet(place: Place) -> distributed.Store:
     return distributed.PrefixStore(f"kdbench/{attempt}", store)
 
 
+def tell(reporter: StatusReporter | NoReporter, ending: Ending) -> None:
+    """Put into a run's status why its processes end while it is under way."""
+    interrupted = ending.code == PlanInterruptedError.exit_code
+    reporter.left("stopped" if interrupted else "failed", ending.reason or ending.sentence)
+
+
 def _ending(error: BaseException) -> Ending:
     if isinstance(error, PlanAbandonedError):
         return Ending(str(error), error.exit_code, error.reason)
     if isinstance(error, UserError | PlanInterruptedError):
         return Ending(str(error), error.exit_code)
+    if isinstance(error, KeyboardInterrupt):
+        return Ending("stopped by a signal", PlanInterruptedError.exit_code)
     return Ending(f"{type(error).__name__}: {error}", 1)

@@ -176,6 +176,11 @@ class StatusReporter:
         self._ended.set()
         self._write(state=state, reason=reason)
 
+    def left(self, state: State, reason: str) -> None:
+        """Its processes end while it is under way."""
+        if not self._ended.is_set():
+            self.end(state, reason)
+
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_SECONDS):
             self._write()
@@ -197,3 +202,5 @@ class NoReporter(Unobserved):
     def __exit__(self, *_: object) -> None: ...
 
     def end(self, state: State, reason: str | None = None) -> None: ...
+
+    def left(self, state: State, reason: str) -> None: ...

@@ -7,10 +7,11 @@ import os
 import sys
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 from kdbench.errors import UserError
-from kdbench.launch.child import Child, end_all, interrupted_by_sigterm
+from kdbench.launch.child import Child, end_all, interrupted_by_signals
 from kdbench.launch.dispatch import is_cancelled, read_orders
 from kdbench.launch.order import WorkOrder
 from kdbench.launch.shares import Shares
@@ -49,7 +50,8 @@ def _start(order: WorkOrder, folder: Path, shares: Shares, slot: int) -> Child |
     if is_cancelled(order, folder):
         change_status(order.folder, "stopped", "cancelled")
         return None
-    changes = {"parent": os.getpid(), "jobs": shares.on_a_device}
+    how = replace(order.how, jobs=shares.jobs)  # they share the cores, also to decode
+    changes = {"parent": os.getpid(), "jobs": shares.on_a_device, "how": how}
     try:
         return Child(order.model_copy(update=changes), shares, slot)
     except UserError as error:
@@ -77,7 +79,7 @@ def _is_over(child: Child, folder: Path) -> bool:
 def main() -> None:
     """Supervise the submission that is named."""
     folder, parallel = Path(sys.argv[1]), int(sys.argv[2])
-    with interrupted_by_sigterm():
+    with interrupted_by_signals():
         supervise(folder, parallel)
 
 

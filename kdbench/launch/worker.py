@@ -8,6 +8,7 @@ Where torchrun starts several to train the run together, the order is a file tha
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 from kdbench.data import is_cached, locate
@@ -20,7 +21,7 @@ from kdbench.errors import PlanAbandonedError, UserError
 from kdbench.launch.execution import open_images_together, run_and_save
 from kdbench.launch.order import WorkOrder
 from kdbench.launch.place import Place, end_with
-from kdbench.launch.ranks import Ranks, together
+from kdbench.launch.ranks import Ranks, tell, together
 from kdbench.launch.status import NoReporter, StatusReporter, change_status
 from kdbench.signals import SIGNALS
 from kdbench.store import Result
@@ -44,6 +45,7 @@ def work(order: WorkOrder, stop: Stop) -> Result:
                 change_status(order.folder, "failed", str(error))
             raise
         with _reporter(order, spec, ranks) as reporter:
+            ranks.on_left = partial(tell, reporter)
             result = _train(order, spec, ranks, reporter, stop)
             reporter.end(result.status, result.reason)
     return result

@@ -32,7 +32,7 @@ RUN_COLUMNS = {
 def runs_frame(results: Iterable[Result]) -> pd.DataFrame:
     """A row per run; numbers are missing where the run did not finish."""
     rows = [_run(result) for result in results]
-    columns = [*BOARD, *IDENTITY, "status", *MADE, "memory_kind", *RUN_COLUMNS]
+    columns = [*BOARD, *IDENTITY, "status", *MADE, "images", "memory_kind", *RUN_COLUMNS]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -50,6 +50,7 @@ def _run(result: Result) -> dict[str, object]:
     row: dict[str, object] = result.identity.model_dump(include={*BOARD, *IDENTITY})
     row["status"] = result.status
     row |= result.environment.model_dump(include=set(MADE))
+    row["images"] = str(result.notes.get("images", ""))
     if result.status != "finished" or result.last is None or result.cost is None:
         return row
     row["student_top1"] = result.last["student"].top1
@@ -67,11 +68,13 @@ def _board(board: pd.DataFrame, against: str) -> pd.DataFrame:
     key = board[BOARD].iloc[0].to_dict()
     reference = board[board.method == against].set_index("seed").student_top1
     reference = reference[~reference.index.duplicated(keep=False)]
-    # Two versions of a method are two rows, told apart by their hash; so are two precisions.
+    # Two versions of a method are two rows, told apart by their hash; so are two precisions,
+    # and images that were prepared beside the originals.
     names = board.method
     for column, label in (
         ("method_hash", board.method_hash.str[:8]),
         ("precision", board.precision),
+        ("images", board.images),
     ):
         clashes = board.groupby("method")[column].transform("nunique") > 1
         names = names.where(~clashes, names + " (" + label + ")")

@@ -27,7 +27,7 @@ from kdbench.suite import Suite, load_suite
 DATA = Path(os.environ.get("KDBENCH_DATA") or "none").absolute()  # tests change the working folder
 WORKERS = 2
 BATCH = 64
-IMAGES, CLASSES = 256, 4
+IMAGES, CLASSES = 1024, 4
 ROUNDS = 5
 
 
