@@ -5,9 +5,11 @@ import os
 import time
 from dataclasses import replace
 from itertools import product
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import Watcher
@@ -34,6 +36,7 @@ from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
 from kdbench.launch.execution import run_one
 from kdbench.sections import RandomResizedCrop
+from kdbench.signals import SIGNALS
 from kdbench.suite import Suite
 
 CROP = RandomResizedCrop(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
@@ -333,6 +336,18 @@ def test_after_a_worker_died_others_start(suite, images):
     with pytest.raises(LoaderError, match="died"):
         list(batches.epoch(0))
     assert same(list(batches.epoch(1)), epoch(images[0], suite, 1))
+
+
+def test_a_signal_to_all_processes_of_a_run_spares_those_that_decode(suite, images):
+    expected = epoch(images[0], suite)
+    stream = training_batches(replace(images[0], workers=1), suite, 0, 1).epoch(0)
+    seen = [next(stream)]
+    server = forkserver._forkserver._forkserver_pid  # workers end with it
+    for number in SIGNALS:
+        os.kill(server, number)
+    time.sleep(0.5)
+    assert same([*seen, *stream], expected)
+    assert psutil.Process(server).status() != psutil.STATUS_ZOMBIE
 
 
 def test_a_worker_that_hangs_fails_the_run_with_its_reason(

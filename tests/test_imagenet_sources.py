@@ -106,6 +106,9 @@ def test_pixels_that_were_prepared_are_noted_as_such(suite):
     write_manifest(folder, manifest)
     for images in opened(suite, folder):
         assert images.notes["images"] == "prepared: shorter side 36, JPEG quality 90"
+    data = suite.data.model_copy(update={"resize": 37})
+    with pytest.raises(UserError, match="shorter side of 36 pixels, and the suite evaluates at 37"):
+        opened(suite.model_copy(update={"data": data}), folder)
 
 
 def test_every_nth_class_is_taken_and_renumbered_in_order(suite):

@@ -331,6 +331,7 @@ def test_another_data_set_is_refused(command, damage, words):
         (["--data-dir", "nowhere"], "'nowhere' does not exist"),
         (["--output", "photos.toml"], "'photos.toml' is no folder"),
         (["--check"], "'out' holds no prepared images"),
+        (["--output", "originals/smaller"], "lies in the folder of the originals"),
     ],
 )
 def test_bad_input_is_one_sentence(command, arguments, words):
