@@ -10,6 +10,7 @@ from rich.console import Console
 from typer import Argument, Option
 
 from kdbench import cli_data, cluster_cli
+from kdbench.cluster_cli import RUNS, names_of
 from kdbench.errors import PlanAbandonedError, PlanInterruptedError, UserError, unknown
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ app = typer.Typer(
 app.add_typer(cli_data.app, name="data")
 
 RESULTS = Path("results")
-RUNS = Path("runs")
 
 ResultsDir = Annotated[Path, Option(help="Where results lie.")]
 
@@ -163,8 +163,8 @@ def run(
 
         plan = make_plan(
             chosen,
-            _names(methods),
-            _names(architectures),
+            names_of(methods),
+            names_of(architectures),
             seeds,
             set_ or [],
             results_dir,
@@ -236,7 +236,7 @@ def bench(
     chosen = load_suite(suite)
     if precision is not None:
         chosen = chosen.with_precision(precision.value)
-    specs = make_specs(chosen, _names(methods), _names(architectures), settings=set_ or [])
+    specs = make_specs(chosen, names_of(methods), names_of(architectures), settings=set_ or [])
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("measuring", total=1)
@@ -340,16 +340,12 @@ def _complain_of_unfinished(results: "list[Result]") -> bool:
 
 def _ways(text: str) -> list[Compile]:
     ways = [way.value for way in Compile]
-    if not _names(text):
+    if not names_of(text):
         raise UserError(f"--compile names no way to run steps; choose from: {', '.join(ways)}.")
-    for name in _names(text):
+    for name in names_of(text):
         if name not in ways:
             raise unknown("way to run steps", name, ways)
-    return [Compile(name) for name in _names(text)]
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    return [Compile(name) for name in names_of(text)]
 
 
 def _complain(message: str) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Option
 
 from kdbench.errors import UserError, counted
+from kdbench.launch.place import Place
 
 if TYPE_CHECKING:
     from kdbench.launch.execution import Execution
@@ -62,6 +63,8 @@ def request(cluster: Cluster | None, how: "Execution", **options: object) -> "Sl
             raise UserError(f"{flag} is for --cluster slurm; --cluster local has --max-parallel.")
     if cluster is not None and how.jobs != 1:
         raise UserError("--jobs and --cluster exclude each other; use --max-parallel.")
+    if cluster is not None and Place.of_this_process().launched:
+        raise UserError("--cluster sends runs by itself; start it without a launcher.")
     if cluster is not None and how.processes != 1:
         raise UserError(
             "--cluster sends runs that one process trains; for several, start torchrun in a job "
@@ -113,7 +116,7 @@ def status(
     """Print how the runs are: queued, running, finished, failed and why."""
     from kdbench.launch.watch import table
 
-    names = _names(suite), _names(methods), _names(architectures)
+    names = names_of(suite), names_of(methods), names_of(architectures)
     if not watch:
         print(table(_chosen(runs_dir, *names)), end="")
         return
@@ -138,7 +141,7 @@ def cancel(
     """Take back runs that were sent to a cluster and are not over; checkpoints are kept."""
     from kdbench.launch.cancel import cancel
 
-    found = _chosen(runs_dir, _names(suite), _names(methods), _names(architectures))
+    found = _chosen(runs_dir, names_of(suite), names_of(methods), names_of(architectures))
     taken = cancel(runs_dir, found)
     print(f"Cancelled {counted(len(taken), 'run')}; the command that sent them sends what is left.")
 
@@ -152,5 +155,6 @@ def _chosen(runs: Path, *names: list[str]) -> "list[Watched]":
     return chosen(watched, *names)
 
 
-def _names(text: str) -> list[str]:
+def names_of(text: str) -> list[str]:
+    """Of a comma list."""
     return [name.strip() for name in text.split(",") if name.strip()]

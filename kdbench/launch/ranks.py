@@ -200,7 +200,9 @@ def together(asked: int | None, speak: Callable[[str], None]) -> Iterator[Ranks]
             f"{place.processes}; give both the same number."
         )
     if place.processes == 1:
-        if asked is None and "ACCELERATE_USE_CPU" in os.environ:
+        # `accelerate launch` sets both; a user who wants the CPU, the first.
+        launched = {"ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys()
+        if asked is None and launched:
             speak("accelerate launch --cpu starts one process; 'kdbench run --num-processes' more.")
         yield Ranks(place)
         return

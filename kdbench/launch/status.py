@@ -57,7 +57,7 @@ class RunStatus(Record):
     ticket: Ticket | None = None
     """Where it was submitted."""
     pid: int | None = None
-    """Process whose end is the run's: of several that train it together, their launcher. None where
+    """Process whose end is the run's: of several that kdbench started, their launcher. None where
     no process has had it yet."""
     started: datetime
     updated: datetime
