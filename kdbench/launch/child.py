@@ -61,8 +61,9 @@ class Child:
         return status if status is not None and status.pid == self.process.pid else None
 
     def ask_to_stop(self) -> None:
-        """Once: alone it ends after its step, several processes at once. Those that it started serve
-        it until then.
+        """Once: alone it ends after its step, several processes at once.
+
+        Those that it started serve it until then.
         """
         if not self.ended and not self._asked:
             self._asked = True
