@@ -291,10 +291,12 @@ def test_other_settings_or_originals_are_refused(command):
 
 
 def test_folders_of_others_and_prepared_originals_are_left_alone(command):
-    before = files(Path("originals"))
-    code, _, err = command("--output", "originals")
-    assert code == 2 and is_one_sentence(err) and "did not write" in err
-    assert files(Path("originals")) == before
+    write_parquet(Path("theirs"))
+    for output, words in (("originals", "lies in the folder"), ("theirs", "did not write")):
+        before = files(Path(output))
+        code, _, err = command("--output", output)
+        assert code == 2 and is_one_sentence(err) and words in err
+        assert files(Path(output)) == before
     command()
     for output in ("out", "again"):
         code, _, err = command("--data-dir", "out", "--output", output)
