@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import is_one_sentence
 from controller import Controller, missing
 from launched import KILLED, PACED, eventually, numbers_of, status_of, write_method
@@ -28,6 +29,10 @@ def controller(tmp_path_factory: pytest.TempPathFactory):
 def _this_slurm(controller: Controller, monkeypatch):
     monkeypatch.setenv("SLURM_CONF", str(controller.configuration))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as many as a job has: local runs are compared with them
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -89,12 +94,12 @@ def test_a_run_out_of_time_is_stopped_and_the_same_command_sends_it_again(
     controller, kdbench, send, monkeypatch
 ):
     monkeypatch.setattr(slurm_module, "REQUEUES", 0)
-    monkeypatch.setattr(slurm_module, "SIGNAL_SECONDS", 50)
+    monkeypatch.setattr(slurm_module, "SIGNAL_SECONDS", 25)
     paced = write_method("paced", PACED)
     Path("pace").write_text("0")
     alone = ("--methods", paced, "--results-dir", "alone", "--runs-dir", "a")
     assert kdbench("run", "--suite", "tiny.toml", *alone)[0] == 0
-    Path("pace").write_text("12")
+    Path("pace").write_text("8")
     assert send("--methods", paced, "--time", "1")[0] == 0
     assert eventually(lambda: status_of("paced").state == "stopped")
     stopped = status_of("paced")
