@@ -5,6 +5,8 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
+from kdbench.signals import handled
+
 
 class StoppedError(KeyboardInterrupt):
     """A run was asked to stop and did; its checkpoint holds all its steps."""
@@ -21,15 +23,9 @@ class Stop:
     def requested(self) -> bool:
         return bool(self.received)
 
-    @contextlib.contextmanager
-    def on(self, *signals: signal.Signals) -> Iterator[None]:
+    def on(self, *signals: signal.Signals) -> contextlib.AbstractContextManager[None]:
         """Inside, any of these signals asks; outside they do what they did before."""
-        before = {number: signal.signal(number, self._receive) for number in signals}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        return handled(signals, self._receive)
 
     @contextlib.contextmanager
     def heeded(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from kdbench.errors import UserError
 from kdbench.launch.death import OURS, how_it_ended, last_words, record_death
@@ -14,7 +14,7 @@ from kdbench.launch.order import WorkOrder
 from kdbench.launch.shares import Shares
 from kdbench.launch.status import RunStatus, read_status
 from kdbench.launch.torchrun import torchrun
-from kdbench.signals import SIGNALS
+from kdbench.signals import SIGNALS, handled
 from kdbench.store import Result, check_writable, read, result_path
 
 WORKER = "kdbench.launch.worker"
@@ -123,12 +123,6 @@ def end_all(children: Sequence[Child]) -> None:
             child.process.wait()
 
 
-@contextlib.contextmanager
-def interrupted_by_signals() -> Iterator[None]:
+def interrupted_by_signals() -> contextlib.AbstractContextManager[None]:
     """All signals that ask a run to end do what Ctrl-C does."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return handled(SIGNALS, signal.default_int_handler)
