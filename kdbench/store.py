@@ -94,6 +94,9 @@ class Cost(Record):
     parameters_deployed: int
     student_forward_flops: int
     """Of one image through the deployed student, 2 per multiply-add."""
+    training_flops: int | None = None
+    """Of all training steps: forward and backward of all networks on all views, 2 per
+    multiply-add; None in results of earlier versions."""
 
 
 class Environment(Record):

@@ -169,3 +169,10 @@ def test_measured_costs_are_plausible(template):
     assert cost.parameters_trained == 3 * 78_042
     assert cost.peak_memory_kind == "process" and cost.peak_memory_bytes > 100 * 2**20
     assert cost.training_seconds > 0 and cost.evaluation_seconds > 0
+
+
+def test_training_work_is_forward_and_backward_of_all_networks(template):
+    """Backward does the work of forward twice, but for the images' own gradient."""
+    seen = template.protocol["batch_size"] * 4  # steps of the one epoch
+    forward = 3 * template.cost.student_forward_flops * seen
+    assert 2.9 * forward < template.cost.training_flops < 3 * forward

@@ -30,6 +30,7 @@ from kdbench.engine.schedule import learning_rate_factor
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import Mode, TrainingStep
 from kdbench.engine.stop import Stop, StoppedError
+from kdbench.engine.work import training_flops
 from kdbench.seeds import random_state, seeded, set_random_state
 from kdbench.store import BestOnTest, Cost, Environment, Epoch, Metrics, Result, Status
 
@@ -59,6 +60,7 @@ class Run:
         self.observer = observer
         self.stop = stop or Stop()
         suite = spec.suite
+        self.training_flops = training_flops(spec, accelerator.device)
         self.memory = MemoryMeter(accelerator.device)
         method = spec.build_on(accelerator.device)
         self.parameters_trained = count_parameters(method)
@@ -298,6 +300,7 @@ class Run:
             parameters_trained=self.parameters_trained,
             parameters_deployed=self.parameters_deployed,
             student_forward_flops=self.flops,
+            training_flops=self.training_flops,
         )
 
     def _environment(self) -> Environment:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
+from kdbench.cli.common import RUNS, names_of
 from kdbench.errors import UserError, counted
 from kdbench.launch.place import Place
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from kdbench.launch.watch import Watched
 
 REFRESH_SECONDS = 5.0
-RUNS = Path("runs")
 
 
 class Cluster(StrEnum):
@@ -153,8 +153,3 @@ def _chosen(runs: Path, *names: list[str]) -> "list[Watched]":
     if not watched:
         raise UserError(f"No run has a status in '{runs}'; --runs-dir names another folder.")
     return chosen(watched, *names)
-
-
-def names_of(text: str) -> list[str]:
-    """Of a comma list."""
-    return [name.strip() for name in text.split(",") if name.strip()]

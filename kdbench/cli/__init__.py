@@ -1,0 +1,42 @@
+"""Commands: parse, call, print. What takes long to import is imported by the command."""
+
+import sys
+
+import typer
+
+from kdbench.cli import bench, cluster, data, methods, report, run
+from kdbench.cli.common import complain
+from kdbench.errors import PlanAbandonedError, PlanInterruptedError, UserError
+
+app = typer.Typer(
+    name="kdbench",
+    help="Compare online knowledge-distillation methods on identical schedules.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(run.run)
+app.command()(report.report)
+app.command()(bench.bench)
+app.command()(methods.check)
+app.command()(methods.new)
+app.command()(cluster.status)
+app.command()(cluster.cancel)
+app.command(name="list")(report.list_)
+app.add_typer(data.app, name="data")
+
+
+def main() -> None:
+    """Entry point: errors of the user become one sentence and exit code 2."""
+    from kdbench.launch.place import Place, silent
+
+    speaks = True
+    try:
+        place = Place.of_this_process()
+        speaks = place.local_rank == 0  # one of those that a launcher started on a machine
+        with silent(not speaks):
+            app()
+    except (UserError, PlanAbandonedError, PlanInterruptedError) as error:
+        if speaks:
+            complain(str(error))
+        sys.exit(error.exit_code)

@@ -1,0 +1,71 @@
+"""`kdbench bench`. What takes long to import is imported by the command."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from rich.console import Console
+from typer import Option
+
+from kdbench.cli.common import Compile, Precision, complain, names_of
+from kdbench.errors import UserError, unknown
+
+
+class BenchFormat(StrEnum):
+    """How `kdbench bench` prints."""
+
+    terminal = "terminal"
+    markdown = "markdown"
+    json = "json"
+
+
+def bench(
+    suite: Annotated[str, Option(help="Name of a suite, or a TOML file.")] = "cifar100",
+    methods: Annotated[str, Option(help="Comma list of names or .py files, or 'all'.")] = "all",
+    architectures: Annotated[str, Option(help="Comma list; default: the suite's.")] = "",
+    precision: Annotated[
+        Precision | None, Option(help="Another precision than the suite's.")
+    ] = None,
+    compile_: Annotated[
+        str, Option("--compile", help="Comma list of ways to run steps; each is a row.")
+    ] = "auto",
+    against: Annotated[str, Option(help="Method that ratios refer to.")] = "independent",
+    rounds: Annotated[int, Option(help="Timed windows of each method, in turn.")] = 10,
+    set_: Annotated[
+        list[str] | None, Option("--set", help="METHOD.OPTION=VALUE; may be repeated.")
+    ] = None,
+    format_: Annotated[BenchFormat, Option("--format")] = BenchFormat.terminal,
+) -> None:
+    """Measure what a training step of each method costs, on random images."""
+    from rich.progress import Progress
+
+    from kdbench.bench.command import bench as measure
+    from kdbench.bench.tables import render
+    from kdbench.launch.plan import make_specs
+    from kdbench.suite import load_suite
+
+    chosen = load_suite(suite)
+    if precision is not None:
+        chosen = chosen.with_precision(precision.value)
+    specs = make_specs(chosen, names_of(methods), names_of(architectures), settings=set_ or [])
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("measuring", total=1)
+        measured = measure(
+            specs,
+            [way.value for way in ways(compile_)],
+            rounds,
+            against,
+            lambda what, share: progress.update(task, description=what, completed=share),
+            complain,
+        )
+    print(render(measured, format_.value), end="")
+
+
+def ways(text: str) -> list[Compile]:
+    ways = [way.value for way in Compile]
+    if not names_of(text):
+        raise UserError(f"--compile names no way to run steps; choose from: {', '.join(ways)}.")
+    for name in names_of(text):
+        if name not in ways:
+            raise unknown("way to run steps", name, ways)
+    return [Compile(name) for name in names_of(text)]

@@ -1,0 +1,155 @@
+"""`kdbench run`. What takes long to import is imported by the command."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer import Option
+
+from kdbench.cli import cluster as cluster_options
+from kdbench.cli.common import RESULTS, RUNS, Compile, Precision, ResultsDir, complain, names_of
+from kdbench.cli.report import ReportFormat, print_report
+from kdbench.errors import UserError
+
+if TYPE_CHECKING:
+    from kdbench.store import Result
+
+
+def run(
+    suite: Annotated[str, Option(help="Name of a suite, or a TOML file.")] = "digits",
+    methods: Annotated[str, Option(help="Comma list of names or .py files, or 'all'.")] = "all",
+    architectures: Annotated[
+        str, Option(help="Comma list; A+B mixes them, the student last.")
+    ] = "",
+    seeds: Annotated[int | None, Option(help="Seeds 0 to N - 1; default: the suite's.")] = None,
+    epochs: Annotated[
+        int | None, Option(help="Another number of epochs; the schedule keeps its shape.")
+    ] = None,
+    precision: Annotated[
+        Precision | None, Option(help="Another precision than the suite's.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, Option(help="Folder with the data set; default: $KDBENCH_DATA or the hub.")
+    ] = None,
+    compile_: Annotated[
+        Compile, Option("--compile", help="How steps run; auto: what repays itself.")
+    ] = Compile.auto,
+    jobs: Annotated[
+        int, Option(help="Runs at a time, as processes of their own; rates are then no measure.")
+    ] = 1,
+    num_processes: Annotated[
+        int | None, Option(help="Processes that train each run together, one per GPU.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        Option(help="Processes that decode images, where a suite's images stay encoded."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None, Option("--set", help="METHOD.OPTION=VALUE; may be repeated.")
+    ] = None,
+    results_dir: ResultsDir = RESULTS,
+    runs_dir: Annotated[Path, Option(help="Where checkpoints and logs go.")] = RUNS,
+    overwrite: Annotated[bool, Option("--overwrite", help="Run again what has a result.")] = False,
+    overwrite_stale: Annotated[
+        bool, Option("--overwrite-stale", help="Run again what another version made.")
+    ] = False,
+    tensorboard: Annotated[
+        bool, Option(help="Also log to TensorBoard, in the runs folder.")
+    ] = False,
+    dry_run: Annotated[bool, Option(help="Print the plan and its estimated time only.")] = False,
+    cluster: cluster_options.ClusterOption = None,
+    partition: cluster_options.Partition = None,
+    gpus: cluster_options.Gpus = None,
+    cpus: cluster_options.Cpus = None,
+    time: cluster_options.Time = None,
+    memory: cluster_options.Memory = None,
+    constraint: cluster_options.Constraint = None,
+    max_parallel: cluster_options.Parallel = None,
+) -> None:
+    """Train methods under a suite's schedule, then print the leaderboard."""
+    from kdbench.data import is_cached, locate
+    from kdbench.launch.execution import Execution, check_processes
+    from kdbench.launch.local import execute
+    from kdbench.launch.place import silent
+    from kdbench.launch.plan import agree, make_plan
+    from kdbench.launch.ranks import together
+    from kdbench.suite import load_suite
+
+    code = 0
+    with together(num_processes, complain) as ranks, silent(not ranks.is_main):
+        how = Execution(
+            results_dir,
+            runs_dir,
+            data_dir,
+            compile_.value,
+            overwrite=overwrite,
+            tensorboard=tensorboard,
+            jobs=jobs,
+            processes=ranks.count if num_processes is None else num_processes,
+            workers=workers,
+        )
+        asked = cluster_options.request(
+            cluster,
+            how,
+            partition=partition,
+            gpus=gpus,
+            cpus=cpus,
+            time=time,
+            memory=memory,
+            constraint=constraint,
+            parallel=max_parallel,
+        )
+        chosen = load_suite(suite)
+        if epochs is not None:
+            chosen = chosen.with_epochs(epochs)
+        if precision is not None:
+            chosen = chosen.with_precision(precision.value)
+        check_processes(chosen, how.processes, ranks)
+        broken: list[UserError] = []
+
+        def on_broken(error: UserError) -> None:
+            broken.append(error)
+            complain(str(error))
+
+        plan = make_plan(
+            chosen,
+            names_of(methods),
+            names_of(architectures),
+            seeds,
+            set_ or [],
+            results_dir,
+            # The results that count are those of the main process.
+            "all" if overwrite or not ranks.is_main else "stale" if overwrite_stale else "nothing",
+            on_broken,
+        )
+        plan = agree(plan, ranks)
+        if dry_run and plan:
+            from kdbench.launch.preview import preview
+
+            source = locate(chosen.data, data_dir, is_cached)
+            if ranks.is_main:
+                print(preview(plan, source, results_dir, compile_.value, jobs, how.processes))
+            if cluster is not None:
+                print(cluster_options.preview(plan, cluster, asked))
+        elif plan and cluster is not None:
+            cluster_options.submit(plan, how, cluster, asked)
+            code = 1 if broken else 0
+        elif plan:
+            new = execute(plan, how, ranks)
+            if ranks.is_main:
+                print_report(results_dir, chosen.name, ReportFormat.terminal, "baseline")
+            code = 1 if _complain_of_unfinished(new) or broken else 0
+        else:
+            code = 2
+    if code:
+        raise typer.Exit(code)
+
+
+def _complain_of_unfinished(results: "list[Result]") -> bool:
+    """Whether there are any."""
+    unfinished = [result for result in results if result.status != "finished"]
+    for result in unfinished:
+        identity = result.identity
+        name = f"{identity.method} {identity.architecture} seed {identity.seed}"
+        complain(f"{name} {result.status}: {result.reason}.")
+    return bool(unfinished)

@@ -1,0 +1,29 @@
+"""What a run has to compute, whatever device does it."""
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdbench.engine.spec import RunSpec
+from kdbench.seeds import seeded
+
+COUNTED = 16
+"""Images that are counted: the work is linear in their number, but for terms that pair them."""
+
+
+def training_flops(spec: RunSpec, device: torch.device) -> int:
+    """FLOPs of all training steps of a run, 2 per multiply-add.
+
+    Forward and backward of all networks on all views are counted once, on a method of their own.
+    """
+    suite = spec.suite
+    images = min(COUNTED, suite.batch_size)
+    size = suite.data.image_size
+    method = spec.build_on(device).train()
+    method.begin_epoch(0)
+    counter = FlopCounterMode(display=False)
+    with seeded(spec.seed, "work"):
+        views = torch.randn(spec.views, images, 3, size, size, device=device)
+        labels = torch.randint(suite.data.classes, (images,), device=device)
+        with counter:
+            torch.stack(list(method(views, labels).values())).sum().backward()
+    return round(counter.get_total_flops() * suite.batch_size * suite.total_steps / images)
