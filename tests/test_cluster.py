@@ -176,7 +176,7 @@ def test_overwriting_begins_anew_once_and_a_waiting_run_keeps_what_it_reached(su
     folder = folder_of("baseline")
     for overwrite, step in ((False, 5), (True, 0)):
         write_status(folder, status(step=5, steps=12, top1=50.0, reason="old"))
-        (folder / "checkpoint.pt").touch()
+        (folder / "checkpoint-000000004.pt").touch()
         sent = prepare([spec], replace(how, overwrite=overwrite))
         record(sent, Submission(cluster="slurm", job="7", runs=1))
         waiting = status_of("baseline")
@@ -184,7 +184,7 @@ def test_overwriting_begins_anew_once_and_a_waiting_run_keeps_what_it_reached(su
         assert waiting.ticket == Ticket(submission=sent.name, task=0)
         (order,) = read_orders(sent)
         assert order.spec() == spec and not order.how.overwrite
-        assert (folder / "checkpoint.pt").exists() is not overwrite
+        assert (folder / "checkpoint-000000004.pt").exists() is not overwrite
     write_status(folder, waiting.model_copy(update={"state": "running", "step": 9}))
     record(sent, Submission(cluster="slurm", job="7", runs=1))
     assert status_of("baseline").step == 9  # it was faster than the one who sent it

@@ -263,14 +263,53 @@ def test_8_a_checkpoint_of_another_run_is_not_used(make_run):
     assert watcher.steps == 12
 
 
-def test_8_a_damaged_checkpoint_is_named_and_the_run_starts_anew(make_run):
-    run = make_run("baseline")
+def damage(checkpoint: Path) -> None:
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    checkpoint.write_bytes(content)
+
+
+def test_8_of_two_checkpoints_the_whole_one_counts(make_run):
+    run = make_run("dml")
     expected = run.train()
-    checkpoint = run.folder / "checkpoint.pt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    last, before = sorted(run.folder.glob("checkpoint-*"), reverse=True)
+    damage(last)
     watcher = Watcher()
-    assert make_run("baseline", watcher=watcher).train().history == expected.history
-    assert "damaged" in watcher.messages[0]
+    assert make_run("dml", watcher=watcher).train().history == expected.history
+    assert last.name in watcher.messages[0] and "damaged" in watcher.messages[0]
+    assert watcher.steps == 4  # one epoch of three
+    damage(last)
+    before.write_bytes(before.read_bytes()[:1000])
+    watcher = Watcher()
+    assert make_run("dml", watcher=watcher).train().history == expected.history
+    assert len(watcher.messages) == 2 and watcher.steps == 12
+
+
+def test_8_checkpoints_of_another_run_make_way(make_run):
+    folder = make_run("baseline").folder
+    make_run("baseline").train()
+    with pytest.raises(KeyboardInterrupt):  # in the same folder
+        make_run("baseline", seed=1, watcher=Watcher(stop_after=6)).train()
+    assert [file.name for file in folder.glob("checkpoint-*")] == ["checkpoint-000000004.pt"]
+    watcher = Watcher()
+    make_run("baseline", seed=1, watcher=watcher).train()
+    assert watcher.steps == 8
+
+
+@pytest.mark.parametrize("method", [*METHODS, "./drawing.py"])
+def test_8_a_run_killed_between_checkpoints_amid_an_epoch_goes_on_there(
+    make_run, method, monkeypatch
+):
+    Path("drawing.py").write_text(DRAWING)
+    expected = make_run(method, folder="whole").train()
+    monkeypatch.setattr(run_module, "SAVE_SECONDS", -1)  # after each step
+    with pytest.raises(KeyboardInterrupt):
+        make_run(method, watcher=Watcher(stop_after=7)).train()
+    watcher = Watcher()
+    result = make_run(method, watcher=watcher).train()
+    assert (watcher.resumed_at, watcher.steps) == (6, 6)
+    assert result.history == expected.history
+    assert result.cost.training_seconds > 0
 
 
 def test_9_a_result_says_what_made_it_and_nothing_about_whose_machine(make_run):

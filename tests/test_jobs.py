@@ -14,7 +14,7 @@ from launched import KILLED, eventually, folder_of, result_of, status_of, write_
 
 from kdbench.discovery import find_methods
 from kdbench.engine.device import make_accelerator
-from kdbench.engine.run import empty_result
+from kdbench.engine.outcome import empty_result
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
 from kdbench.launch import child, estimate, status
@@ -102,7 +102,7 @@ def test_a_killed_process_is_recorded_and_the_others_go_on(run_tiny):
 
 def test_an_error_of_the_user_in_a_process_is_one_sentence_and_ends_the_others(run_tiny):
     Path("hold").touch()
-    taken = Path("runs/tiny/resnet8/baseline/seed0/checkpoint.pt")
+    taken = Path("runs/tiny/resnet8/baseline/seed0/checkpoint-000000004.pt")
     taken.mkdir(parents=True)  # only the worker meets it
     code, _, err = run_tiny("--methods", f"baseline,{write_method('holds', HOLDS)}", "--jobs", "2")
     assert code == 2

@@ -1,6 +1,8 @@
 """Checkpoints, after an epoch or in its midst: all it takes to go on as if nothing had happened."""
 
-import pickle
+import hashlib
+import io
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ from torch.optim import Optimizer
 from kdbench.atomic import written_whole
 from kdbench.method import Method
 
+CHECKSUM_BYTES = hashlib.sha256().digest_size
+
 
 class DamagedCheckpointError(Exception):
-    """A checkpoint that cannot be read."""
+    """A checkpoint that is not what was written, or cannot be read."""
 
 
 @dataclass
@@ -42,8 +46,8 @@ class Progress:
     """JSON list of epochs."""
     windows: tuple[float, ...] = ()
     """Seconds per step that were measured."""
-    device: str = ""
-    """Where they were measured: rates of two devices have no common median."""
+    place: str = ""
+    """Device and processes that they were measured on: others have no common median."""
     training_seconds: float = 0.0
     evaluation_seconds: float = 0.0
     peak_memory_bytes: int = 0
@@ -56,9 +60,14 @@ class Progress:
 
 
 def save_checkpoint(
-    folder: Path, fingerprint: str, method: Method, optimizers: list[Optimizer], progress: Progress
+    folder: Path,
+    fingerprint: str,
+    method: Method,
+    optimizers: list[Optimizer],
+    progress: Progress,
+    step: int,
 ) -> None:
-    """Replace the checkpoint in one step; a kill leaves the old one or the new one.
+    """Write the checkpoint after so many steps; of those before, the last is kept too.
 
     Raises:
         UserError: the folder cannot be written.
@@ -69,8 +78,18 @@ def save_checkpoint(
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "progress": asdict(progress),
     }
-    with written_whole(_file(folder)) as stream:
-        torch.save(content, stream)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    file = folder / f"checkpoint-{step:09d}.pt"
+    with written_whole(file) as stream:
+        stream.write(hashlib.sha256(buffer.getbuffer()).digest())
+        stream.write(buffer.getbuffer())
+    # Later ones are of a run before that went another way, or damaged.
+    others = [other for other in _files(folder) if other != file]
+    before = next((other for other in others if other < file), None)
+    for other in others:
+        if other != before:
+            other.unlink(missing_ok=True)
 
 
 def load_checkpoint(
@@ -79,16 +98,15 @@ def load_checkpoint(
     method: Method,
     optimizers: list[Optimizer],
     accelerator: Accelerator,
+    on_damaged: Callable[[Path], None],
 ) -> Progress | None:
     """Restore the run's state; None where there is no checkpoint of this very run.
 
-    The main process reads the file and hands it to the others, who may lie on other disks.
-
-    Raises:
-        DamagedCheckpointError: there is a file, and it cannot be read; the others get None.
+    The main process reads the files and hands the last whole one to the others, who may lie on
+    other disks. A damaged one is told, and the one before it counts.
     """
-    content = _read_by_main(folder, accelerator)
-    if content is None or content["fingerprint"] != fingerprint:
+    content = _read_by_main(folder, fingerprint, accelerator, on_damaged)
+    if content is None:
         return None
     progress = _progress(content["progress"])
     if progress.part is not None:
@@ -104,39 +122,52 @@ def load_checkpoint(
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether there is one, of whatever run."""
-    return _file(folder).exists()
+    return bool(_files(folder))
 
 
-def remove_checkpoint(folder: Path) -> None:
+def remove_checkpoints(folder: Path) -> None:
     """Forget what a run did so far."""
-    _file(folder).unlink(missing_ok=True)
+    for file in _files(folder):
+        file.unlink(missing_ok=True)
 
 
-def _read_by_main(folder: Path, accelerator: Accelerator) -> dict[str, Any] | None:
+def _read_by_main(
+    folder: Path, fingerprint: str, accelerator: Accelerator, on_damaged: Callable[[Path], None]
+) -> dict[str, Any] | None:
     if accelerator.num_processes == 1:
-        return _read(folder, accelerator.device)
+        return _last(folder, fingerprint, accelerator.device, on_damaged)
     shared: list[dict[str, Any] | None] = [None]
-    damaged: DamagedCheckpointError | None = None
     if accelerator.is_main_process:
-        try:
-            shared = [_read(folder, torch.device("cpu"))]
-        except DamagedCheckpointError as error:
-            damaged = error
+        shared = [_last(folder, fingerprint, torch.device("cpu"), on_damaged)]
     broadcast_object_list(shared)
-    if damaged is not None:
-        raise damaged
     return shared[0]
 
 
-def _read(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    file = _file(folder)
-    if not file.is_file():
-        return None
+def _last(
+    folder: Path, fingerprint: str, device: torch.device, on_damaged: Callable[[Path], None]
+) -> dict[str, Any] | None:
+    """The last whole one of this very run."""
+    for file in _files(folder):
+        try:
+            content = _read(file, device)
+        except DamagedCheckpointError:
+            on_damaged(file)
+            continue
+        if content["fingerprint"] == fingerprint:
+            return content
+    return None
+
+
+def _read(file: Path, device: torch.device) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        raise DamagedCheckpointError(f"its checkpoint {file} is damaged") from error
-    return content
+        stored = file.read_bytes()
+    except OSError as error:
+        raise DamagedCheckpointError from error
+    checksum, content = stored[:CHECKSUM_BYTES], memoryview(stored)[CHECKSUM_BYTES:]
+    if hashlib.sha256(content).digest() != checksum:
+        raise DamagedCheckpointError
+    loaded: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+    return loaded
 
 
 def _progress(content: dict[str, Any]) -> Progress:
@@ -144,5 +175,6 @@ def _progress(content: dict[str, Any]) -> Progress:
     return Progress(**content, part=part and PartOfEpoch(**part))
 
 
-def _file(folder: Path) -> Path:
-    return folder / "checkpoint.pt"
+def _files(folder: Path) -> list[Path]:
+    """The last first."""
+    return sorted(folder.glob("checkpoint-*.pt"), reverse=True)

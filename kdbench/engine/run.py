@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,18 +13,17 @@ from torch import Tensor
 
 from kdbench.data import Evaluation, ImageSet, evaluation_batches, training_batches
 from kdbench.engine.checkpoint import (
-    DamagedCheckpointError,
     PartOfEpoch,
     Progress,
     load_checkpoint,
     save_checkpoint,
 )
-from kdbench.engine.environment import environment
 from kdbench.engine.evaluate import evaluate
 from kdbench.engine.intake import Intake, undecodable_notes, waiting_share
 from kdbench.engine.measure import MemoryMeter, StepClock, count_parameters, forward_flops
 from kdbench.engine.observer import Observer
 from kdbench.engine.optimizers import build_optimizers, set_learning_rates
+from kdbench.engine.outcome import check_finite, empty_result, scalars
 from kdbench.engine.schedule import learning_rate_factor
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import Mode, TrainingStep
@@ -34,9 +32,8 @@ from kdbench.engine.work import training_flops
 from kdbench.seeds import random_state, seeded, set_random_state
 from kdbench.store import BestOnTest, Cost, Environment, Epoch, Metrics, Result, Status
 
-
-class DivergedError(Exception):
-    """A loss is not finite any more; names the first epoch and term."""
+SAVE_SECONDS = 300.0
+"""Of training between two checkpoints, at most, where an epoch takes longer."""
 
 
 class Run:
@@ -91,6 +88,8 @@ class Run:
         self.progress = Progress(jobs=jobs)
         self.history: list[Epoch] = []
         self.started_as = empty_result(spec, accelerator, "failed")
+        self.place = f"{self.started_as.environment.device}, {accelerator.num_processes}"
+        self.saved_at = time.monotonic()
 
     def train(self) -> Result:
         """All epochs that are left, with an evaluation and a checkpoint after each.
@@ -108,19 +107,24 @@ class Run:
         return self.result("finished")
 
     def _train_and_record(self, epoch: int) -> None:
-        before = self.progress.training_seconds
-        try:
-            with self._timed("training_seconds"):
-                losses = self._train_epoch(epoch)
-            with self._timed("evaluation_seconds"):
-                metrics = self._evaluate()
-        except StoppedError:
-            self.clock.finish()
+        losses = None
+        while losses is None:
+            before = self.progress.training_seconds
+            try:
+                with self._timed("training_seconds"):
+                    losses = self._train_epoch(epoch)
+                if losses is not None:
+                    with self._timed("evaluation_seconds"):
+                        metrics = self._evaluate()
+            except StoppedError:
+                self.clock.finish()
+                self.intake.account(self.progress, self.progress.training_seconds - before)
+                self._save()
+                raise
             self.intake.account(self.progress, self.progress.training_seconds - before)
-            self._save()
-            raise
-        _check_finite(epoch + 1, losses, metrics)
-        self.intake.account(self.progress, self.progress.training_seconds - before)
+            if losses is None:
+                self._save()
+        check_finite(epoch + 1, losses, metrics)
         self._record(epoch, losses, metrics)
 
     def result(self, status: Status, reason: str | None = None) -> Result:
@@ -140,35 +144,31 @@ class Run:
         )
 
     def _resume(self) -> None:
-        try:
-            progress = load_checkpoint(
-                self.folder,
-                self.key,
-                self.method,
-                self.optimizers,
-                self.accelerator,
-            )
-        except DamagedCheckpointError as error:
-            self.observer.on_message(f"{self.spec.label} starts anew: {error}.")
-            progress = None
+        progress = load_checkpoint(
+            self.folder,
+            self.key,
+            self.method,
+            self.optimizers,
+            self.accelerator,
+            self._on_damaged,
+        )
         if progress is not None:
             progress.jobs = max(progress.jobs, self.progress.jobs)
             self.progress = progress
             self.history = [Epoch.model_validate(e) for e in json.loads(progress.history)]
-            if progress.device == self.started_as.environment.device:
+            if progress.place == self.place:
                 self.clock.windows = list(progress.windows)
         if self.accelerator.is_main_process:
             self._log().write_text("".join(e.model_dump_json() + "\n" for e in self.history))
         for epoch in self.history:
             self.observer.on_epoch(epoch, resumed=True)
         if self.progress.part is not None:
-            steps = self.progress.epochs_done * len(self.training) + self.progress.part.steps
-            self.observer.on_resume(steps)
+            self.observer.on_resume(self._steps_done())
 
-    def _train_epoch(self, epoch: int) -> dict[str, float]:
+    def _train_epoch(self, epoch: int) -> dict[str, float] | None:
         """One epoch, or what is left of it; the mean of each loss term over all of it.
 
-        Nothing is read from the device before the end.
+        None where a checkpoint is due before its end. Nothing is read from the device before.
         """
         steps = len(self.training)
         schedule = self.spec.suite.schedule
@@ -185,6 +185,10 @@ class Run:
                 if self.stop.requested:
                     self._leave(step + 1, sums)
                     raise StoppedError
+                if self._save_is_due() and step + 1 < steps:
+                    self.clock.finish()
+                    self._leave(step + 1, sums)
+                    return None
             assert sums is not None
             means = (self._sum(sums) / (steps * self.accelerator.num_processes)).tolist()
         self.clock.finish()
@@ -264,7 +268,7 @@ class Run:
         if self.accelerator.is_main_process:
             with self._log().open("a", encoding="utf-8") as log:
                 log.write(record.model_dump_json() + "\n")
-        self.accelerator.log(dict(_scalars(record)), step=epoch + 1)
+        self.accelerator.log(dict(scalars(record)), step=epoch + 1)
         self.progress.epochs_done = epoch + 1
         self.progress.part = None
         self._save()
@@ -275,11 +279,28 @@ class Run:
         progress = self.progress
         progress.history = json.dumps([e.model_dump() for e in self.history])
         progress.windows = tuple(self.clock.windows)
-        progress.device = self.started_as.environment.device
+        progress.place = self.place
         progress.peak_memory_bytes = max(progress.peak_memory_bytes, self._peak_memory())
         if self.accelerator.is_main_process:
-            save_checkpoint(self.folder, self.key, self.method, self.optimizers, progress)
+            steps = self._steps_done()
+            save_checkpoint(self.folder, self.key, self.method, self.optimizers, progress, steps)
         self.accelerator.wait_for_everyone()
+        self.saved_at = time.monotonic()
+
+    def _save_is_due(self) -> bool:
+        """Amid an epoch, where a kill would cost much; several processes save after each epoch."""
+        alone = self.accelerator.num_processes == 1
+        return alone and time.monotonic() - self.saved_at > SAVE_SECONDS
+
+    def _steps_done(self) -> int:
+        part = self.progress.part
+        return self.progress.epochs_done * len(self.training) + (part.steps if part else 0)
+
+    def _on_damaged(self, checkpoint: Path) -> None:
+        self.observer.on_message(
+            f"{self.spec.label}: its checkpoint {checkpoint} is damaged; the one before it counts, "
+            "or it starts anew."
+        )
 
     def _peak_memory(self) -> int:
         """Bytes, of the process that took most."""
@@ -314,44 +335,3 @@ class Run:
     def _log(self) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.folder / "log.jsonl"
-
-
-def _check_finite(epoch: int, losses: dict[str, float], metrics: dict[str, Metrics]) -> None:
-    values = losses | {f"evaluation of {role}": m.loss for role, m in metrics.items()}
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise DivergedError(f"'{name}' is {value} in epoch {epoch}")
-
-
-def empty_result(
-    spec: RunSpec,
-    accelerator: Accelerator,
-    status: Status,
-    reason: str | None = None,
-    processes: int | None = None,
-) -> Result:
-    """What is known of a run before its first epoch; this process may be none of its own."""
-    processes = processes or accelerator.num_processes
-    command = spec.command() + (f" --num-processes {processes}" if processes > 1 else "")
-    return Result(
-        fingerprint=spec.fingerprint(),
-        identity=spec.identity(),
-        options=spec.options.model_dump(mode="json"),
-        protocol=spec.suite.model_dump(mode="json"),
-        status=status,
-        reason=reason,
-        last=None,
-        best_on_test=None,
-        history=[],
-        cost=None,
-        environment=environment(accelerator.device, processes, spec.suite.precision, command),
-    )
-
-
-def _scalars(record: Epoch) -> Iterator[tuple[str, float]]:
-    yield "learning_rate", record.learning_rate
-    for name, value in record.losses.items():
-        yield f"loss/{name}", value
-    for role, metrics in record.metrics.items():
-        for name, value in metrics.model_dump().items():
-            yield f"{name}/{role}", value

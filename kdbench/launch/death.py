@@ -4,7 +4,7 @@ import signal
 from pathlib import Path
 
 from kdbench.engine.device import make_accelerator
-from kdbench.engine.run import empty_result
+from kdbench.engine.outcome import empty_result
 from kdbench.engine.spec import RunSpec
 from kdbench.launch.execution import without_paths
 from kdbench.launch.order import WorkOrder

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from kdbench.atomic import written_whole
-from kdbench.engine.checkpoint import has_checkpoint, remove_checkpoint
+from kdbench.engine.checkpoint import has_checkpoint, remove_checkpoints
 from kdbench.engine.spec import RunSpec
 from kdbench.launch.execution import Execution, run_folder
 from kdbench.launch.order import WorkOrder
@@ -27,7 +27,7 @@ def prepare(specs: Sequence[RunSpec], how: Execution) -> Path:
     folder = next(place / name for name in names if not (place / name).exists())
     if how.overwrite:  # now, not each time that a run's turn comes
         for spec in specs:
-            remove_checkpoint(run_folder(how.runs, spec))
+            remove_checkpoints(run_folder(how.runs, spec))
         how = replace(how, overwrite=False)
     for task, spec in enumerate(specs):
         order = WorkOrder.of(spec, how)

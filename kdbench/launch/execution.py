@@ -10,11 +10,12 @@ from accelerate import Accelerator
 from torch import distributed
 
 from kdbench.data import ImageSet, LoaderError, Source, batch_share, open_images
-from kdbench.engine.checkpoint import remove_checkpoint
+from kdbench.engine.checkpoint import remove_checkpoints
 from kdbench.engine.device import COLLECTIVE_TIMEOUT
 from kdbench.engine.mode import Compile
 from kdbench.engine.observer import Observer
-from kdbench.engine.run import DivergedError, Run, empty_result
+from kdbench.engine.outcome import DivergedError, empty_result
+from kdbench.engine.run import Run
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import Mode
 from kdbench.engine.stop import Stop
@@ -124,7 +125,7 @@ def run_and_save(
     """
     folder = run_folder(how.runs, spec)
     if how.overwrite and ranks.is_main:
-        remove_checkpoint(folder)
+        remove_checkpoints(folder)
     if how.tensorboard:
         accelerator.init_trackers(str(folder.relative_to(how.runs)))
 
