@@ -22,6 +22,7 @@ from test_invariants import Fixed
 
 from kdbench.data import UNJUDGED
 from kdbench.discovery import find_methods
+from kdbench.engine import run as run_module
 from kdbench.engine.checkpoint import Progress
 from kdbench.engine.evaluate import evaluate
 from kdbench.engine.intake import Intake, waiting_share
@@ -104,9 +105,11 @@ def test_a_mistake_is_one_sentence(kdbench, options, words):
     assert code == 2 and is_one_sentence(error) and words in error
 
 
-def test_a_killed_run_ends_with_the_same_numbers(make, photos):
+@pytest.mark.parametrize("save_seconds", [300, -1])  # after each epoch, after each step
+def test_a_killed_run_ends_with_the_same_numbers(make, photos, monkeypatch, save_seconds):
     whole = make(photos, "kdcl", "whole")
     expected = whole.train()
+    monkeypatch.setattr(run_module, "SAVE_SECONDS", save_seconds)
     for stop in (1, 3):  # in the first epoch, then in the second
         with pytest.raises(KeyboardInterrupt):
             make(photos, "kdcl", "killed", Watcher(stop_after=stop)).train()
