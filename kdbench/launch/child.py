@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from kdbench.errors import UserError
+from kdbench.launch.claim import TakenError, made_meanwhile
 from kdbench.launch.death import OURS, how_it_ended, last_words, record_death
 from kdbench.launch.order import WorkOrder
 from kdbench.launch.shares import Shares
@@ -78,6 +79,7 @@ class Child:
         """The result once the process has ended; a failed one where it wrote none.
 
         Raises:
+            TakenError: another command has the run.
             UserError: the process met one.
         """
         # A process may fail after its result is written, while it is taken down.
@@ -85,7 +87,12 @@ class Child:
             found = read(self.file)
             if isinstance(found, Result):
                 return found
+        made = made_meanwhile(self.spec, self.order.how)
+        if made is not None:  # by another command, before this process began
+            return made
         code, last = self.process.returncode, last_words(self.log)
+        if code == TakenError.exit_code:
+            raise TakenError(self.spec.label)
         if code == 2 and last.startswith(OURS):
             raise UserError(last.removeprefix(OURS))
         reason = how_it_ended(code, self.log)

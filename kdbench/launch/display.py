@@ -101,7 +101,7 @@ class RunBar:
 
     def finish(self, result: Result) -> None:
         """The run ended, one way or another."""
-        self.display.progress.remove_task(self._task)
+        self.leave()
         if not self.display.console.is_terminal:
             return
         outcome = result.reason or ""
@@ -110,6 +110,10 @@ class RunBar:
         self.display.console.print(
             f"{result.status}: {self.spec.label}  {outcome}", markup=False, highlight=False
         )
+
+    def leave(self) -> None:
+        """Another command has the run."""
+        self.display.progress.remove_task(self._task)
 
     def _move(self, step: int) -> None:
         self.display.progress.update(self._task, completed=step)

@@ -1,8 +1,9 @@
 """One run of a plan, executed and recorded, whatever goes wrong in it."""
 
 import re
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -48,6 +49,8 @@ class Execution:
     workers: int | None = None
     """Processes that decode images for each process that trains; None takes what cores there are.
     It changes no number."""
+    since: float = field(default_factory=time.time)
+    """When the command was given, in seconds of the epoch: results that are newer need no run."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant.

@@ -4,13 +4,15 @@ import os
 import time
 from collections import deque
 from collections.abc import Generator
+from pathlib import Path
 
 import torch
 
 from kdbench.data import Source, open_images
 from kdbench.launch.child import Child, end_all, interrupted_by_signals
+from kdbench.launch.claim import WAITING, TakenError, is_claimed
 from kdbench.launch.display import Display
-from kdbench.launch.execution import Execution
+from kdbench.launch.execution import Execution, run_folder
 from kdbench.launch.order import WorkOrder
 from kdbench.launch.plan import PlannedRun
 from kdbench.launch.shares import Shares
@@ -38,16 +40,32 @@ def run_in_processes(
         try:
             while waiting or running:
                 for slot in set(range(jobs)) - set(running):
-                    if waiting:
-                        running[slot] = Followed(waiting.popleft(), how, shares, slot, display)
+                    run = _first_free(waiting, how.runs)
+                    if run is not None:
+                        running[slot] = Followed(run, how, shares, slot, display)
+                if not running:
+                    display.say(WAITING)
                 time.sleep(POLL_SECONDS)
-                for slot, run in list(running.items()):
-                    result = run.poll()
+                for slot, followed in list(running.items()):
+                    try:
+                        result = followed.poll()
+                    except TakenError:  # by another command, a moment before its process began
+                        waiting.append(running.pop(slot).run)
+                        continue
                     if result is not None:
                         del running[slot]
                         yield result
         finally:
-            end_all([run.child for run in running.values()])
+            end_all([followed.child for followed in running.values()])
+
+
+def _first_free(waiting: deque[PlannedRun], runs: Path) -> PlannedRun | None:
+    """Taken out of those that wait; None where other commands have them all."""
+    for run in waiting:
+        if not is_claimed(run_folder(runs, run.spec)):
+            waiting.remove(run)
+            return run
+    return None
 
 
 class Followed:
@@ -56,6 +74,7 @@ class Followed:
     def __init__(
         self, run: PlannedRun, how: Execution, shares: Shares, slot: int, display: Display
     ):
+        self.run = run
         order = WorkOrder.of(run.spec, how, shares.on_a_device, parent=os.getpid())
         self.child = Child(order, shares, slot)
         self.line = display.start(run.spec)
@@ -64,6 +83,7 @@ class Followed:
         """Show how far the run is; its result once the process has ended.
 
         Raises:
+            TakenError: another command has the run.
             UserError: the process met one.
         """
         ended = self.child.ended
@@ -72,6 +92,10 @@ class Followed:
             self.line.show(status)
         if not ended:
             return None
-        result = self.child.outcome()
+        try:
+            result = self.child.outcome()
+        except TakenError:
+            self.line.leave()
+            raise
         self.line.finish(result)
         return result

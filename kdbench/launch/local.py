@@ -11,6 +11,7 @@ from kdbench.engine.mode import step_modes
 from kdbench.engine.observer import Observers
 from kdbench.engine.stop import Stop
 from kdbench.errors import PlanInterruptedError, UserError, counted
+from kdbench.launch.claim import each_claimed
 from kdbench.launch.display import Display
 from kdbench.launch.execution import (
     ALONE,
@@ -89,19 +90,21 @@ def _run_here(
     with display.note(source.reading()):
         images = open_images_together(source, accelerator.device, how, ranks)
     stop = Stop()
-    with stop.on(*SIGNALS):
-        for run in todo:
+    claims = each_claimed(todo, how, ranks, display.say)
+    with stop.on(*SIGNALS), contextlib.closing(claims):
+        for run, made in claims:
             current = display.start(run.spec)
-            mode = modes[run.spec.architecture]
-            with _reporter(run, how, ranks) as reporter:
-                ranks.on_left = partial(tell, reporter)
-                watching = Observers(current, reporter)
-                result = run_and_save(
-                    run.spec, images, how, accelerator, watching, mode, ranks=ranks, stop=stop
-                )
-                reporter.end(result.status, result.reason)
-            current.finish(result)
-            yield result
+            if made is None:
+                mode = modes[run.spec.architecture]
+                with _reporter(run, how, ranks) as reporter:
+                    ranks.on_left = partial(tell, reporter)
+                    watching = Observers(current, reporter)
+                    made = run_and_save(
+                        run.spec, images, how, accelerator, watching, mode, ranks=ranks, stop=stop
+                    )
+                    reporter.end(made.status, made.reason)
+            current.finish(made)
+            yield made
 
 
 def _reporter(run: PlannedRun, how: Execution, ranks: Ranks) -> StatusReporter | NoReporter:

@@ -18,6 +18,7 @@ from kdbench.engine.observer import Observer
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.stop import Stop
 from kdbench.errors import PlanAbandonedError, UserError
+from kdbench.launch.claim import claimed
 from kdbench.launch.execution import open_images_together, run_and_save
 from kdbench.launch.order import WorkOrder
 from kdbench.launch.place import Place, end_with
@@ -33,6 +34,7 @@ def work(order: WorkOrder, stop: Stop) -> Result:
     The run's status says how it ended, unless by an error that is no fault of the user.
 
     Raises:
+        TakenError: another process has the run.
         UserError: data that cannot be read, a folder that cannot be written, a changed method.
         PlanAbandonedError: the run failed, and its processes are out of step.
         KeyboardInterrupt: it was stopped.
@@ -44,10 +46,14 @@ def work(order: WorkOrder, stop: Stop) -> Result:
             if ranks.is_main:
                 change_status(order.folder, "failed", str(error))
             raise
-        with _reporter(order, spec, ranks) as reporter:
-            ranks.on_left = partial(tell, reporter)
-            result = _train(order, spec, ranks, reporter, stop)
-            reporter.end(result.status, result.reason)
+        # What was sent to a cluster has nobody who would send it again later.
+        with claimed(spec, order.how, ranks, wait=order.ticket is not None) as made:
+            if made is not None:
+                return made
+            with _reporter(order, spec, ranks) as reporter:
+                ranks.on_left = partial(tell, reporter)
+                result = _train(order, spec, ranks, reporter, stop)
+                reporter.end(result.status, result.reason)
     return result
 
 

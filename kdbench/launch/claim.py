@@ -1,0 +1,117 @@
+"""A run belongs to one process at a time: a lock in its folder, which the owner's end releases.
+
+So several commands share a plan: each takes what no other has, and nothing is run twice.
+"""
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from kdbench.engine.spec import RunSpec
+from kdbench.errors import UserError
+from kdbench.launch.execution import ALONE, Execution, run_folder
+from kdbench.launch.plan import PlannedRun
+from kdbench.launch.ranks import Ranks
+from kdbench.store import Result, read, result_path
+
+FILE = "lock"
+POLL_SECONDS = 1.0
+WAITING = "The runs that are left are being trained by another kdbench; waiting for them."
+
+
+class TakenError(UserError):
+    """Another process has the run."""
+
+    exit_code = 75  # EX_TEMPFAIL: it may be had later
+
+    def __init__(self, label: str):
+        super().__init__(f"{label} is being trained by another kdbench; wait until it is done.")
+
+
+@contextlib.contextmanager
+def claimed(
+    spec: RunSpec, how: Execution, ranks: Ranks = ALONE, wait: bool = False
+) -> Iterator[Result | None]:
+    """The run is this process's inside; gives the result that another made since the plan.
+
+    The main process of `ranks` has it for all.
+
+    Raises:
+        TakenError: another process has it, and this one is not to wait.
+        UserError: its folder cannot be written.
+    """
+    folder = run_folder(how.runs, spec)
+    with _lock(folder, spec.label, wait) if ranks.is_main else contextlib.nullcontext():
+        made = made_meanwhile(spec, how) if ranks.is_main else None
+        told, *_ = ranks.exchange(f"made/{spec.label}", made.model_dump_json() if made else "")
+        yield Result.model_validate_json(told) if told else None
+
+
+def each_claimed(
+    todo: list[PlannedRun], how: Execution, ranks: Ranks, on_wait: Callable[[str], None]
+) -> Generator[tuple[PlannedRun, Result | None]]:
+    """Run after run, each this process's until the next is asked for; those of others last.
+
+    Raises:
+        TakenError: several processes train together, and another has one of their runs.
+        UserError: the folder of a run cannot be written.
+    """
+    waiting, refused = deque(todo), 0
+    while waiting:
+        run = waiting.popleft()
+        try:
+            with claimed(run.spec, how, ranks) as made:
+                refused = 0
+                yield run, made
+        except TakenError:
+            if ranks.count > 1:
+                raise
+            waiting.append(run)
+            refused += 1
+            if refused >= len(waiting):
+                on_wait(WAITING)
+                time.sleep(POLL_SECONDS)
+
+
+def is_claimed(folder: Path) -> bool:
+    """Whether some process has the run whose folder this is."""
+    if not (folder / FILE).exists():
+        return False
+    try:
+        with _lock(folder, "", wait=False):
+            return False
+    except TakenError:
+        return True
+
+
+def made_meanwhile(spec: RunSpec, how: Execution) -> Result | None:
+    """The result of this very run, where it was written after the plan was made."""
+    file = result_path(how.results, spec.identity())
+    try:
+        is_new = file.stat().st_mtime > how.since
+    except OSError:
+        return None
+    found = read(file) if is_new else None
+    if not isinstance(found, Result) or found.fingerprint != spec.fingerprint():
+        return None
+    return None if found.status == "failed" else found
+
+
+@contextlib.contextmanager
+def _lock(folder: Path, label: str, wait: bool) -> Iterator[None]:
+    lock = FileLock(folder / FILE)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=-1 if wait else 0, poll_interval=POLL_SECONDS)
+    except Timeout:
+        raise TakenError(label) from None
+    except OSError as error:
+        raise UserError(f"Cannot write to '{folder}': {error.strerror or error}.") from error
+    try:
+        yield
+    finally:
+        lock.release()

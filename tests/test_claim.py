@@ -1,0 +1,107 @@
+"""Several commands with one plan: each run is trained once, and a dead owner holds none."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY, finish
+from launched import eventually, folder_of, numbers_of, result_of, write_method
+
+from kdbench.discovery import find_methods
+from kdbench.engine.spec import RunSpec
+from kdbench.launch.child import Child
+from kdbench.launch.claim import TakenError, claimed, is_claimed, made_meanwhile
+from kdbench.launch.execution import Execution
+from kdbench.launch.order import WorkOrder
+from kdbench.launch.shares import Shares
+from kdbench.store import save
+
+COUNTS = (
+    "self.seen = getattr(self, 'seen', None) or next(self.parameters()).sum().item(); "
+    "Path(f'trained-{self.seen}-{os.getpid()}').touch()"
+)
+"""Initial weights tell the seed."""
+COMMAND = [sys.executable, "-m", "kdbench", "run", "--suite", "tiny.toml"]
+
+
+@pytest.fixture
+def spec(suite) -> RunSpec:
+    (entry,) = find_methods(["baseline"])
+    return RunSpec(suite, "resnet8", entry, entry.options({}), 0)
+
+
+@pytest.fixture
+def how() -> Execution:
+    return Execution(Path("results"), Path("runs"))
+
+
+def test_a_run_has_one_owner(spec, how):
+    folder = folder_of("baseline")
+    assert not is_claimed(folder)
+    with claimed(spec, how) as made:
+        assert made is None
+        assert is_claimed(folder)
+        with pytest.raises(TakenError, match="baseline resnet8 seed 0 is being trained"):
+            claimed(spec, how).__enter__()
+    assert not is_claimed(folder)
+
+
+def test_a_dead_owner_holds_no_run(spec, how):
+    holds = (
+        "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]);"
+        "lock.acquire(); print('held', flush=True); time.sleep(100)"
+    )
+    folder = folder_of("baseline")
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-c", holds, str(folder / "lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as owner:
+        assert owner.stdout.readline() == b"held\n"
+        assert is_claimed(folder)
+        owner.send_signal(signal.SIGKILL)
+        owner.wait()
+    with claimed(spec, how):
+        assert is_claimed(folder)
+
+
+def test_a_result_counts_that_was_made_since_the_command_was_given(make_run, spec, how):
+    result = make_run("baseline").train()
+    file = save(how.results, result)
+    assert made_meanwhile(spec, how) == result
+    with claimed(spec, how) as made:
+        assert made == result
+    os.utime(file, (how.since - 1, how.since - 1))
+    assert made_meanwhile(spec, how) is None  # the plan knew it, and is to overwrite it
+    save(how.results, result.model_copy(update={"status": "failed"}))
+    assert made_meanwhile(spec, how) is None
+    save(how.results, result.model_copy(update={"fingerprint": "another"}))
+    assert made_meanwhile(spec, how) is None
+
+
+def test_a_process_leaves_a_run_that_another_has(spec, how):
+    with claimed(spec, how):
+        child = Child(WorkOrder.of(spec, how), Shares.among(1), 0)
+        assert eventually(lambda: child.ended)
+        with pytest.raises(TakenError):
+            child.outcome()
+    assert not list(Path("results").rglob("*.json"))
+
+
+@pytest.mark.parametrize("ways", [((), ()), (("--jobs", "2"), ("--overwrite",))])
+def test_two_commands_share_a_plan(ways, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    Path("tiny.toml").write_text(TINY)
+    plan = ["--methods", f"{write_method('counts', COUNTS)},independent", "--seeds", "3"]
+    commands = [[*COMMAND, *plan, *way] for way in ways]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE) for command in commands]
+    tables = [process.communicate(timeout=150)[0].decode() for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert len(list(Path().glob("trained-*"))) == 3  # each seed by one process
+    for seed in range(3):
+        assert result_of("counts", seed)["status"] == "finished"
+    assert all("counts" in table and "independent" in table for table in tables)
+    alone = ["--results-dir", "alone", "--runs-dir", "elsewhere"]
+    assert finish([*COMMAND, *plan, *alone])[0] == 0
+    assert numbers_of("independent", 2) == numbers_of("independent", 2, results="alone")
