@@ -102,6 +102,17 @@ def load_checkpoint(
     return progress
 
 
+def read_checkpoint(folder: Path, fingerprint: str) -> tuple[dict[str, Tensor], Progress] | None:
+    """The method's state, on the CPU, and progress; None without a whole checkpoint of this run."""
+    try:
+        content = _read(folder, torch.device("cpu"))
+    except DamagedCheckpointError:
+        return None
+    if content is None or content["fingerprint"] != fingerprint:
+        return None
+    return content["method"], _progress(content["progress"])
+
+
 def has_checkpoint(folder: Path) -> bool:
     """Whether there is one, of whatever run."""
     return _file(folder).exists()
