@@ -120,6 +120,12 @@ def load_checkpoint(
     return progress
 
 
+def read_checkpoint(folder: Path, fingerprint: str) -> tuple[dict[str, Tensor], Progress] | None:
+    """The method's state, on the CPU, and progress; None without a whole checkpoint of this run."""
+    content = _last(folder, fingerprint, torch.device("cpu"), on_damaged=lambda file: None)
+    return None if content is None else (content["method"], _progress(content["progress"]))
+
+
 def has_checkpoint(folder: Path) -> bool:
     """Whether there is one, of whatever run."""
     return bool(_files(folder))

@@ -19,7 +19,10 @@ def is_network(role: str) -> bool:
     return re.fullmatch(r"student|peer\d+", role) is not None
 
 
-@torch.no_grad()
+Predict = Callable[[Tensor], dict[str, Tensor]]
+"""Images (B, 3, H, W) -> logits (B, C) by role."""
+
+
 def evaluate(
     method: Method,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -33,13 +36,24 @@ def evaluate(
         ContractError: the method predicts no `student`, or a role that the harness computes.
     """
     method.eval()
+    metrics = measure(method.predict, batches, reduce)
+    method.train()
+    return metrics
+
+
+@torch.no_grad()
+def measure(
+    predict: Predict,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    reduce: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, Metrics]:
+    """The same of anything that predicts as a method does."""
     sums: dict[str, Tensor] = {}
     for inputs, labels in batches:
-        roles = _predict(method, inputs)
+        roles = _roles(predict, inputs)
         for role, logits in roles.items():
             counted = _count(logits, labels)
             sums[role] = sums[role] + counted if role in sums else counted
-    method.train()
     counts = torch.stack(list(sums.values()))
     rows = (counts if reduce is None else reduce(counts)).tolist()
     metrics = {role: _metrics(row) for role, row in zip(sums, rows, strict=True)}
@@ -49,8 +63,8 @@ def evaluate(
     return metrics
 
 
-def _predict(method: Method, inputs: Tensor) -> dict[str, Tensor]:
-    roles = {role: logits.float() for role, logits in method.predict(inputs).items()}
+def _roles(predict: Predict, inputs: Tensor) -> dict[str, Tensor]:
+    roles = {role: logits.float() for role, logits in predict(inputs).items()}
     check_roles(roles)
     networks = [logits for role, logits in roles.items() if is_network(role)]
     if len(networks) > 1:

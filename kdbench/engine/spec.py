@@ -49,6 +49,12 @@ class RunSpec:
     def label(self) -> str:
         return f"{self.method_name} {self.architecture} seed {self.seed}"
 
+    @property
+    def suite_argument(self) -> str:
+        """What finds the suite again: its name, or its file's, without the folder."""
+        name = self.suite.name.partition("@")[0]
+        return name if name in suite_files() else f"./{name}.toml"
+
     def identity(self) -> Identity:
         return Identity(
             suite=self.suite.name,
@@ -70,10 +76,9 @@ class RunSpec:
 
     def command(self) -> str:
         """The command that makes this run, without the folders of whoever ran it."""
-        name, _, changes = self.suite.name.partition("@")
-        suite = name if name in suite_files() else f"./{name}.toml"
+        changes = self.suite.name.partition("@")[2]
         method = self.entry.name if self.entry.findable else f"./{self.entry.name}.py"
-        parts = ["kdbench run", f"--suite {suite}", f"--methods {method}"]
+        parts = ["kdbench run", f"--suite {self.suite_argument}", f"--methods {method}"]
         parts += [f"--architectures {self.architecture}", f"--seeds {self.seed + 1}"]
         parts += [f"--{change.replace('=', ' ')}" for change in changes.split(",") if change]
         changed = changed_options(self.options)

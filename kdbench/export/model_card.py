@@ -1,0 +1,54 @@
+"""The model card beside an exported file."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from kdbench.export.card import Card
+from kdbench.export.formats import OPSET
+from kdbench.export.student import Finished, label
+from kdbench.store import Result, read
+
+TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+
+
+def model_card(finished: Finished, card: Card, file: str, form: str) -> str:
+    """Markdown for a file of that name and format."""
+    environment = Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        card=card,
+        run=label(finished.result.identity),
+        cost=finished.result.cost,
+        file=file,
+        form=form,
+        method=finished.spec.entry.method,
+        opset=OPSET,
+        seeds=_over_seeds(finished),
+        suite=finished.spec.suite,
+        suite_argument=finished.spec.suite_argument,
+    )
+
+
+def _over_seeds(finished: Finished) -> dict[str, Any] | None:
+    """Mean and sample standard deviation of the runs that differ in nothing but the seed."""
+
+    def seedless(result: Result) -> object:
+        return result.identity.model_copy(update={"seed": 0}), result.environment.precision
+
+    found = [read(file) for file in finished.results.glob("seed*.json")]
+    values = [
+        result.last["student"].top1
+        for result in found
+        if isinstance(result, Result)
+        and result.status == "finished"
+        and result.last is not None
+        and seedless(result) == seedless(finished.result)
+    ]
+    if len(values) < 2:
+        return None
+    return {"n": len(values), "mean": statistics.mean(values), "sd": statistics.stdev(values)}
