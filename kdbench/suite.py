@@ -96,8 +96,10 @@ class Suite(Section):
         return self._changed("precision", precision, precision=precision)
 
     def _changed(self, option: str, value: object, **update: object) -> "Suite":
-        mark = "," if "@" in self.name else "@"
-        return self.model_copy(update={"name": f"{self.name}{mark}{option}={value}", **update})
+        name, _, changes = self.name.partition("@")
+        # In one order, whichever change came first: the same suite has the same name.
+        marks = sorted([*filter(None, changes.split(",")), f"{option}={value}"])
+        return self.model_copy(update={"name": f"{name}@{','.join(marks)}", **update})
 
     def digest(self) -> str:
         """Hash of everything that can change a number; not of where the images lie."""
