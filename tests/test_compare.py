@@ -29,15 +29,22 @@ def template() -> Result:
 def save(template):
     """Writes results of a method with these accuracies, by seed."""
 
-    def write(folder: str, method: str, *top1: float, made: dict = {}, cost: dict = {}, **identity):  # noqa: B006
+    def write(
+        folder: str,
+        method: str,
+        *top1: float,
+        made: dict | None = None,
+        cost: dict | None = None,
+        **identity: str,
+    ) -> None:
         for seed, value in enumerate(top1):
             changes = {"method": method, "seed": seed, **identity}
             result = template.model_copy(
                 update={
                     "identity": template.identity.model_copy(update=changes),
                     "last": {"student": Metrics(top1=value, top5=99.0, loss=1.0)},
-                    "environment": template.environment.model_copy(update=made),
-                    "cost": template.cost.model_copy(update=cost),
+                    "environment": template.environment.model_copy(update=made or {}),
+                    "cost": template.cost.model_copy(update=cost or {}),
                 }
             )
             store.save(Path(folder), result)
@@ -62,15 +69,15 @@ BETTER = [70.0, 70.2, 70.1, 70.4, 70.3, 70.2, 70.5, 70.1]
 def test_differences_are_paired_adjusted_and_sorted_by_evidence(save, compared):
     for method in ("up", "down", "noise", "same"):
         save("a", method, *BETTER)
-    save("b", "up", *(top1 + 1 + seed / 10 for seed, top1 in enumerate(BETTER)))
-    save("b", "down", *(top1 - 2 - seed / 10 for seed, top1 in enumerate(BETTER)))
+    save("b", "up", *(top1 + 2 + seed / 10 for seed, top1 in enumerate(BETTER)))
+    save("b", "down", *(top1 - 1 - seed / 10 for seed, top1 in enumerate(BETTER)))
     save("b", "noise", *(top1 + (-1) ** seed for seed, top1 in enumerate(BETTER)))
     save("b", "same", *BETTER)
     rows = compared()
-    assert list(rows) == ["down", "up", "noise", "same"]
+    assert list(rows) == ["up", "down", "noise", "same"]
     verdicts = [row.verdict for row in rows.values()]
-    assert verdicts == ["worse", "better", "not distinguishable", "identical"]
-    alone = paired(*(dict(enumerate(t)) for t in ([71.0 + s / 10 for s in range(8)], [70.0] * 8)))
+    assert verdicts == ["better", "worse", "not distinguishable", "identical"]
+    alone = paired(*(dict(enumerate(t)) for t in ([72.0 + s / 10 for s in range(8)], [70.0] * 8)))
     assert rows["up"].difference == pytest.approx(alone.mean)
     assert rows["up"].interval == pytest.approx(alone.interval)
     # Two of 256 sign flips; the smallest of four comparisons counts four times, as the next does.
@@ -152,7 +159,7 @@ def test_costs_are_ratios_where_runs_were_made_alike(save, compared, made, cost,
 
 def test_two_methods_are_compared_by_architecture(save, compared):
     save("results", "dml", 60.0, 60.0)
-    save("results", "ffsd", 61.0, 62.0)
+    save("results", "ffsd", 61.0, 62.0, method_hash="another")
     save("results", "ffsd", 61.0, architecture="resnet32")
     rows = compared("dml", "ffsd")
     assert rows["resnet20"].difference == 1.5

@@ -35,9 +35,9 @@ def estimate_seconds(
 ) -> list[float]:
     """Seconds of training for each run of the plan; 0 where its result exists.
 
-    Taken from results whose steps ran in the same way (`modes`, by run). What no result
-    tells is timed in steps that run eagerly, without what several processes exchange: nobody
-    waits for a compiler or for others to see a plan.
+    Taken from results whose steps ran in the same way (`modes`, by run). What no result tells is
+    timed in steps that run eagerly, without what several processes exchange: nobody waits for a
+    compiler or for others to see a plan.
     """
     known = _measured(results, device, processes)
     seconds = []

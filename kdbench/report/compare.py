@@ -30,6 +30,9 @@ VERDICTS = (
     "only in A",
     "only in B",
 )
+NUMBERS = 8
+"""Columns that hold no words."""
+
 WHY = ("another suite hash", "another precision", "other images")
 """Where only one side has a key, in the order of its last parts."""
 
@@ -100,10 +103,6 @@ def render(found: Comparison, form: Format) -> str:
     table = titled_table(title, cells, form == "markdown", left=len(cells[0]) - NUMBERS)
     summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
     return f"{table}\n{summary}\n"
-
-
-NUMBERS = 8
-"""Columns that hold no words."""
 
 
 def _cells(row: Row, of_methods: bool) -> dict[str, str]:
