@@ -96,21 +96,30 @@ class Suite(Section):
         return self._changed("precision", precision, precision=precision)
 
     def _changed(self, option: str, value: object, **update: object) -> "Suite":
-        mark = "," if "@" in self.name else "@"
-        return self.model_copy(update={"name": f"{self.name}{mark}{option}={value}", **update})
+        name, _, changes = self.name.partition("@")
+        # In one order, whichever change came first: the same suite has the same name.
+        marks = sorted([*filter(None, changes.split(",")), f"{option}={value}"])
+        return self.model_copy(update={"name": f"{name}@{','.join(marks)}", **update})
 
-    def digest(self) -> str:
-        """Hash of everything that can change a number; not of where the images lie."""
+    def digest(self, schedule: bool = True) -> str:
+        """Hash of everything that can change a number; not of where the images lie.
+
+        Without the schedule, and the name that tells it, suites over other numbers of epochs are
+        equal.
+        """
+        left_out: dict[str, Any] = {
+            "description": True,
+            "architectures": True,
+            "default_architecture": True,
+            "seeds": True,
+            "data": {"hub", "torchvision", "embedded", "image_column", "label_column"},
+        }
+        if not schedule:
+            left_out |= {"name": True, "schedule": True}
         protocol = self.model_dump(
             mode="json",
             exclude_defaults=True,  # a setting that is added later leaves old hashes as they are
-            exclude={
-                "description": True,
-                "architectures": True,
-                "default_architecture": True,
-                "seeds": True,
-                "data": {"hub", "torchvision", "embedded", "image_column", "label_column"},
-            },
+            exclude=left_out,
         )
         return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -221,9 +221,8 @@ def test_an_estimate_takes_rates_of_steps_that_ran_in_the_same_way(
     bf16 = replace(fp32, spec=replace(run.spec, suite=run.spec.suite.with_precision("bf16")))
 
     def seconds(mode: str) -> list[float]:
-        return estimate.estimate_seconds(
-            [fp32, bf16], tmp_path, accelerator.device, {"resnet8": mode}
-        )
+        modes = [mode, mode]
+        return estimate.estimate_seconds([fp32, bf16], tmp_path, accelerator.device, modes)
 
     assert seconds("inductor") == [12.0, 1200.0]
     assert seconds("eager") == [1200.0, 1200.0]

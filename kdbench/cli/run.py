@@ -25,6 +25,9 @@ def run(
     epochs: Annotated[
         int | None, Option(help="Another number of epochs; the schedule keeps its shape.")
     ] = None,
+    match_cost: Annotated[
+        str | None, Option(help="Method whose training FLOPs decide each run's number of epochs.")
+    ] = None,
     precision: Annotated[
         Precision | None, Option(help="Another precision than the suite's.")
     ] = None,
@@ -100,6 +103,8 @@ def run(
             parallel=max_parallel,
         )
         chosen = load_suite(suite)
+        if epochs is not None and match_cost is not None:
+            raise UserError("--match-cost decides the number of epochs; leave out --epochs.")
         if epochs is not None:
             chosen = chosen.with_epochs(epochs)
         if precision is not None:
@@ -121,6 +126,7 @@ def run(
             # The results that count are those of the main process.
             "all" if overwrite or not ranks.is_main else "stale" if overwrite_stale else "nothing",
             on_broken,
+            match_cost,
         )
         plan = agree(plan, ranks)
         if dry_run and plan:
@@ -137,7 +143,8 @@ def run(
         elif plan:
             new = execute(plan, how, ranks)
             if ranks.is_main:
-                print_report(results_dir, chosen.name, ReportFormat.terminal, "baseline")
+                for name in dict.fromkeys(run.spec.suite.name for run in plan):
+                    print_report(results_dir, name, ReportFormat.terminal, "baseline")
             code = 1 if _complain_of_unfinished(new) or broken else 0
         else:
             code = 2

@@ -1,6 +1,5 @@
 """Which of the ways to run a training step repays itself."""
 
-from collections.abc import Iterable
 from functools import cache
 from typing import Literal
 
@@ -43,22 +42,6 @@ def step_mode(
         why = "a CUDA GPU" if device.type != "cuda" else "a run in one process"
         raise UserError(f"--compile {asked} needs {why}; 'auto' takes what there is.")
     return asked
-
-
-def step_modes(
-    asked: Compile,
-    suite: Suite,
-    architectures: Iterable[str],
-    device: torch.device,
-    processes: int = 1,
-) -> dict[str, Mode]:
-    """How steps run, by architecture.
-
-    Raises:
-        UserError: as `step_mode`.
-    """
-    names = dict.fromkeys(architectures)
-    return {name: step_mode(asked, suite, name, device, processes) for name in names}
 
 
 def training_flops(suite: Suite, architecture: str) -> float:

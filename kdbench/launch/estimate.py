@@ -1,6 +1,6 @@
 """How long a plan will take: from results made on this device, else from steps timed now."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -30,19 +30,19 @@ def estimate_seconds(
     plan: list[PlannedRun],
     results: Path,
     device: torch.device,
-    modes: Mapping[str, Mode],
+    modes: Sequence[Mode],
     processes: int = 1,
 ) -> list[float]:
     """Seconds of training for each run of the plan; 0 where its result exists.
 
-    Taken from results whose steps ran in the same way (`modes`, by architecture). What no result
-    tells is timed in steps that run eagerly, without what several processes exchange: nobody
-    waits for a compiler or for others to see a plan.
+    Taken from results whose steps ran in the same way (`modes`, by run). What no result tells is
+    timed in steps that run eagerly, without what several processes exchange: nobody waits for a
+    compiler or for others to see a plan.
     """
     known = _measured(results, device, processes)
     seconds = []
-    for run in plan:
-        key = _key(run.spec, modes[run.spec.architecture])
+    for run, mode in zip(plan, modes, strict=True):
+        key = _key(run.spec, mode)
         if run.state == "to run" and key not in known:
             try:
                 known[key] = _time_step(run.spec, device, processes)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdbench.data import Source, is_cached, locate
 from kdbench.engine.device import make_accelerator
-from kdbench.engine.mode import step_modes
+from kdbench.engine.mode import step_mode
 from kdbench.engine.observer import Observers
 from kdbench.engine.stop import Stop
 from kdbench.errors import PlanInterruptedError, UserError, counted
@@ -84,9 +84,7 @@ def _run_here(
 ) -> Generator[Result]:
     """The result of each run, when it exists."""
     accelerator = make_accelerator(how.runs, how.tensorboard)
-    suite, names = todo[0].spec.suite, [run.spec.architecture for run in todo]
     place = accelerator.device, accelerator.num_processes
-    modes = step_modes(how.compile, suite, names, *place)
     with display.note(source.reading()):
         images = open_images_together(source, accelerator.device, how, ranks)
     stop = Stop()
@@ -95,7 +93,7 @@ def _run_here(
         for run, made in claims:
             current = display.start(run.spec)
             if made is None:
-                mode = modes[run.spec.architecture]
+                mode = step_mode(how.compile, run.spec.suite, run.spec.architecture, *place)
                 with _reporter(run, how, ranks) as reporter:
                     ranks.on_left = partial(tell, reporter)
                     watching = Observers(current, reporter)

@@ -13,6 +13,7 @@ from kdbench.backbones import ARCHITECTURES
 from kdbench.discovery import BrokenMethodError, MethodEntry, find_methods
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError, unknown
+from kdbench.launch.match_cost import matched
 from kdbench.launch.ranks import Ranks
 from kdbench.store import Damaged, Result, read, result_path
 from kdbench.suite import Suite
@@ -39,10 +40,12 @@ def make_plan(
     results: Path,
     overwrite: Overwrite = "nothing",
     on_broken: Callable[[BrokenMethodError], None] | None = None,
+    match_cost: str | None = None,
 ) -> list[PlannedRun]:
     """All runs of methods x architectures x seeds.
 
-    With `on_broken`, a method file that cannot be used is told and left out of the plan.
+    With `on_broken`, a method file that cannot be used is told and left out of the plan. With
+    `match_cost`, each method has as many epochs as cost what the method of this name costs.
 
     Raises:
         UserError: an unknown name, a method that does not fit the suite, or a result in the way
@@ -52,6 +55,8 @@ def make_plan(
     if count < 1:
         raise UserError(f"--seeds must be at least 1, not {count}.")
     specs = make_specs(suite, methods, architectures, count, settings, on_broken)
+    if match_cost is not None:
+        specs = matched(specs, match_cost)
     return [_planned(spec, results, overwrite) for spec in specs]
 
 

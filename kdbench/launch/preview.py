@@ -7,7 +7,7 @@ from tabulate import tabulate
 
 from kdbench.data import Source, batch_share
 from kdbench.engine.device import make_accelerator
-from kdbench.engine.mode import Compile, step_modes
+from kdbench.engine.mode import Compile, step_mode
 from kdbench.launch.estimate import estimate_seconds
 from kdbench.launch.plan import PlannedRun, at_a_time
 
@@ -23,8 +23,9 @@ def preview(
     """What would run, for how long on this device, and where results would go."""
     accelerator = make_accelerator()
     device, suite = accelerator.device, plan[0].spec.suite
-    names = [run.spec.architecture for run in plan]
-    modes = step_modes(compile, suite, names, device, processes)
+    modes = [
+        step_mode(compile, run.spec.suite, run.spec.architecture, device, processes) for run in plan
+    ]
     seconds = estimate_seconds(plan, results, device, modes, processes)
     rows = [_row(run, time) for run, time in zip(plan, seconds, strict=True)]
     todo = sum(run.state == "to run" for run in plan)
@@ -34,7 +35,7 @@ def preview(
         f"Data: {source.describe()}",
         f"{todo} of {len(plan)} runs to do, about {_duration(sum(seconds))} of training "
         f"on {device.type}, evaluation not counted.",
-        f"Training steps: {', '.join(sorted(set(modes.values())))} (--compile {compile}), "
+        f"Training steps: {', '.join(sorted(set(modes)))} (--compile {compile}), "
         f"{suite.precision}.",
     ]
     if processes > 1:

@@ -23,6 +23,10 @@ RESAMPLES = 9999
 
 MOST_SEEDS = 1000
 
+DECIMALS = 9
+"""Of percentage points. Accuracies are counts of images, so that differences and their sums are
+often equal; what lies beyond is rounding error, which must not part them."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -47,10 +51,17 @@ class Difference:
 
 
 def paired(ours: Mapping[int, float], reference: Mapping[int, float]) -> Difference | None:
-    """Ours minus reference, both by seed; None where they share no seed."""
-    values = {seed: ours[seed] - reference[seed] for seed in sorted(ours.keys() & reference.keys())}
+    """Ours minus reference, both by seed in per cent; None where they share no seed.
+
+    Raises:
+        ValueError: an accuracy that is no finite number.
+    """
+    seeds = sorted(ours.keys() & reference.keys())
+    values = {seed: round(float(ours[seed] - reference[seed]), DECIMALS) for seed in seeds}
     if not values:
         return None
+    if not all(map(math.isfinite, values.values())):
+        raise ValueError(f"differences must be finite, not {values}")
     sample = np.array(list(values.values()))
     mean = float(sample.mean())
     if len(sample) == 1:
@@ -59,9 +70,9 @@ def paired(ours: Mapping[int, float], reference: Mapping[int, float]) -> Differe
         sd, interval, bootstrap = 0.0, (mean, mean), (mean, mean)
     else:
         sd = float(sample.std(ddof=1))
-        interval = _pair(stats.ttest_1samp(sample, 0).confidence_interval(LEVEL))
-        bootstrap = _bootstrap(sample)
-    return Difference(values, mean, sd, interval, bootstrap, _sign_flip(sample))
+        interval = _pair(_student(sample))
+        bootstrap = _pair(_bootstrap(sample))
+    return Difference(values, mean, sd, interval, bootstrap, float(_sign_flip(sample)))
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -78,49 +89,57 @@ def seeds_needed(mean: float, sd: float | None, comparisons: int = 1) -> int | N
     """Seeds at which a difference of this size and spread would be found, POWER of the time.
 
     None where the spread is unknown, the difference zero, or MOST_SEEDS are too few. By the power
-    of a t-test, and no fewer than sign flips can decide at all among so many comparisons.
+    of a t-test at the level that sign flips of so many seeds attain: their p comes in steps.
     """
     if sd is None or mean == 0:
         return None
     alpha = (1 - LEVEL) / comparisons
-    fewest = max(2, math.ceil(1 + math.log2(1 / alpha)))
-    for n in range(fewest, MOST_SEEDS + 1):
-        if sd == 0 or _power(abs(mean) / sd, n, alpha) >= POWER:
+    for n in range(2, MOST_SEEDS + 1):
+        step = 2 / 2**n
+        level = alpha // step * step
+        if level > 0 and (sd == 0 or _power(abs(mean) / sd, n, level) >= POWER):
             return n
     return None
 
 
-def _power(effect: float, n: int, alpha: float) -> float:
-    critical = stats.t.ppf(1 - alpha / 2, n - 1)
+def _power(effect: float, n: int, level: float) -> float:
+    critical = stats.t.isf(level / 2, n - 1)
     return float(stats.nct.sf(critical, n - 1, effect * math.sqrt(n)))
 
 
-def _bootstrap(sample: np.ndarray) -> tuple[float, float]:
-    generator = np.random.default_rng(0)
-    return _pair(
-        stats.bootstrap(
-            (sample,),
-            np.mean,
-            confidence_level=LEVEL,
-            n_resamples=RESAMPLES,
-            method="percentile",
-            rng=generator,
-        ).confidence_interval
-    )
+def _student(samples: np.ndarray) -> Any:
+    """Low and high, of samples along the last axis."""
+    return stats.ttest_1samp(samples, 0, axis=-1).confidence_interval(LEVEL)
 
 
-def _sign_flip(sample: np.ndarray) -> float:
-    generator = np.random.default_rng(0)
-    return float(
-        stats.permutation_test(
-            (sample,),
-            np.mean,
-            permutation_type="samples",
-            n_resamples=RESAMPLES,
-            vectorized=True,
-            rng=generator,
-        ).pvalue
-    )
+def _bootstrap(samples: np.ndarray) -> Any:
+    """As _student."""
+    return stats.bootstrap(
+        (samples,),
+        np.mean,
+        confidence_level=LEVEL,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(0),
+        axis=-1,
+    ).confidence_interval
+
+
+def _sign_flip(samples: np.ndarray) -> np.ndarray:
+    """P of samples along the last axis."""
+    return stats.permutation_test(
+        (samples,),
+        _total,
+        permutation_type="samples",
+        n_resamples=RESAMPLES,
+        vectorized=True,
+        rng=np.random.default_rng(0),
+        axis=-1,
+    ).pvalue
+
+
+def _total(samples: np.ndarray, axis: int) -> np.ndarray:
+    return np.round(samples.sum(axis), DECIMALS)
 
 
 def _pair(interval: Any) -> tuple[float, float]:

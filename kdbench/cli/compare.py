@@ -1,0 +1,34 @@
+"""`kdbench compare`. What takes long to import is imported by the command."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+from kdbench.cli.common import RESULTS, ResultsDir, complain
+
+
+class CompareFormat(StrEnum):
+    """How `kdbench compare` prints."""
+
+    terminal = "terminal"
+    markdown = "markdown"
+    json = "json"
+
+
+def compare(
+    a: Annotated[str, Argument(help="A results folder, a method, or a git revision of results.")],
+    b: Annotated[str, Argument(help="Another of the same kind.")],
+    format_: Annotated[CompareFormat, Option("--format")] = CompareFormat.terminal,
+    results_dir: ResultsDir = RESULTS,
+) -> None:
+    """Print how B differs from A, seed by seed, and whether it could be chance."""
+    from kdbench.report import compare as comparison
+
+    found = comparison.compare(a, b, results_dir)
+    print(comparison.render(found, format_.value), end="")
+    for damaged in found.damaged:
+        complain(f"'{damaged.file}' is no valid result and was left out: {damaged.reason}.")
+    if found.damaged:
+        raise typer.Exit(2)

@@ -1,0 +1,187 @@
+"""Accuracy against what training cost, over all numbers of epochs, and controls at equal cost."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from kdbench.report.statistics import LEVEL, Difference, holm, paired
+from kdbench.report.tables import MISSING, titled_table
+from kdbench.store import Result
+from kdbench.suite import Suite
+
+GROUP = ["suite", "key", "architecture"]
+"""What rows must share to be compared; they may differ in method and epochs."""
+
+ROW = [*GROUP, "method", "epochs"]
+
+SHOWN = [*ROW, "student_top1", "training_flops", "control_top1", "control_epochs", "difference"]
+"""Columns of equal cost; the last three are of the control."""
+
+WAY = ["device", "step", "processes", "threads"]
+"""What times depend on beside the work."""
+
+TOLERANCE = 0.05
+"""Of training FLOPs, within which two runs cost the same."""
+
+
+def cost_frame(results: Iterable[Result]) -> pd.DataFrame:
+    """A row per suite, architecture, method and number of epochs; finished runs only.
+
+    `suite` is the name without its epochs; `key` is a hash of what else was the same: the
+    protocol without its schedule, the precision and the images. `student_top1` is the mean in per
+    cent, `training_flops` is NaN where no run has it, `training_seconds` where runs shared a device
+    or were made in several ways. `pareto`: no other row of its group is at least as accurate for no
+    more FLOPs and better in one of them.
+    """
+    return _frame(_runs(results))
+
+
+def equal_cost(results: Iterable[Result], against: str = "baseline") -> pd.DataFrame:
+    """For each method the run of a control that cost the same FLOPs: the nearest within TOLERANCE.
+
+    Columns: those of ROW, `student_top1` and `training_flops` of the method; of the control, which
+    is the method named `against`, `control_top1` and `control_epochs`, NaN where there is none.
+    `difference` is a paired `Difference`, method minus control; None where there is no control or
+    no common seed.
+    """
+    runs = _runs(results)
+    frame = _frame(runs)
+    accuracy: dict[Any, dict[Any, float]] = {
+        key: made.set_index("seed").student_top1.to_dict() for key, made in runs.groupby(ROW)
+    }
+    rows = []
+    for row in _records(frame[frame.method != against]):
+        control = _control(frame, row, against)
+        difference = None
+        if control is not None:
+            ours, theirs = (accuracy[tuple(run[name] for name in ROW)] for run in (row, control))
+            row |= {"control_top1": control["student_top1"], "control_epochs": control["epochs"]}
+            difference = paired(ours, theirs)
+        rows.append({**row, "difference": difference})
+    return pd.DataFrame(rows, columns=SHOWN).astype({"difference": object})
+
+
+def equal_cost_table(found: pd.DataFrame, against: str = "baseline", markdown: bool = False) -> str:
+    """What `equal_cost` found, a table for each group in which there is a control; else nothing."""
+    tables = []
+    for (suite, _, architecture), rows in found.groupby(GROUP, sort=True):
+        if rows.control_top1.notna().any():
+            title = f"{suite}, {architecture}: {against} trained for as many FLOPs"
+            tables.append(titled_table(title, _cells(rows, against), markdown))
+    return "\n".join(tables)
+
+
+def _runs(results: Iterable[Result]) -> pd.DataFrame:
+    """A row per finished run."""
+    rows = [_run(result) for result in results if result.status == "finished" and result.last]
+    columns = [*ROW, "hash", "seed", "student_top1", *WAY, "jobs", "flops", "seconds"]
+    runs = pd.DataFrame(rows, columns=columns)
+    # Two versions of a method are two rows.
+    clashes = runs.groupby([*GROUP, "method"]).hash.transform("nunique") > 1
+    runs["method"] = runs.method.where(~clashes, runs.method + " (" + runs.hash.str[:8] + ")")
+    return runs
+
+
+def _run(result: Result) -> dict[str, object]:
+    assert result.last is not None
+    identity, cost = result.identity, result.cost
+    suite = Suite.model_validate(result.protocol)
+    alike = [suite.digest(schedule=False), result.environment.precision]
+    alike.append(str(result.notes.get("images", "")))
+    name, _, changes = identity.suite.partition("@")
+    kept = [change for change in changes.split(",") if change and not change.startswith("epochs=")]
+    return {
+        "suite": f"{name}@{','.join(kept)}" if kept else name,
+        "key": hashlib.sha256(json.dumps(alike).encode()).hexdigest()[:16],
+        "architecture": identity.architecture,
+        "method": identity.method,
+        "epochs": suite.schedule.epochs,
+        "hash": identity.method_hash,
+        "seed": identity.seed,
+        "student_top1": result.last["student"].top1,
+        **result.environment.model_dump(include=set(WAY)),
+        "jobs": cost.jobs if cost else None,
+        "flops": cost.training_flops if cost else None,
+        "seconds": cost.training_seconds if cost else None,
+    }
+
+
+def _frame(runs: pd.DataFrame) -> pd.DataFrame:
+    groups = runs.groupby(ROW, sort=True)
+    rows = [dict(zip(ROW, key, strict=True)) | _row(made) for key, made in groups]
+    columns = [*ROW, "n", "student_top1", "student_top1_sd", "training_flops", "training_seconds"]
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.assign(pareto=[_on_front(frame, row) for row in _records(frame)])
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [dict(zip(frame.columns, row, strict=True)) for row in frame.itertuples(index=False)]
+
+
+def _row(made: pd.DataFrame) -> dict[str, object]:
+    alone = made[made.jobs == 1]
+    comparable = len(alone[WAY].drop_duplicates()) == 1
+    return {
+        "n": len(made),
+        "student_top1": made.student_top1.mean(),
+        "student_top1_sd": made.student_top1.std(ddof=1),
+        "training_flops": float(made.flops.astype(float).max()),
+        "training_seconds": float(alone.seconds.mean()) if comparable else math.nan,
+    }
+
+
+def _group(frame: pd.DataFrame, row: Mapping[str, Any]) -> pd.DataFrame:
+    return frame[(frame[GROUP] == [row[name] for name in GROUP]).all(axis=1)]
+
+
+def _on_front(frame: pd.DataFrame, row: Mapping[str, Any]) -> bool:
+    """Not for a row whose cost is unknown."""
+    group = _group(frame, row)
+    top1, flops = row["student_top1"], row["training_flops"]
+    no_worse = (group.student_top1 >= top1) & (group.training_flops <= flops)
+    better = (group.student_top1 > top1) | (group.training_flops < flops)
+    return not math.isnan(flops) and not (no_worse & better).any()
+
+
+def _control(frame: pd.DataFrame, row: Mapping[str, Any], against: str) -> dict[str, Any] | None:
+    group = _group(frame, row)
+    controls = group[group.method == against]
+    distance = (controls.training_flops / row["training_flops"] - 1).abs()
+    near = distance[distance <= TOLERANCE]
+    return None if near.empty else _records(controls.loc[[near.idxmin()]])[0]
+
+
+def _cells(rows: pd.DataFrame, against: str) -> list[dict[str, str]]:
+    """P is adjusted for all methods of the table."""
+    differences: list[Difference | None] = rows.difference.tolist()
+    adjusted = iter(holm([found.p for found in differences if found]))
+    return [
+        {
+            "method": row["method"],
+            "epochs": str(row["epochs"]),
+            "student top-1 %": _number(row["student_top1"], ".2f"),
+            "PFLOP": _number(row["training_flops"] / 1e15, ",.3f"),
+            f"{against} %": _number(row["control_top1"], ".2f"),
+            "its epochs": _number(row["control_epochs"], ".0f"),
+        }
+        | _difference(found, next(adjusted) if found else math.nan)
+        for row, found in zip(_records(rows), differences, strict=True)
+    ]
+
+
+def _number(value: float, spec: str) -> str:
+    return MISSING if math.isnan(value) else format(value, spec)
+
+
+def _difference(found: Difference | None, p: float) -> dict[str, str]:
+    low_high = found.interval if found else None
+    return {
+        "difference": _number(found.mean if found else math.nan, "+.2f"),
+        f"{LEVEL:.0%} interval": "{:+.2f} to {:+.2f}".format(*low_high) if low_high else MISSING,
+        "p (Holm)": _number(p, ".3f"),
+        "seeds": str(found.n if found else 0),
+    }

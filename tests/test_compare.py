@@ -1,0 +1,220 @@
+"""`kdbench compare`: two folders, two revisions, two methods."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import is_one_sentence
+
+import kdbench as package
+from kdbench import store
+from kdbench.report.compare import compare, render
+from kdbench.report.statistics import paired
+from kdbench.store import Metrics, Result
+
+REPOSITORY = Path(package.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def template() -> Result:
+    """A real result, to make others of."""
+    found = store.read(REPOSITORY / "results/cifar100-reduced/resnet20/dml/seed0.json")
+    assert isinstance(found, Result)
+    return found
+
+
+@pytest.fixture
+def save(template):
+    """Writes results of a method with these accuracies, by seed."""
+
+    def write(
+        folder: str,
+        method: str,
+        *top1: float,
+        made: dict | None = None,
+        cost: dict | None = None,
+        **identity: str,
+    ) -> None:
+        for seed, value in enumerate(top1):
+            changes = {"method": method, "seed": seed, **identity}
+            result = template.model_copy(
+                update={
+                    "identity": template.identity.model_copy(update=changes),
+                    "last": {"student": Metrics(top1=value, top5=99.0, loss=1.0)},
+                    "environment": template.environment.model_copy(update=made or {}),
+                    "cost": template.cost.model_copy(update=cost or {}),
+                }
+            )
+            store.save(Path(folder), result)
+
+    return write
+
+
+@pytest.fixture
+def compared():
+    """Rows by method, or by architecture where two methods are compared."""
+
+    def rows(a: str = "a", b: str = "b"):
+        found = compare(a, b, Path("results"))
+        return {row.method or row.architecture: row for row in found.rows}
+
+    return rows
+
+
+BETTER = [70.0, 70.2, 70.1, 70.4, 70.3, 70.2, 70.5, 70.1]
+
+
+def test_differences_are_paired_adjusted_and_sorted_by_evidence(save, compared):
+    for method in ("up", "down", "noise", "same"):
+        save("a", method, *BETTER)
+    save("b", "up", *(top1 + 2 + seed / 10 for seed, top1 in enumerate(BETTER)))
+    save("b", "down", *(top1 - 1 - seed / 10 for seed, top1 in enumerate(BETTER)))
+    save("b", "noise", *(top1 + (-1) ** seed for seed, top1 in enumerate(BETTER)))
+    save("b", "same", *BETTER)
+    rows = compared()
+    assert list(rows) == ["up", "down", "noise", "same"]
+    verdicts = [row.verdict for row in rows.values()]
+    assert verdicts == ["better", "worse", "not distinguishable", "identical"]
+    alone = paired(*(dict(enumerate(t)) for t in ([72.0 + s / 10 for s in range(8)], [70.0] * 8)))
+    assert rows["up"].difference == pytest.approx(alone.mean)
+    assert rows["up"].interval == pytest.approx(alone.interval)
+    # Two of 256 sign flips; the smallest of four comparisons counts four times, as the next does.
+    assert rows["up"].p == rows["down"].p == pytest.approx(4 * 2 / 256)
+    text = render(compare("a", "b", Path("results")), "terminal")
+    assert text.endswith("\n1 better, 1 worse, 1 not distinguishable, 1 identical\n")
+
+
+def test_three_seeds_decide_nothing(save, compared):
+    save("a", "dml", 60.0, 60.1, 60.2)
+    save("b", "dml", 70.0, 70.1, 70.2)
+    assert compared()["dml"].verdict == "not distinguishable"
+    text = render(compare("a", "b", Path("results")), "terminal")
+    assert "not distinguishable at n = 3" in text and "+10.00" in text
+
+
+def test_only_common_seeds_count(save, compared):
+    save("a", "dml", 60.0, 70.0)
+    save("b", "dml", 61.0, 72.0, 99.0)
+    row = compared()["dml"]
+    assert (row.n, row.a, row.b) == (2, 65.0, 66.5)
+
+
+def test_equal_accuracies_of_other_runs_are_not_identical(save, compared, template):
+    save("a", "dml", 60.0)
+    save("b", "dml", 60.0)
+    assert compared()["dml"].verdict == "identical"
+    file = Path("b/cifar100-reduced/resnet20/dml/seed0.json")
+    other = store.read(file).model_copy(update={"history": template.history[:-1]})
+    store.save(Path("b"), other)
+    assert compared()["dml"].verdict == "not distinguishable"
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ({"suite_hash": "another"}, "another suite hash"),
+        ({"made": {"precision": "bf16"}}, "another precision"),
+    ],
+)
+def test_other_recipes_are_not_compared(save, change, note):
+    save("a", "dml", 60.0)
+    save("b", "dml", 61.0, **change)
+    rows = compare("a", "b", Path("results")).rows
+    assert sorted(row.verdict for row in rows) == ["only in A", "only in B"]
+    assert all(row.notes == [note] and row.difference is None for row in rows)
+
+
+def test_what_one_side_lacks_or_did_not_finish_is_said(save, compared, template):
+    save("a", "dml", 60.0)
+    save("a", "one", 60.0)
+    save("b", "dml", 61.0, method_hash="another")
+    save("b", "kdcl", 60.0)
+    failed = {"status": "diverged", "last": None}
+    identity = template.identity.model_copy(update={"method": "dml", "seed": 1})
+    store.save(Path("b"), template.model_copy(update={"identity": identity, **failed}))
+    rows = compared()
+    assert rows["one"].verdict == "only in A" and rows["kdcl"].verdict == "only in B"
+    assert rows["dml"].notes == ["another method hash", "1 diverged in B"]
+    assert rows["dml"].n == 1
+
+
+@pytest.mark.parametrize(
+    ("made", "cost", "ratio"),
+    [
+        ({}, {}, 2.0),
+        ({"device": "another"}, {}, None),
+        ({"step": "graph"}, {}, None),
+        ({"threads": 64}, {}, None),
+        ({}, {"jobs": 2}, None),
+    ],
+)
+def test_costs_are_ratios_where_runs_were_made_alike(save, compared, made, cost, ratio):
+    save("a", "dml", 60.0, cost={"images_per_second": 100.0, "peak_memory_bytes": 1000})
+    both = {"images_per_second": 200.0, "peak_memory_bytes": 2000}
+    save("b", "dml", 60.0, made=made, cost=both | cost)
+    assert (compared()["dml"].rate, compared()["dml"].memory) == (ratio, ratio)
+
+
+def test_two_methods_are_compared_by_architecture(save, compared):
+    save("results", "dml", 60.0, 60.0)
+    save("results", "ffsd", 61.0, 62.0, method_hash="another")
+    save("results", "ffsd", 61.0, architecture="resnet32")
+    rows = compared("dml", "ffsd")
+    assert rows["resnet20"].difference == 1.5
+    assert rows["resnet20"].notes == []  # that two methods differ is no news
+    assert rows["resnet32"].verdict == "only in B"
+
+
+def test_revisions_are_read_without_a_checkout(save, kdbench):
+    def git(*arguments: str) -> None:
+        who = ["-c", "user.name=n", "-c", "user.email=e"]
+        subprocess.run(["git", *who, *arguments], check=True, capture_output=True)
+
+    git("init")
+    save("results", "dml", 60.0)
+    bad = Path("results/cifar100-reduced/resnet20/one/seed0.json")
+    bad.parent.mkdir(parents=True)
+    bad.write_text("{")
+    git("add", "results")
+    git("commit", "-m", "first")
+    save("results", "dml", 61.0)
+    bad.unlink()
+    git("commit", "-am", "second")
+    shutil.rmtree("results")
+    code, out, err = kdbench("compare", "HEAD~1", "HEAD", "--format", "json")
+    assert code == 2  # for the damaged file, as of `report`
+    assert is_one_sentence(err) and f"'HEAD~1:{bad}' is no valid result" in err
+    (row,) = json.loads(out)["rows"]
+    assert (row["a"], row["b"], row["difference"]) == (60.0, 61.0, 1.0)
+    assert not Path("results").exists()
+
+
+def test_formats(save, kdbench):
+    save("a", "dml", 60.0)
+    save("b", "dml", 61.0)
+    code, out, err = kdbench("compare", "a", "b", "--format", "markdown")
+    assert (code, err) == (0, "")
+    assert out.startswith("### A: a, B: b\n") and "| cifar100-reduced | resnet20" in out
+    content = json.loads(kdbench("compare", "a", "b", "--format", "json")[1])
+    assert content["summary"]["not distinguishable"] == 1
+    assert content["rows"][0]["interval"] is None
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("dml", "dmml"), "'dmml' is no folder, no method with results"),
+        (("dml", "dmml"), "Did you mean 'dml'?"),
+        (("dml", "empty"), "'dml' is a method and 'empty' is none"),
+        (("empty", "empty"), "'empty' holds no results"),
+        (("dml", "--", "-x"), "'-x' is no folder"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_sentence(save, kdbench, names, words):
+    save("results", "dml", 60.0)
+    Path("empty").mkdir()
+    code, out, err = kdbench("compare", *names)
+    assert (code, out) == (2, "")
+    assert is_one_sentence(err) and words in err
