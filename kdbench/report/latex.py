@@ -1,6 +1,7 @@
 """Leaderboards for a paper: LaTeX that needs the package booktabs and no other."""
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -15,7 +16,6 @@ SPECIAL = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
     "`": r"\textasciigrave{}",
     "±": r"$\pm$",
 } | {character: rf"\{character}" for character in "&%$#_{}"}
@@ -47,7 +47,7 @@ def published_table(title: str, cells: Sequence[Mapping[str, str]]) -> str:
 
 
 def escape(text: str) -> str:
-    """Text as LaTeX; of letters, those that pdflatex knows without further packages."""
+    """Text as LaTeX; a character that pdflatex lacks without further packages is its number."""
     signed = re.sub(r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}", text)
     return "".join(_character(character) for character in signed)
 
@@ -57,8 +57,8 @@ def _character(character: str) -> str:
         return SPECIAL[character]
     if character == "\N{MINUS SIGN}":
         return "$-$"
-    plain = character.isascii() or "À" <= character <= "ÿ"
-    return character if plain else f"U+{ord(character):04X}"
+    accented = "À" <= character <= "ÿ" and unicodedata.decomposition(character)
+    return character if character.isascii() or accented else f"U+{ord(character):04X}"
 
 
 def _marked(texts: Sequence[str]) -> list[str]:

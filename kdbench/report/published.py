@@ -111,7 +111,9 @@ def published_cells(sources: Sequence[Source], board: pd.DataFrame) -> list[dict
     `ours less theirs` is known where the board has the same method; protocols differ all the same.
     """
     suite = board.iloc[0]
-    if suite.all_images is not True or suite.epochs < SHORTEST[bool(suite.encoded)]:
+    if pd.isna(suite.epochs) or not suite.all_images:
+        return []
+    if suite.epochs < SHORTEST[bool(suite.encoded)]:
         return []
     ours = board.set_index("method").student_top1
     return [
@@ -125,8 +127,9 @@ def published_cells(sources: Sequence[Source], board: pd.DataFrame) -> list[dict
 
 def _cells(source: Source, table: Table, entry: Entry, ours: "pd.Series[float]") -> dict[str, str]:
     mean, theirs = ours.get(entry.method, math.nan), entry.center
-    unknown = theirs is None or math.isnan(mean)
-    difference = MISSING if unknown else f"{mean - theirs:+.2f}"
+    difference = MISSING
+    if theirs is not None and not math.isnan(mean):
+        difference = f"{mean - theirs:+.2f}"
     return {
         "method": entry.method,
         "source": source.name,

@@ -116,7 +116,8 @@ def _protocol(result: Result) -> dict[str, object]:
 
 
 def _board(board: pd.DataFrame, against: str) -> pd.DataFrame:
-    key = board[[*BOARD, *PROTOCOL]].iloc[0].to_dict()
+    key = board[BOARD].iloc[0].to_dict()
+    protocol = board[PROTOCOL].iloc[0].to_dict()
     # Two versions of a method are two rows, told apart by their hash; so are two precisions,
     # and images that were prepared beside the originals.
     names = board.method
@@ -128,7 +129,7 @@ def _board(board: pd.DataFrame, against: str) -> pd.DataFrame:
         clashes = board.groupby("method")[column].transform("nunique") > 1
         names = names.where(~clashes, names + " (" + label + ")")
     rows = [
-        {**key, "method": name, "reference": (runs.method == against).all(), **_method(runs)}
+        {**key, "method": name, **_method(runs, against), **protocol}
         for name, runs in board.groupby(names, sort=True)
     ]
     frame = pd.DataFrame(rows)
@@ -136,11 +137,11 @@ def _board(board: pd.DataFrame, against: str) -> pd.DataFrame:
     flops = frame.training_flops[frame.reference].dropna().unique()
     frame["cost"] = frame.training_flops / (flops[0] if len(flops) == 1 else math.nan)
     shown = frame.student_top1.map(lambda mean: round(mean, 2))
-    frame.insert(len(key), "rank", shown.rank(method="min", ascending=False))
+    frame["rank"] = shown.rank(method="min", ascending=False)
     return frame.sort_values("student_top1", ascending=False, na_position="last", kind="stable")
 
 
-def _method(runs: pd.DataFrame) -> dict[str, object]:
+def _method(runs: pd.DataFrame, against: str) -> dict[str, object]:
     finished = runs[runs.status == "finished"]
     alone = finished[finished.jobs == 1]
     # Rates of different devices, or of compiled and eager steps, have no common mean.
@@ -166,6 +167,7 @@ def _method(runs: pd.DataFrame) -> dict[str, object]:
         "training_flops": finished.training_flops.max(),
         "parameters_trained": finished.parameters_trained.max(),
         "parameters_deployed": finished.parameters_deployed.max(),
+        "reference": bool((runs.method == against).all()),
     }
 
 
