@@ -51,7 +51,7 @@ def test_a_difference_stands_with_its_interval_and_a_verdict(several):
     assert shown["dml"]["vs baseline"] == f"{row.difference:+.2f} {interval}"
     assert shown["dml"]["verdict"] == f"better (p = {row.p_holm:.3f})"
     needed = several.set_index("method").seeds_needed["one"]
-    assert shown["one"]["verdict"] == f"not distinguishable at n = 8 (needs about {needed:.0f})"
+    assert shown["one"]["verdict"] == f"not distinguishable (needs ~{needed:.0f})"
     assert shown["baseline"]["verdict"] == "reference"
 
 
@@ -124,7 +124,7 @@ def test_a_narrow_terminal_leaves_out_the_least_and_says_which(several):
     narrow = render(several, "terminal", width=120)
     table, _, said = narrow.partition("Left out to fit: ")
     assert max(map(len, whole.splitlines())) > 120 >= max(map(len, table.splitlines()))
-    assert said.startswith("params, hours, memory") and "verdict" in table
+    assert said.startswith("params trained / deployed, hours, peak") and "verdict" in table
     assert "Left out" not in render(several, "terminal", width=1000) + whole
     assert "Left out" not in render(several, "terminal", names=["all"], width=120)
 

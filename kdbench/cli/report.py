@@ -46,12 +46,14 @@ def print_report(
 ) -> bool:
     """Whether a damaged file was left out. A table fits the terminal, and is whole in a pipe."""
     from kdbench.report.command import make_report
+    from kdbench.validation import sentence
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     made = make_report(results, suite, form.value, against, columns, width)
     print(made.text, end="")
     for damaged in made.damaged:
-        complain(f"'{damaged.file}' is no valid result and was left out: {damaged.reason}.")
+        what = f"'{damaged.file}' is not valid and was left out: {damaged.reason}"
+        complain(sentence([what]))
     return bool(made.damaged)
 
 

@@ -202,17 +202,18 @@ def _difference(row: pd.Series) -> str:
 
 
 def _verdict(row: pd.Series) -> str:
+    """With the number of seeds that a difference like this one needs, where there are fewer."""
     if row.reference:
         return "reference"
     if math.isnan(row.p_holm):
         return MISSING
     if row.distinguishable:
         return f"{'better' if row.difference > 0 else 'worse'} (p = {row.p_holm:.3f})"
-    text = f"not distinguishable at n = {row.pairs:.0f}"
+    text = "not distinguishable"
     if row.seeds_needed > row.pairs:
-        return f"{text} (needs about {row.seeds_needed:.0f})"
+        return f"{text} (needs ~{row.seeds_needed:.0f})"
     beyond = math.isnan(row.seeds_needed) and row.difference != 0 and row.difference_sd > 0
-    return f"{text} (needs more than {MOST_SEEDS:,})" if beyond else text
+    return f"{text} (needs > {MOST_SEEDS:,})" if beyond else text
 
 
 def _count(row: pd.Series) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from kdbench.report.columns import ACCURACIES, MISSING, Column
-from kdbench.report.published import TITLE
+from kdbench.report.published import TITLE, WORDS
 
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -42,7 +42,7 @@ def leaderboard_table(title: str, rows: pd.DataFrame, shown: Sequence[Column], a
 def published_table(title: str, cells: Sequence[Mapping[str, str]]) -> str:
     """What others have published, in a table of its own."""
     frame = pd.DataFrame([{escape(k): escape(v) for k, v in row.items()} for row in cells])
-    words = [heading in ("method", "source") for heading in frame]
+    words = [heading in WORDS for heading in frame]
     return _table(f"{escape(title)}. {escape(TITLE)}.", frame, words)
 
 

@@ -17,10 +17,16 @@ from kdbench.errors import printable
 from kdbench.report.columns import MISSING, mean_and_deviation
 from kdbench.sections import Pair, Positive, Section
 from kdbench.store import Damaged, Percent, read_small
-from kdbench.validation import describe, sentence
+from kdbench.validation import describe
 
 TITLE = "Published by others (their protocols; not ranked)"
 NOT_STATED = "not stated"
+
+WORDS = ("method", "source")
+"""Columns of words."""
+
+SPARE = ("batch", "network", "networks", "runs", "weight decay", "epochs")
+"""Columns that a narrow terminal does without, the least important first."""
 
 SHORTEST = {False: 100, True: 90}
 """Epochs of a suite that published numbers may stand beside, by whether images are encoded."""
@@ -97,7 +103,7 @@ def read_published(results: Path) -> Iterator[Source | Damaged]:
             content = tomllib.loads(read_small(file).decode())
             yield Source.model_validate(content)
         except ValidationError as error:
-            yield Damaged(file, sentence(describe(error, Source)).rstrip("."))
+            yield Damaged(file, "; ".join(describe(error, Source)))
         except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, too deep a nest
             yield Damaged(file, f"it is no valid TOML: {error}")
         except OSError as error:

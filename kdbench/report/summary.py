@@ -147,15 +147,14 @@ def _method(runs: pd.DataFrame, against: str) -> dict[str, object]:
     # Rates of different devices, or of compiled and eager steps, have no common mean.
     ways = alone[["device", "step", "processes"]].drop_duplicates()
     comparable = alone if len(ways) == 1 else alone[:0]
-    row: dict[str, object] = {
+    accuracies = finished[list(ACCURACIES)]
+    return {
         "n": len(finished),
         "diverged": int((runs.status == "diverged").sum()),
         "failed": int((runs.status == "failed").sum()),
         "student_top1_by_seed": dict(zip(finished.seed, finished.student_top1, strict=True)),
-    }
-    for name in ACCURACIES:
-        row |= {name: finished[name].mean(), f"{name}_sd": finished[name].std(ddof=1)}
-    return row | {
+        **accuracies.mean(),
+        **accuracies.std(ddof=1).add_suffix("_sd"),
         "shared": bool(len(finished)) and alone.empty,
         "step": comparable.step.max(),
         "images_per_second": comparable.images_per_second.median(),

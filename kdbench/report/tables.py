@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import pandas as pd
@@ -10,7 +11,7 @@ from tabulate import tabulate
 
 from kdbench.report.columns import DISPENSABLE, Column, columns
 from kdbench.report.latex import leaderboard_table, published_table
-from kdbench.report.published import TITLE, Source, published_cells
+from kdbench.report.published import SPARE, TITLE, WORDS, Source, published_cells
 from kdbench.report.summary import BOARD
 
 Format = Literal["terminal", "markdown", "latex", "csv", "json"]
@@ -34,7 +35,7 @@ def render(
         by_seed = board.student_top1_by_seed.map(json.dumps)
         return board.assign(student_top1_by_seed=by_seed).to_csv(index=False)
     if form == "json":
-        return board.to_json(orient="records", indent=1)
+        return board.to_json(orient="records", indent=1, double_precision=15)
     sections = []
     recipes = board.groupby("suite").suite_hash.nunique()
     for key, rows in board.groupby(BOARD, sort=True):
@@ -46,55 +47,72 @@ def render(
         if form == "latex":
             sections.append(leaderboard_table(title, rows, shown, against))
             sections += [published_table(title, others)] if others else []
-            continue
-        markdown = form == "markdown"
-        fit = width if names is None and not markdown else None
-        sections.append(_section(title, rows, shown, markdown, fit))
-        sections += [titled_table(TITLE, others, markdown, left=2)] if others else []
+        else:
+            tables = [_leaderboard(title, rows, shown), *_published(others)]
+            if width is not None and names is None and form == "terminal":
+                tables = [table.to_fit(width) for table in tables]
+            sections += [table.text(markdown=form == "markdown") for table in tables]
     return "\n".join([*_clashes(recipes, comment=form == "latex"), *sections])
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """Finished texts by heading, a row each, under a title."""
+
+    title: str
+    rows: Sequence[Mapping[str, str]]
+    words: Container[str]
+    """Headings of columns that hold words: they stand on the left."""
+    spare: Sequence[str] = ()
+    """Headings of columns that a narrow terminal does without, the least important first."""
+    left_out: tuple[str, ...] = ()
+
+    def to_fit(self, width: int) -> "TextTable":
+        """Without as many of its spare columns as need be."""
+        if not self.spare or max(map(len, self._table("simple").splitlines())) <= width:
+            return self
+        out, *spare = self.spare
+        rows = [{key: text for key, text in row.items() if key != out} for row in self.rows]
+        fewer = replace(self, rows=rows, spare=spare, left_out=(*self.left_out, out))
+        return fewer.to_fit(width)
+
+    def text(self, markdown: bool) -> str:
+        if markdown:
+            rows = [{k: escape_markdown(text) for k, text in row.items()} for row in self.rows]
+            table = replace(self, rows=rows)._table("github")
+            return f"### {escape_markdown(self.title)}\n\n{table}\n"
+        text = f"{self.title}\n{self._table('simple')}\n"
+        if not self.left_out:
+            return text
+        return f"{text}Left out to fit: {', '.join(self.left_out)}; a pipe gets them all.\n"
+
+    def _table(self, style: str) -> str:
+        aligned = ["left" if heading in self.words else "right" for heading in self.rows[0]]
+        return tabulate(
+            self.rows, headers="keys", tablefmt=style, disable_numparse=True, colalign=aligned
+        )
 
 
 def titled_table(
     title: str, cells: Sequence[Mapping[str, str]], markdown: bool, left: int = 1
 ) -> str:
     """Rows of finished texts under a heading; the first `left` columns hold words."""
-    return _titled(title, cells, markdown, list(cells[0])[:left])
+    return TextTable(title, cells, list(cells[0])[:left]).text(markdown)
 
 
-def _titled(
-    title: str, cells: Sequence[Mapping[str, str]], markdown: bool, words: Sequence[str]
-) -> str:
-    heading = f"### {escape_markdown(title)}\n" if markdown else title
-    return f"{heading}\n{_table(cells, markdown, words)}\n"
-
-
-def _table(cells: Sequence[Mapping[str, str]], markdown: bool, words: Sequence[str]) -> str:
-    aligned = ["left" if heading in words else "right" for heading in cells[0]]
-    if markdown:
-        cells = [{key: escape_markdown(text) for key, text in row.items()} for row in cells]
-    style = "github" if markdown else "simple"
-    return tabulate(cells, headers="keys", tablefmt=style, disable_numparse=True, colalign=aligned)
-
-
-def _section(
-    title: str, rows: pd.DataFrame, shown: Sequence[Column], markdown: bool, width: int | None
-) -> str:
-    words = [column.heading for column in shown if column.words]
+def _leaderboard(title: str, rows: pd.DataFrame, shown: Sequence[Column]) -> TextTable:
     cells = [{column.heading: column.text(row) for column in shown} for _, row in rows.iterrows()]
     heading = {column.name: column.heading for column in shown}
-    left_out: list[str] = []
-    for name in DISPENSABLE:
-        if width is None or _width(_table(cells, markdown, words)) <= width:
-            break
-        if name in heading:
-            left_out.append(name)
-            cells = [{k: text for k, text in row.items() if k != heading[name]} for row in cells]
-    text = _titled(title, cells, markdown, words)
-    return f"{text}Left out to fit: {', '.join(left_out)} (--columns all).\n" if left_out else text
+    return TextTable(
+        title,
+        cells,
+        words=[column.heading for column in shown if column.words],
+        spare=[heading[name] for name in DISPENSABLE if name in heading],
+    )
 
 
-def _width(table: str) -> int:
-    return max(map(len, table.splitlines()))
+def _published(cells: Sequence[Mapping[str, str]]) -> list[TextTable]:
+    return [TextTable(TITLE, cells, words=WORDS, spare=SPARE)] if cells else []
 
 
 def _clashes(recipes: "pd.Series[int]", comment: bool) -> list[str]:
