@@ -24,6 +24,9 @@ entries = [
 ]
 """
 
+TRAIN = CIFAR.data.train.model_copy(update={"per_class": 499})
+PART = CIFAR.model_copy(update={"data": CIFAR.data.model_copy(update={"train": TRAIN})})
+
 
 def write(folder: Path, text: str) -> list[Source | Damaged]:
     file = folder / "published" / "source.toml"
@@ -83,6 +86,7 @@ def test_a_method_that_we_have_not_run_has_no_difference(tmp_path):
         (None, False),  # cifar100-reduced: a part of the images
         (CIFAR.with_epochs(100), True),
         (CIFAR.with_epochs(99), False),
+        (PART, False),
     ],
 )
 def test_only_full_schedules_on_all_images_have_others_beside(tmp_path, suite, shown):

@@ -70,6 +70,12 @@ def test_one_common_seed_tells_nothing_apart():
     assert pd.isna(board.difference_low["dml"]) and pd.isna(board.seeds_needed["dml"])
 
 
+def test_a_seed_that_two_versions_of_the_reference_have_is_none_to_compare_with():
+    versions = [made("baseline", 0, 40.0), made("baseline", 0, 42.0, method_hash="another0hash")]
+    board = board_of(*versions, made("baseline", 1, 44.0), *made_seeds("dml", [50.0, 50.0]))
+    assert (board.difference["dml"], board.pairs["dml"]) == (6.0, 1)
+
+
 def test_peers_are_the_mean_of_the_networks_that_do_not_ship():
     board = board_of(made("a", 0, 50.0, peers=(60.0, 70.0)), made("b", 0, 40.0))
     assert board.peers_top1["a"] == 65.0 and pd.isna(board.peers_top1["b"])
