@@ -35,6 +35,13 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
+def printable(text: str) -> str:
+    """Text of others, fit for a terminal: control characters, line breaks and what else cannot be
+    seen are written as escapes.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def counted(number: int, what: str) -> str:
     """`1 run`, `2 runs`."""
     return f"{number} {what}" + ("" if number == 1 else "s")

@@ -3,18 +3,29 @@
 results/<suite>/<architecture>/<method>/seed<k>.json
 """
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kdbench.atomic import written_whole
 from kdbench.errors import UserError
-from kdbench.validation import describe
+from kdbench.validation import FolderName, describe
+
+SCHEMA_VERSION: Final = 1
+
+LARGEST = 32 * 2**20
+"""Bytes of a result; one of 300 epochs has less than 1 MiB."""
+
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 Arithmetic = Literal["fp32", "tf32", "bf16"]
 """What matrices were multiplied in."""
@@ -31,23 +42,21 @@ class Record(BaseModel):
 class Identity(Record):
     """What was run."""
 
-    suite: str
+    suite: FolderName
     suite_hash: str
-    architecture: str
-    method: str
+    architecture: FolderName
+    method: FolderName
     """The method's name, with the options that differ from its defaults."""
     method_hash: str
     """Of the method's source, without comments and docstrings."""
-    seed: int
+    seed: Count
 
 
 class Metrics(Record):
     """Of one role on the evaluation set."""
 
-    top1: float
-    """Per cent."""
-    top5: float
-    """Per cent."""
+    top1: Percent
+    top5: Percent
     loss: float
     """Mean cross-entropy."""
 
@@ -75,26 +84,26 @@ class BestOnTest(Record):
 class Cost(Record):
     """What the run took. Warm-up and evaluation are excluded from rates."""
 
-    images_per_second: float | None
+    images_per_second: Amount | None
     """Median over windows of training steps; None where the run was too short to measure."""
-    step_milliseconds: float | None
+    step_milliseconds: Amount | None
     """Median over the same windows."""
-    training_seconds: float
-    evaluation_seconds: float
-    peak_memory_bytes: int
-    jobs: int = 1
+    training_seconds: Amount
+    evaluation_seconds: Amount
+    peak_memory_bytes: Count
+    jobs: Count = 1
     """Runs that shared the device, this one included: only the rates of one are a measure."""
-    waiting_share: float | None = None
+    waiting_share: Amount | None = None
     """Of the training time, for data that was not ready, an upper bound on a GPU; None where all
     images lie in memory."""
     peak_memory_kind: Literal["device", "process"]
     """Device: peak allocated on the GPU. Process: peak resident memory, images included. With
     several processes it is that of the one that took most."""
-    parameters_trained: int
-    parameters_deployed: int
-    student_forward_flops: int
+    parameters_trained: Count
+    parameters_deployed: Count
+    student_forward_flops: Count
     """Of one image through the deployed student, 2 per multiply-add."""
-    training_flops: int | None = None
+    training_flops: Annotated[int, Field(ge=0, lt=10**30)] | None = None
     """Of all training steps: forward and backward of all networks on all views, 2 per
     multiply-add; None in results of earlier versions."""
 
@@ -111,7 +120,7 @@ class Environment(Record):
     system: str
     device: str
     threads: int
-    processes: int
+    processes: Count
     """That trained the run together; rates are of all of them."""
     precision: Arithmetic = "fp32"
     step: str = "eager"
@@ -123,7 +132,7 @@ class Environment(Record):
 class Result(Record):
     """Everything about one run."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1] = SCHEMA_VERSION
     fingerprint: str
     """Of suite, method, options, architecture and seed: equal means the same run."""
     identity: Identity
@@ -141,6 +150,12 @@ class Result(Record):
     environment: Environment
     notes: dict[str, Any] = Field(default_factory=dict)
     """What the method wants known about its run."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.status == "finished" and (self.cost is None or "student" not in (self.last or {})):
+            raise ValueError("a finished run has a cost and a student in 'last'")
+        return self
 
 
 @dataclass(frozen=True)
@@ -188,15 +203,46 @@ def save(results: Path, result: Result) -> Path:
 
 
 def read(file: Path) -> Result | Damaged:
-    """One result, or why the file is none."""
+    """One result, or why the file is none. Numbers must be numbers: "70.0" is none."""
     try:
-        return Result.model_validate_json(file.read_bytes())
+        return Result.model_validate_json(read_small(file), strict=True)
     except ValidationError as error:
+        version = _newer_version(error)
+        if version is not None:
+            return Damaged(
+                file,
+                f"it was written by a newer kdbench (schema_version {version}, and this one reads "
+                f"{SCHEMA_VERSION}); update kdbench",
+            )
         problems = describe(error, Result)
         more = f" and {len(problems) - 1} more problems" if len(problems) > 1 else ""
         return Damaged(file, problems[0] + more)
     except OSError as error:
         return Damaged(file, error.strerror or str(error))
+
+
+def read_small(file: Path) -> bytes:
+    """The content of a regular file of at most LARGEST bytes.
+
+    Raises:
+        OSError: it cannot be read, is larger, or is a folder, a pipe or a device.
+    """
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+    if status.st_size > LARGEST:
+        size = f"{status.st_size / 2**20:,.0f} MiB"
+        raise OSError(errno.EFBIG, f"it has {size}, and at most {LARGEST // 2**20} MiB are read")
+    return file.read_bytes()
+
+
+def _newer_version(error: ValidationError) -> int | None:
+    """The schema version that a result says it has, where this kdbench is too old for it."""
+    for problem in error.errors():
+        found = problem["input"]
+        if problem["loc"] == ("schema_version",) and isinstance(found, int):
+            return found if found > SCHEMA_VERSION else None
+    return None
 
 
 def read_all(results: Path, suite: str | None = None) -> Iterator[Result | Damaged]:

@@ -26,14 +26,14 @@ from kdbench.sections import (
     Section,
     all_well,
 )
-from kdbench.validation import describe, sentence
+from kdbench.validation import FolderName, describe, sentence
 
 
 class Suite(Section):
     """One suite. `name` is the file's; a suite changed on the command line carries the change."""
 
     version: Literal[1]
-    name: str
+    name: FolderName
     description: str
     architectures: Names
     """Architectures offered."""

@@ -1,10 +1,20 @@
 """Failed validations in words. Apart from `errors`: `kdbench --help` has no time for pydantic."""
 
 from collections.abc import Iterable
+from typing import Annotated
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
 from kdbench.errors import nearest
+
+
+def _folder_name(name: str) -> str:
+    if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
+        raise ValueError("must name one folder, without slashes and control characters")
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:

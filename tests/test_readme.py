@@ -50,11 +50,11 @@ def test_the_options_it_names_exist(text):
             check=True,
             env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
         ).stdout
-        for command in (["run"], ["data", "prepare"], ["status"])
+        for command in (["run"], ["report"], ["data", "prepare"], ["status"])
     )
     of_users = text.split("## Developing")[0]
     ours = re.sub(r"(torchrun|accelerate launch) [^\n`]*?(-m kdbench|`)", "", of_users)
-    named = set(re.findall(r"--[a-z][a-z-]+", ours)) - {"--format"}
+    named = set(re.findall(r"--[a-z][a-z-]+", ours))
     assert named
     assert named <= set(re.findall(r"--[a-z][a-z-]+", shown))
 

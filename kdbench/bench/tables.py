@@ -3,7 +3,8 @@
 from typing import Literal
 
 from kdbench.bench.record import Benchmark, StepCost
-from kdbench.report.tables import MISSING, titled_table
+from kdbench.report.columns import MISSING
+from kdbench.report.tables import titled_table
 
 BenchFormat = Literal["terminal", "markdown", "json"]
 

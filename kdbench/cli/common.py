@@ -7,6 +7,8 @@ from typing import Annotated
 from rich.console import Console
 from typer import Option
 
+from kdbench.errors import printable
+
 RESULTS = Path("results")
 RUNS = Path("runs")
 
@@ -37,4 +39,5 @@ def names_of(text: str) -> list[str]:
 
 def complain(message: str) -> None:
     """On standard error, in one line."""
-    Console(stderr=True, soft_wrap=True).print(f"kdbench: {message}", markup=False, highlight=False)
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(f"kdbench: {printable(message)}", markup=False, highlight=False)

@@ -1,10 +1,12 @@
 """What `kdbench report` does: read, summarise, render."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdbench.errors import UserError, unknown
 from kdbench.paths import built_in_files
+from kdbench.report.published import Source, read_published
 from kdbench.report.summary import leaderboard, runs_frame
 from kdbench.report.tables import Format, render
 from kdbench.store import Damaged, Result, read_all
@@ -19,14 +21,24 @@ class Report:
     damaged: list[Damaged]
 
 
-def make_report(results: Path, suite: str | None, form: Format, against: str) -> Report:
-    """The leaderboards of a results folder.
+def make_report(
+    results: Path,
+    suite: str | None,
+    form: Format,
+    against: str,
+    names: Sequence[str] | None = None,
+    width: int | None = None,
+) -> Report:
+    """The leaderboards of a results folder, in the named columns, to fit a terminal's `width`.
 
     Raises:
-        UserError: there is no result to show, or no such suite or method.
+        UserError: there is no result to show, or no such suite, method or column.
     """
+    if names is not None and form in ("csv", "json"):
+        raise UserError(f"--columns is for tables; --format {form} always holds all of them.")
     found = list(read_all(results, suite))
-    known_suites = {file.name for file in results.glob("*") if file.is_dir()} | set(suite_files())
+    folders = {folder.parents[1].name for folder in results.glob("*/*/*/")}
+    known_suites = folders | set(suite_files())
     if suite is not None and suite not in known_suites:
         raise unknown("suite", suite, known_suites)
     good = [item for item in found if isinstance(item, Result)]
@@ -40,5 +52,8 @@ def make_report(results: Path, suite: str | None, form: Format, against: str) ->
     methods = {item.identity.method for item in good} | set(built_in_files())
     if against not in methods:
         raise unknown("method in --against", against, methods)
+    others = list(read_published(results))
+    sources = [item for item in others if isinstance(item, Source)]
+    damaged += [item for item in others if isinstance(item, Damaged)]
     board = leaderboard(runs_frame(good), against)
-    return Report(render(board, form, against), damaged)
+    return Report(render(board, form, against, names, sources, width), damaged)

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from kdbench.report.columns import MISSING
 from kdbench.report.sides import Side, read_sides
 from kdbench.report.statistics import LEVEL, holm, paired
-from kdbench.report.tables import MISSING, titled_table
+from kdbench.report.tables import titled_table
 from kdbench.store import Damaged, Result
 
 Format = Literal["terminal", "markdown", "json"]

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
+from pydantic import ValidationError
 
+from kdbench.report.columns import MISSING
 from kdbench.report.statistics import LEVEL, Difference, holm, paired
-from kdbench.report.tables import MISSING, titled_table
+from kdbench.report.tables import titled_table
 from kdbench.store import Result
 from kdbench.suite import Suite
 
@@ -31,7 +33,7 @@ TOLERANCE = 0.05
 def cost_frame(results: Iterable[Result]) -> pd.DataFrame:
     """A row per suite, architecture, method and number of epochs; finished runs only.
 
-    `suite` is the name without its epochs; `key` is a hash of what else was the same: the
+    Results of suites that this version cannot read are left out. `suite` is the name without its epochs; `key` is a hash of what else was the same: the
     protocol without its schedule, the precision and the images. `student_top1` is the mean in per
     cent, `training_flops` is NaN where no run has it, `training_seconds` where runs shared a device
     or were made in several ways. `pareto`: no other row of its group is at least as accurate for no
@@ -77,7 +79,11 @@ def equal_cost_table(found: pd.DataFrame, against: str = "baseline", markdown: b
 
 def _runs(results: Iterable[Result]) -> pd.DataFrame:
     """A row per finished run."""
-    rows = [_run(result) for result in results if result.status == "finished" and result.last]
+    rows = [
+        _run(result, suite)
+        for result in results
+        if result.status == "finished" and result.last and (suite := _suite(result))
+    ]
     columns = [*ROW, "hash", "seed", "student_top1", *WAY, "jobs", "flops", "seconds"]
     runs = pd.DataFrame(rows, columns=columns)
     # Two versions of a method are two rows.
@@ -86,10 +92,17 @@ def _runs(results: Iterable[Result]) -> pd.DataFrame:
     return runs
 
 
-def _run(result: Result) -> dict[str, object]:
+def _suite(result: Result) -> Suite | None:
+    """None where another version made it, whose suites this one cannot read."""
+    try:
+        return Suite.model_validate(result.protocol)
+    except ValidationError:
+        return None
+
+
+def _run(result: Result, suite: Suite) -> dict[str, object]:
     assert result.last is not None
     identity, cost = result.identity, result.cost
-    suite = Suite.model_validate(result.protocol)
     alike = [suite.digest(schedule=False), result.environment.precision]
     alike.append(str(result.notes.get("images", "")))
     name, _, changes = identity.suite.partition("@")

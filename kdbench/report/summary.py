@@ -1,10 +1,15 @@
 """Results as a pandas frame, and one row per method with means over seeds."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
+from pydantic import ValidationError
 
+from kdbench.errors import printable
+from kdbench.report.statistics import LEVEL, Difference, holm, paired, seeds_needed
 from kdbench.store import Result
+from kdbench.suite import Suite
 
 BOARD = ["suite", "suite_hash", "architecture"]
 """What rows must share to stand in one table."""
@@ -15,15 +20,25 @@ IDENTITY = ["method", "method_hash", "seed"]
 MADE = ["device", "precision", "step", "jobs", "processes"]
 """How a run was made: what explains a difference in its rates, and in precision its numbers."""
 
-RUN_COLUMNS = {
+PROTOCOL = ["dataset", "classes", "encoded", "all_images", "epochs"]
+"""What a table says of its suite; missing where another version's suite cannot be read."""
+
+ACCURACIES = {
     "student_top1": "last epoch, per cent",
     "student_top5": "last epoch, per cent",
+    "peers_top1": "mean of the networks that are not deployed, last epoch, per cent",
     "mean_top1": "of the networks, last epoch, per cent",
     "ensemble_top1": "last epoch, per cent",
+    "best_on_test_top1": "the student's best epoch on the test set: optimistic, per cent",
+}
+
+RUN_COLUMNS = ACCURACIES | {
     "images_per_second": "median over windows of training steps",
     "peak_memory_bytes": "device memory, or resident memory of the process on a CPU",
     "training_seconds": "without evaluation",
+    "hours": "of training, on each GPU and summed, or on a CPU",
     "waiting_share": "of the training, for data; missing where all images lie in memory",
+    "training_flops": "of all training steps; missing in results of earlier versions",
     "parameters_trained": "",
     "parameters_deployed": "",
 }
@@ -32,15 +47,25 @@ RUN_COLUMNS = {
 def runs_frame(results: Iterable[Result]) -> pd.DataFrame:
     """A row per run; numbers are missing where the run did not finish."""
     rows = [_run(result) for result in results]
-    columns = [*BOARD, *IDENTITY, "status", *MADE, "images", "memory_kind", *RUN_COLUMNS]
-    return pd.DataFrame(rows, columns=columns)
+    columns = [*BOARD, *PROTOCOL, *IDENTITY, "status", *MADE, "images", "memory_kind", *RUN_COLUMNS]
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.astype(dict.fromkeys(RUN_COLUMNS, float))
 
 
 def leaderboard(runs: pd.DataFrame, against: str = "baseline") -> pd.DataFrame:
     """A row per suite, architecture and method, ordered by the student's mean accuracy.
 
     Accuracies are means over seeds with the sample standard deviation (`*_sd`, missing for one
-    seed). `difference` is the mean over the seeds that both have: runs of one seed are paired.
+    seed); `student_top1_by_seed` holds what they are of. `rank` is that of competitions (1, 2, 2,
+    4): means that are equal to the two decimals shown share one, and a row without a finished run
+    has none.
+
+    `difference` is the mean, over the `pairs` seeds that both have, of a method's student less
+    that of `against`: runs of one seed are paired. `difference_low` and `difference_high` bound
+    it by Student's t, `bootstrap_low` and `bootstrap_high` by resampled seeds. `p_holm` is `p`
+    adjusted for all methods of the board that are compared, `distinguishable` where it is no more
+    than 1 - LEVEL, and `seeds_needed` how many would show a difference like this one. `cost` is in
+    training FLOPs, those of `against` being 1.
     """
     boards = [_board(board, against) for _, board in runs.groupby(BOARD, sort=True)]
     return pd.concat(boards, ignore_index=True) if boards else pd.DataFrame()
@@ -49,25 +74,50 @@ def leaderboard(runs: pd.DataFrame, against: str = "baseline") -> pd.DataFrame:
 def _run(result: Result) -> dict[str, object]:
     row: dict[str, object] = result.identity.model_dump(include={*BOARD, *IDENTITY})
     row["status"] = result.status
-    row |= result.environment.model_dump(include=set(MADE))
+    row |= _protocol(result) | result.environment.model_dump(include=set(MADE))
     row["images"] = str(result.notes.get("images", ""))
-    if result.status != "finished" or result.last is None or result.cost is None:
-        return row
-    row["student_top1"] = result.last["student"].top1
-    row["student_top5"] = result.last["student"].top5
-    for role in ("mean", "ensemble"):
-        if role in result.last:
-            row[f"{role}_top1"] = result.last[role].top1
-    cost = result.cost.model_dump()
-    row |= {name: cost[name] for name in RUN_COLUMNS if name in cost}
-    row |= {"memory_kind": cost["peak_memory_kind"], "jobs": cost["jobs"]}
+    if result.status == "finished" and result.last is not None and result.cost is not None:
+        row |= _accuracies(result)
+        cost = result.cost.model_dump()
+        row |= {name: cost[name] for name in RUN_COLUMNS if name in cost}
+        row |= {"memory_kind": cost["peak_memory_kind"], "jobs": cost["jobs"]}
+        devices = result.environment.processes if row["memory_kind"] == "device" else 1
+        row["hours"] = result.cost.training_seconds * devices / 3600
+    return {k: printable(item) if isinstance(item, str) else item for k, item in row.items()}
+
+
+def _accuracies(result: Result) -> dict[str, object]:
+    last = result.last or {}
+    row: dict[str, object] = {
+        f"{role}_top1": last[role].top1 for role in ("student", "mean", "ensemble") if role in last
+    }
+    row["student_top5"] = last["student"].top5
+    peers = [metrics.top1 for role, metrics in last.items() if role.startswith("peer")]
+    if peers:
+        row["peers_top1"] = sum(peers) / len(peers)
+    if result.best_on_test is not None and "student" in result.best_on_test.metrics:
+        row["best_on_test_top1"] = result.best_on_test.metrics["student"].top1
     return row
+
+
+def _protocol(result: Result) -> dict[str, object]:
+    try:
+        suite = Suite.model_validate(result.protocol)
+    except ValidationError:
+        return {}
+    data = suite.data
+    return {
+        "dataset": data.name,
+        "classes": data.classes,
+        "encoded": data.encoded,
+        "all_images": all(data.count(part) == part.images for part in (data.train, data.test)),
+        "epochs": suite.schedule.epochs,
+    }
 
 
 def _board(board: pd.DataFrame, against: str) -> pd.DataFrame:
     key = board[BOARD].iloc[0].to_dict()
-    reference = board[board.method == against].set_index("seed").student_top1
-    reference = reference[~reference.index.duplicated(keep=False)]
+    protocol = board[PROTOCOL].iloc[0].to_dict()
     # Two versions of a method are two rows, told apart by their hash; so are two precisions,
     # and images that were prepared beside the originals.
     names = board.method
@@ -79,38 +129,104 @@ def _board(board: pd.DataFrame, against: str) -> pd.DataFrame:
         clashes = board.groupby("method")[column].transform("nunique") > 1
         names = names.where(~clashes, names + " (" + label + ")")
     rows = [
-        {**key, "method": name, **_method(runs, reference)}
+        {**key, "method": name, **_method(runs, against), **protocol}
         for name, runs in board.groupby(names, sort=True)
     ]
     frame = pd.DataFrame(rows)
+    frame = frame.join(pd.DataFrame(_compared(frame)))
+    flops = frame.training_flops[frame.reference].dropna().unique()
+    frame["cost"] = frame.training_flops / (flops[0] if len(flops) == 1 else math.nan)
+    shown = frame.student_top1.map(lambda mean: round(mean, 2))
+    frame["rank"] = shown.rank(method="min", ascending=False)
     return frame.sort_values("student_top1", ascending=False, na_position="last", kind="stable")
 
 
-def _method(runs: pd.DataFrame, reference: pd.Series) -> dict[str, object]:
+def _method(runs: pd.DataFrame, against: str) -> dict[str, object]:
     finished = runs[runs.status == "finished"]
-    paired = finished.set_index("seed").student_top1 - reference
     alone = finished[finished.jobs == 1]
     # Rates of different devices, or of compiled and eager steps, have no common mean.
     ways = alone[["device", "step", "processes"]].drop_duplicates()
     comparable = alone if len(ways) == 1 else alone[:0]
+    accuracies = finished[list(ACCURACIES)]
     return {
         "n": len(finished),
         "diverged": int((runs.status == "diverged").sum()),
         "failed": int((runs.status == "failed").sum()),
-        "student_top1": finished.student_top1.mean(),
-        "student_top1_sd": finished.student_top1.std(ddof=1),
-        "student_top5": finished.student_top5.mean(),
-        "difference": paired.mean(),
-        "mean_top1": finished.mean_top1.mean(),
-        "ensemble_top1": finished.ensemble_top1.mean(),
-        "ensemble_top1_sd": finished.ensemble_top1.std(ddof=1),
+        "student_top1_by_seed": dict(zip(finished.seed, finished.student_top1, strict=True)),
+        **accuracies.mean(),
+        **accuracies.std(ddof=1).add_suffix("_sd"),
         "shared": bool(len(finished)) and alone.empty,
         "step": comparable.step.max(),
         "images_per_second": comparable.images_per_second.median(),
         "peak_memory_bytes": comparable.peak_memory_bytes.max(),
         "memory_kind": comparable.memory_kind.max(),
         "training_seconds": comparable.training_seconds.mean(),
-        "waiting_share": comparable.waiting_share.astype(float).mean(),
+        "hours": comparable.hours.mean(),
+        "waiting_share": comparable.waiting_share.mean(),
+        "training_flops": finished.training_flops.max(),
         "parameters_trained": finished.parameters_trained.max(),
         "parameters_deployed": finished.parameters_deployed.max(),
+        "reference": bool((runs.method == against).all()),
     }
+
+
+def _compared(frame: pd.DataFrame) -> list[dict[str, object]]:
+    """For each row, how it differs from the reference; nothing where no seed is common."""
+    reference = _reference(frame.student_top1_by_seed[frame.reference])
+    found = [
+        None if itself else paired(by_seed, reference)
+        for itself, by_seed in zip(frame.reference, frame.student_top1_by_seed, strict=True)
+    ]
+    compared = [difference for difference in found if difference is not None]
+    adjusted = iter(holm([difference.p for difference in compared]))
+    rows: list[dict[str, object]] = []
+    for difference, itself in zip(found, frame.reference, strict=True):
+        if difference is not None:
+            rows.append(_statistics(difference, next(adjusted), len(compared)))
+        else:
+            row: dict[str, object] = dict.fromkeys(STATISTICS, math.nan)
+            rows.append(row | {"difference": 0.0 if itself and reference else math.nan})
+    return rows
+
+
+def _reference(rows: Iterable[Mapping[int, float]]) -> dict[int, float]:
+    """By seed; a seed that several versions of the reference have is none's."""
+    pairs = [pair for row in rows for pair in row.items()]
+    seeds = [seed for seed, _ in pairs]
+    return {seed: top1 for seed, top1 in pairs if seeds.count(seed) == 1}
+
+
+STATISTICS = (
+    "difference",
+    "pairs",
+    "difference_sd",
+    "difference_low",
+    "difference_high",
+    "bootstrap_low",
+    "bootstrap_high",
+    "p",
+    "p_holm",
+    "distinguishable",
+    "seeds_needed",
+)
+
+
+def _statistics(difference: Difference, p_holm: float, comparisons: int) -> dict[str, object]:
+    nothing = (math.nan, math.nan)
+    low, high = difference.interval or nothing
+    bootstrap_low, bootstrap_high = difference.bootstrap or nothing
+    needed = seeds_needed(difference.mean, difference.sd, comparisons)
+    values = (
+        difference.mean,
+        difference.n,
+        math.nan if difference.sd is None else difference.sd,
+        low,
+        high,
+        bootstrap_low,
+        bootstrap_high,
+        difference.p,
+        p_holm,
+        p_holm <= 1 - LEVEL,
+        math.nan if needed is None else needed,
+    )
+    return dict(zip(STATISTICS, values, strict=True))

@@ -1,102 +1,131 @@
-"""Leaderboards as text: terminal and markdown for readers, CSV and JSON for programs."""
+"""Leaderboards as text: terminal, markdown and LaTeX for readers, CSV and JSON for programs."""
 
-import math
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import pandas as pd
 from tabulate import tabulate
 
+from kdbench.report.columns import DISPENSABLE, Column, columns
+from kdbench.report.latex import leaderboard_table, published_table
+from kdbench.report.published import SPARE, TITLE, WORDS, Source, published_cells
 from kdbench.report.summary import BOARD
 
-Format = Literal["terminal", "markdown", "csv", "json"]
+Format = Literal["terminal", "markdown", "latex", "csv", "json"]
 FORMATS: tuple[str, ...] = get_args(Format)
-MISSING = "n/a"
-WAITING = "waiting for data"
 
 
-def render(board: pd.DataFrame, form: Format, against: str = "baseline") -> str:
-    """The leaderboard in one of FORMATS; numbers in CSV and JSON are not rounded."""
+def render(
+    board: pd.DataFrame,
+    form: Format,
+    against: str = "baseline",
+    names: Sequence[str] | None = None,
+    sources: Sequence[Source] = (),
+    width: int | None = None,
+) -> str:
+    """The leaderboard in one of FORMATS; CSV and JSON hold every number, not rounded.
+
+    `names` chooses columns. With `width`, in characters, a terminal's table leaves out what it
+    can do without until it fits. `sources` stand below the boards that they go with.
+    """
     if form == "csv":
-        return board.to_csv(index=False)
+        by_seed = board.student_top1_by_seed.map(json.dumps)
+        return board.assign(student_top1_by_seed=by_seed).to_csv(index=False)
     if form == "json":
-        return board.to_json(orient="records", indent=1)
-    clashes = board.groupby(["suite", "architecture"]).suite_hash.nunique().max() > 1
+        return board.to_json(orient="records", indent=1, double_precision=15)
     sections = []
+    recipes = board.groupby("suite").suite_hash.nunique()
     for key, rows in board.groupby(BOARD, sort=True):
         suite, digest, architecture = map(str, key)
-        # The same name over different recipes: two leaderboards, told apart by their hash.
-        name = f"{suite} ({digest[:8]})" if clashes else suite
-        sections.append(_section(f"{name}, {architecture}", rows, form, against))
-    return "\n".join(sections)
+        name = f"{suite} ({digest[:8]})" if recipes[suite] > 1 else suite
+        title = f"{name}, {architecture}"
+        shown = columns(rows, names, against)
+        others = published_cells(sources, rows)
+        if form == "latex":
+            sections.append(leaderboard_table(title, rows, shown, against))
+            sections += [published_table(title, others)] if others else []
+        else:
+            tables = [_leaderboard(title, rows, shown), *_published(others)]
+            if width is not None and names is None and form == "terminal":
+                tables = [table.to_fit(width) for table in tables]
+            sections += [table.text(markdown=form == "markdown") for table in tables]
+    return "\n".join([*_clashes(recipes, comment=form == "latex"), *sections])
 
 
-def _section(title: str, rows: pd.DataFrame, form: Format, against: str) -> str:
-    kinds = ", ".join(sorted(rows.memory_kind.dropna().unique()))
-    memory = f"peak MiB ({kinds or MISSING})"
-    mixed = rows.step.nunique() > 1
-    cells = [_row(row, against, memory, mixed) for _, row in rows.iterrows()]
-    if rows.waiting_share.isna().all():
-        cells = [{name: text for name, text in row.items() if name != WAITING} for row in cells]
-    return titled_table(title, cells, markdown=form == "markdown")
+@dataclass(frozen=True)
+class TextTable:
+    """Finished texts by heading, a row each, under a title."""
+
+    title: str
+    rows: Sequence[Mapping[str, str]]
+    words: Container[str]
+    """Headings of columns that hold words: they stand on the left."""
+    spare: Sequence[str] = ()
+    """Headings of columns that a narrow terminal does without, the least important first."""
+    left_out: tuple[str, ...] = ()
+
+    def to_fit(self, width: int) -> "TextTable":
+        """Without as many of its spare columns as need be."""
+        if not self.spare or max(map(len, self._table("simple").splitlines())) <= width:
+            return self
+        out, *spare = self.spare
+        rows = [{key: text for key, text in row.items() if key != out} for row in self.rows]
+        fewer = replace(self, rows=rows, spare=spare, left_out=(*self.left_out, out))
+        return fewer.to_fit(width)
+
+    def text(self, markdown: bool) -> str:
+        if markdown:
+            rows = [{k: escape_markdown(text) for k, text in row.items()} for row in self.rows]
+            table = replace(self, rows=rows)._table("github")
+            return f"### {escape_markdown(self.title)}\n\n{table}\n"
+        text = f"{self.title}\n{self._table('simple')}\n"
+        if not self.left_out:
+            return text
+        return f"{text}Left out to fit: {', '.join(self.left_out)}; a pipe gets them all.\n"
+
+    def _table(self, style: str) -> str:
+        aligned = ["left" if heading in self.words else "right" for heading in self.rows[0]]
+        return tabulate(
+            self.rows, headers="keys", tablefmt=style, disable_numparse=True, colalign=aligned
+        )
 
 
 def titled_table(
     title: str, cells: Sequence[Mapping[str, str]], markdown: bool, left: int = 1
 ) -> str:
     """Rows of finished texts under a heading; the first `left` columns hold words."""
-    style = "github" if markdown else "simple"
-    heading = f"### {title}\n" if markdown else title
-    aligned = ["left"] * left + ["right"] * (len(cells[0]) - left)
-    table = tabulate(cells, headers="keys", tablefmt=style, disable_numparse=True, colalign=aligned)
-    return f"{heading}\n{table}\n"
+    return TextTable(title, cells, list(cells[0])[:left]).text(markdown)
 
 
-def _row(row: pd.Series, against: str, memory: str, mixed: bool) -> dict[str, str]:
-    trained, deployed = _millions(row.parameters_trained), _millions(row.parameters_deployed)
-    return {
-        "method": str(row.method),
-        "student top-1 %": _spread(row.student_top1, row.student_top1_sd),
-        "n": _count(row),
-        f"vs {against}": _number(row.difference, "+.2f"),
-        "ensemble %": _spread(row.ensemble_top1, row.ensemble_top1_sd),
-        "images/s": _rate(row, mixed),
-        memory: _number(row.peak_memory_bytes / 2**20, ",.0f"),
-        "training": _duration(row.training_seconds),
-        WAITING: _number(row.waiting_share, ".0%"),
-        "params trained / deployed": f"{trained} / {deployed}",
-    }
+def _leaderboard(title: str, rows: pd.DataFrame, shown: Sequence[Column]) -> TextTable:
+    cells = [{column.heading: column.text(row) for column in shown} for _, row in rows.iterrows()]
+    heading = {column.name: column.heading for column in shown}
+    return TextTable(
+        title,
+        cells,
+        words=[column.heading for column in shown if column.words],
+        spare=[heading[name] for name in DISPENSABLE if name in heading],
+    )
 
 
-def _rate(row: pd.Series, mixed: bool) -> str:
-    """Rates of runs that shared a device are none; compiled and eager ones are told apart."""
-    if row.shared:
-        return "shared"
-    rate = _number(row.images_per_second, ",.0f")
-    return f"{rate} ({row.step})" if mixed and rate != MISSING else rate
+def _published(cells: Sequence[Mapping[str, str]]) -> list[TextTable]:
+    return [TextTable(TITLE, cells, words=WORDS, spare=SPARE)] if cells else []
 
 
-def _number(value: float, spec: str) -> str:
-    return MISSING if math.isnan(value) else format(value, spec)
+def _clashes(recipes: "pd.Series[int]", comment: bool) -> list[str]:
+    """A line for each suite whose name stands for several recipes."""
+    mark = "% " if comment else ""
+    return [
+        f"{mark}{count} recipes go by the name '{suite}': tables are told apart by their hash.\n"
+        for suite, count in recipes.items()
+        if count > 1
+    ]
 
 
-def _spread(mean: float, sd: float) -> str:
-    """Mean ± sample standard deviation; the latter is n/a for one seed."""
-    return MISSING if math.isnan(mean) else f"{mean:.2f} ± {_number(sd, '.2f')}"
-
-
-def _millions(count: float) -> str:
-    return MISSING if math.isnan(count) else f"{count / 1e6:.2f} M"
-
-
-def _duration(seconds: float) -> str:
-    if math.isnan(seconds):
-        return MISSING
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
-
-
-def _count(row: pd.Series) -> str:
-    lost = [f"{row[kind]} {kind}" for kind in ("diverged", "failed") if row[kind]]
-    return f"{row.n} ({', '.join(lost)})" if lost else str(row.n)
+def escape_markdown(text: str) -> str:
+    """Text that a reader of markdown shows as it stands: no cell, tag, code or link of its own."""
+    escaped = re.sub(r"([\\|`*])", r"\\\1", text).replace("](", "]\\(")
+    return escaped.replace("&", "&amp;").replace("<", "&lt;")

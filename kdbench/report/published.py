@@ -1,0 +1,155 @@
+"""Numbers that others have published, each with its protocol: shown beside ours, never ranked.
+
+One TOML file a source, results/published/<source>.toml. What a source does not state is absent.
+"""
+
+import math
+import statistics
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import pandas as pd
+from pydantic import Field, ValidationError, model_validator
+
+from kdbench.errors import printable
+from kdbench.report.columns import MISSING, mean_and_deviation
+from kdbench.sections import Pair, Positive, Section
+from kdbench.store import Damaged, Percent, read_small
+from kdbench.validation import describe
+
+TITLE = "Published by others (their protocols; not ranked)"
+NOT_STATED = "not stated"
+
+WORDS = ("method", "source")
+"""Columns of words."""
+
+SPARE = ("batch", "network", "networks", "runs", "weight decay", "epochs")
+"""Columns that a narrow terminal does without, the least important first."""
+
+SHORTEST = {False: 100, True: 90}
+"""Epochs of a suite that published numbers may stand beside, by whether images are encoded."""
+
+
+class Entry(Section):
+    """One number: the values of its runs, or their mean, or the range that a source gives."""
+
+    architecture: str
+    method: str
+    """By kdbench's name, where kdbench has it."""
+    role: str | None = None
+    """Of the network whose accuracy it is."""
+    top1: Annotated[tuple[Percent, ...], Field(strict=False, min_length=1)] | None = None
+    mean: Percent | None = None
+    sd: Percent | None = None
+    range: Pair | None = None
+
+    @model_validator(mode="after")
+    def _one_number(self) -> Self:
+        if sum(form is not None for form in (self.top1, self.mean, self.range)) != 1:
+            raise ValueError("give one of top1, mean and range")
+        if self.sd is not None and self.mean is None:
+            raise ValueError("sd goes with mean")
+        return self
+
+    @property
+    def center(self) -> float | None:
+        """Per cent; None for a range."""
+        return self.mean if self.top1 is None else statistics.fmean(self.top1)
+
+    @property
+    def text(self) -> str:
+        if self.range is not None:
+            return f"{self.range[0]:.2f} to {self.range[1]:.2f}"
+        sd = self.sd if self.top1 is None or len(self.top1) < 2 else statistics.stdev(self.top1)
+        return f"{self.center:.2f}" if sd is None else mean_and_deviation(self.center or 0, sd)
+
+
+class Table(Section):
+    """Numbers of one protocol."""
+
+    dataset: str
+    """As suites name it."""
+    protocol: str
+    """In words."""
+    epochs: Positive | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    networks: Positive | None = None
+    batch_size: Positive | None = None
+    epoch: Literal["best on test", "last"] | None = None
+    """Which one the number is of."""
+    runs: Positive | None = None
+    entries: Annotated[tuple[Entry, ...], Field(strict=False, min_length=1)]
+
+
+class Source(Section):
+    """A paper, or what else numbers come from."""
+
+    name: str
+    """As tables cite it."""
+    authors: str | None = None
+    title: str | None = None
+    venue: str | None = None
+    year: Positive | None = None
+    url: str | None = None
+    tables: Annotated[tuple[Table, ...], Field(strict=False, min_length=1)]
+
+
+def read_published(results: Path) -> Iterator[Source | Damaged]:
+    """All sources of a results folder, or why a file is none."""
+    for file in sorted(results.glob("published/*.toml")):
+        try:
+            content = tomllib.loads(read_small(file).decode())
+            yield Source.model_validate(content)
+        except ValidationError as error:
+            yield Damaged(file, "; ".join(describe(error, Source)))
+        except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, too deep a nest
+            yield Damaged(file, f"it is no valid TOML: {error}")
+        except OSError as error:
+            yield Damaged(file, error.strerror or str(error))
+
+
+def published_cells(sources: Sequence[Source], board: pd.DataFrame) -> list[dict[str, str]]:
+    """What others have published of a board's data set and architecture, a row each, by heading.
+
+    Nothing beside a suite that uses a part of the images, or too short a schedule to compare.
+    `ours less theirs` is known where the board has the same method; protocols differ all the same.
+    """
+    suite = board.iloc[0]
+    if pd.isna(suite.epochs) or not suite.all_images:
+        return []
+    if suite.epochs < SHORTEST[bool(suite.encoded)]:
+        return []
+    ours = board.set_index("method").student_top1
+    return [
+        {key: printable(text) for key, text in _cells(source, table, entry, ours).items()}
+        for source in sources
+        for table in source.tables
+        for entry in table.entries
+        if (table.dataset, entry.architecture) == (suite.dataset, suite.architecture)
+    ]
+
+
+def _cells(source: Source, table: Table, entry: Entry, ours: "pd.Series[float]") -> dict[str, str]:
+    mean, theirs = ours.get(entry.method, math.nan), entry.center
+    difference = MISSING
+    if theirs is not None and not math.isnan(mean):
+        difference = f"{mean - theirs:+.2f}"
+    return {
+        "method": entry.method,
+        "source": source.name,
+        "top-1 %": entry.text,
+        "ours less theirs": difference,
+        "network": entry.role or NOT_STATED,
+        "epochs": _stated(table.epochs),
+        "epoch shown": table.epoch or NOT_STATED,
+        "weight decay": _stated(table.weight_decay),
+        "networks": _stated(table.networks),
+        "batch": _stated(table.batch_size),
+        "runs": _stated(len(entry.top1) if entry.top1 else table.runs),
+    }
+
+
+def _stated(value: float | None) -> str:
+    return NOT_STATED if value is None else f"{value:g}"

@@ -1,0 +1,131 @@
+"""Numbers of others stand beside ours with their protocols, and only where they may."""
+
+from pathlib import Path
+
+import pytest
+from made_results import CIFAR, IMAGENET, made, made_seeds
+
+from kdbench.report.command import make_report
+from kdbench.report.published import TITLE, Source, published_cells, read_published
+from kdbench.report.summary import leaderboard, runs_frame
+from kdbench.report.tables import render
+from kdbench.store import Damaged, read_all, save
+
+RESULTS = Path(__file__).parents[1] / "results"
+SOURCE = """
+name = "Somebody 2020"
+[[tables]]
+dataset = "cifar100"
+protocol = "Theirs."
+epochs = 200
+entries = [
+    { architecture = "resnet20", method = "dml", top1 = [71.0, 73.0] },
+    { architecture = "resnet20", method = "baseline", range = [68.8, 69.1] },
+]
+"""
+
+TRAIN = CIFAR.data.train.model_copy(update={"per_class": 499})
+PART = CIFAR.model_copy(update={"data": CIFAR.data.model_copy(update={"train": TRAIN})})
+
+
+def write(folder: Path, text: str) -> list[Source | Damaged]:
+    file = folder / "published" / "source.toml"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+    return list(read_published(folder))
+
+
+def board_of(*results):
+    return leaderboard(runs_frame(results))
+
+
+@pytest.fixture(scope="module")
+def committed() -> list[Source]:
+    found = list(read_published(RESULTS))
+    assert found and all(isinstance(source, Source) for source in found)
+    return found
+
+
+def test_they_are_no_results_of_ours():
+    assert not any("published" in str(found) for found in read_all(RESULTS))
+
+
+def test_every_committed_number_can_be_shown(committed):
+    shown = [
+        cells
+        for suite in (CIFAR, IMAGENET)
+        for architecture in suite.architectures
+        for cells in published_cells(
+            committed, board_of(made("ffsd", suite=suite, architecture=architecture))
+        )
+    ]
+    assert len(shown) == sum(len(t.entries) for source in committed for t in source.tables)
+
+
+def test_a_row_has_its_protocol_and_what_ours_is_more(tmp_path):
+    sources = write(tmp_path, SOURCE)
+    ours = made_seeds("dml", [74.0, 75.0], suite=CIFAR) + [made("baseline", suite=CIFAR)]
+    dml, baseline = published_cells(sources, board_of(*ours))
+    assert (dml["top-1 %"], dml["ours less theirs"], dml["runs"]) == ("72.00 ± 1.41", "+2.50", "2")
+    assert (dml["epochs"], dml["weight decay"], dml["network"]) == (
+        *("200", "not stated", "not stated"),
+    )
+    assert baseline["top-1 %"] == "68.80 to 69.10"
+    assert baseline["ours less theirs"] == "n/a"  # of a range
+
+
+def test_a_method_that_we_have_not_run_has_no_difference(tmp_path):
+    dml, _ = published_cells(write(tmp_path, SOURCE), board_of(made("one", suite=CIFAR)))
+    assert dml["ours less theirs"] == "n/a"
+
+
+@pytest.mark.parametrize(
+    ("suite", "shown"),
+    [
+        (CIFAR, True),
+        (None, False),  # cifar100-reduced: a part of the images
+        (CIFAR.with_epochs(100), True),
+        (CIFAR.with_epochs(99), False),
+        (PART, False),
+    ],
+)
+def test_only_full_schedules_on_all_images_have_others_beside(tmp_path, suite, shown):
+    write(tmp_path, SOURCE)
+    save(tmp_path, made("dml", suite=suite))
+    for form in ("terminal", "markdown", "latex"):
+        text = make_report(tmp_path, None, form, "baseline").text
+        assert (TITLE in text) is shown
+        assert ("Somebody 2020" in text) is shown
+
+
+def test_imagenet_has_others_beside_at_its_own_schedule(committed):
+    def beside(suite):
+        return published_cells(committed, board_of(made("a", suite=suite, architecture="resnet18")))
+
+    assert [cells["top-1 %"] for cells in beside(IMAGENET)] == ["70.87", "69.76"]
+    assert beside(IMAGENET.with_epochs(30)) == []
+
+
+def test_they_are_not_ranked(tmp_path):
+    sources = write(tmp_path, SOURCE)
+    text = render(board_of(made("one", suite=CIFAR)), "markdown", sources=sources)
+    ours, theirs = text.split(f"### {TITLE}")
+    assert "dml" not in ours and "rank" not in theirs
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (('"Somebody 2020"', '"S"\nyaer = 2020'), "unknown key 'yaer'. Did you mean 'year'?"),
+        (("[71.0, 73.0]", "[71.0, 173.0]"), "less than or equal to 100"),
+        (('method = "dml", top1', 'method = "dml", mean = 7.0, top1'), "give one of top1, mean"),
+        (("[71.0, 73.0]", '"71.0"'), "tables.0.entries.0.top1"),
+        (("epochs = 200", "epochs = "), "it is no valid TOML"),
+    ],
+)
+def test_a_file_that_is_not_valid_says_why_and_the_rest_is_shown(tmp_path, kdbench, change, words):
+    write(tmp_path, SOURCE.replace(*change))
+    save(tmp_path, made("dml", suite=CIFAR))
+    code, out, error = kdbench("report", "--results-dir", str(tmp_path))
+    assert code == 2 and words in error and error.count("\n") == 1
+    assert "dml" in out and TITLE not in out

@@ -1,0 +1,122 @@
+"""Rank, paired statistics and cost of each row of a leaderboard."""
+
+import io
+import json
+
+import pandas as pd
+import pytest
+from made_results import CIFAR, made, made_seeds
+
+from kdbench.report.statistics import paired, seeds_needed
+from kdbench.report.summary import leaderboard, runs_frame
+from kdbench.report.tables import render
+
+BASELINE = [70.0, 70.4, 70.1, 69.9, 70.2, 70.3, 70.0, 70.1]
+BETTER = [72.1, 72.3, 72.2, 71.8, 72.4, 72.1, 72.2, 72.0]
+UNCLEAR = [70.3, 70.2, 70.4, 69.8, 70.5, 70.2, 70.1, 70.3]
+
+
+def board_of(*results, against="baseline") -> pd.DataFrame:
+    return leaderboard(runs_frame(results), against).set_index("method")
+
+
+@pytest.fixture(scope="module")
+def three() -> pd.DataFrame:
+    pairs = (("baseline", BASELINE), ("dml", BETTER), ("one", UNCLEAR))
+    return board_of(*(run for method, top1s in pairs for run in made_seeds(method, top1s)))
+
+
+def test_means_equal_as_shown_share_a_rank():
+    top1s = {"a": 60.0, "b": 50.001, "c": 50.004, "d": 49.99}
+    board = board_of(*(made(method, 0, top1) for method, top1 in top1s.items()))
+    assert board["rank"].to_dict() == {"a": 1, "c": 2, "b": 2, "d": 4}
+
+
+def test_a_row_without_a_finished_run_has_no_rank():
+    lost = made("b").model_copy(update={"status": "failed", "last": None, "cost": None})
+    assert pd.isna(board_of(made("a"), lost).loc["b", "rank"])
+
+
+def test_differences_carry_the_statistics_of_their_pairs(three):
+    expected = paired(dict(enumerate(BETTER)), dict(enumerate(BASELINE)))
+    row = three.loc["dml"]
+    assert (row.difference, row.pairs, row.p) == (expected.mean, 8, expected.p)
+    assert (row.difference_low, row.difference_high) == expected.interval
+    assert (row.bootstrap_low, row.bootstrap_high) == expected.bootstrap
+    assert row.seeds_needed == seeds_needed(expected.mean, expected.sd, comparisons=2)
+
+
+def test_p_is_adjusted_for_all_methods_but_the_reference(three):
+    assert three.p_holm["dml"] == 2 * three.p["dml"]
+    assert three.p_holm["one"] == max(three.p["one"], three.p_holm["dml"])
+    assert three.distinguishable["dml"] and not three.distinguishable["one"]
+    reference = three.loc["baseline"]
+    assert reference.difference == 0 and reference.reference
+    assert pd.isna(reference.p) and pd.isna(reference.p_holm)
+
+
+def test_boards_are_compared_apart():
+    small = made_seeds("dml", BETTER, architecture="resnet8")
+    small += made_seeds("baseline", BASELINE, architecture="resnet8")
+    large = made_seeds("dml", BETTER) + made_seeds("baseline", BASELINE)
+    board = leaderboard(runs_frame(small + large))
+    assert (board.p_holm == board.p)[board.method == "dml"].all()
+
+
+def test_one_common_seed_tells_nothing_apart():
+    board = board_of(made("baseline", 0, 50.0), made("dml", 0, 60.0))
+    assert (board.difference["dml"], board.p_holm["dml"]) == (10.0, 1.0)
+    assert not board.distinguishable["dml"]
+    assert pd.isna(board.difference_low["dml"]) and pd.isna(board.seeds_needed["dml"])
+
+
+def test_a_seed_that_two_versions_of_the_reference_have_is_none_to_compare_with():
+    versions = [made("baseline", 0, 40.0), made("baseline", 0, 42.0, method_hash="another0hash")]
+    board = board_of(*versions, made("baseline", 1, 44.0), *made_seeds("dml", [50.0, 50.0]))
+    assert (board.difference["dml"], board.pairs["dml"]) == (6.0, 1)
+
+
+def test_peers_are_the_mean_of_the_networks_that_do_not_ship():
+    board = board_of(made("a", 0, 50.0, peers=(60.0, 70.0)), made("b", 0, 40.0))
+    assert board.peers_top1["a"] == 65.0 and pd.isna(board.peers_top1["b"])
+
+
+def test_cost_is_relative_in_flops_wherever_a_run_has_them():
+    old, new = made("dml", 0), made("dml", 1, cost={"training_flops": 3 * 10**19})
+    board = board_of(made("baseline", cost={"training_flops": 10**19}), old, new, made("one"))
+    assert board.cost["dml"] == 3 and board.cost["baseline"] == 1
+    assert pd.isna(board.cost["one"])
+    assert board_of(old, new, against="one").cost.isna().all()
+
+
+def test_hours_are_of_all_gpus_and_of_runs_alone():
+    gpu = {"training_seconds": 3600.0, "peak_memory_kind": "device"}
+    shared = gpu | {"jobs": 4, "training_seconds": 9999.0}
+    board = board_of(
+        made("dml", 0, cost=gpu, environment={"processes": 2}),
+        made("dml", 1, cost=shared, environment={"processes": 2}),
+        made("one", 0, cost={"training_seconds": 1800.0}, environment={"processes": 2}),
+    )
+    assert board.hours["dml"] == 2.0
+    assert board.hours["one"] == 0.5  # a CPU's cores are no devices
+
+
+def test_csv_and_json_hold_every_value_by_seed(three):
+    board = three.reset_index()
+    rows = json.loads(render(board, "json"))
+    assert rows[0]["student_top1_by_seed"] == {str(s): top1 for s, top1 in enumerate(BETTER)}
+    cell = pd.read_csv(io.StringIO(render(board, "csv"))).student_top1_by_seed[0]
+    assert json.loads(cell) == rows[0]["student_top1_by_seed"]
+
+
+def test_a_board_knows_its_protocol():
+    row = board_of(made("a", suite=CIFAR)).iloc[0]
+    assert (row.dataset, row.classes, row.epochs, row.all_images) == ("cifar100", 100, 300, True)
+    reduced = board_of(made("a")).iloc[0]
+    assert (reduced.epochs, reduced.all_images) == (10, False)
+
+
+def test_a_protocol_that_cannot_be_read_is_unknown():
+    strange = made("a").model_copy(update={"protocol": {"name": "x"}})
+    assert pd.isna(board_of(strange).epochs["a"])
+    assert "50.00" in render(leaderboard(runs_frame([strange])), "terminal")

@@ -1,0 +1,194 @@
+"""What leaderboards say, in the terminal, in markdown and in LaTeX."""
+
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from made_results import CIFAR, made, made_seeds
+
+from kdbench.errors import UserError
+from kdbench.report.columns import DEFAULT, DISPENSABLE, columns
+from kdbench.report.command import make_report
+from kdbench.report.latex import escape
+from kdbench.report.published import Entry, Source, Table
+from kdbench.report.summary import leaderboard, runs_frame
+from kdbench.report.tables import render
+from kdbench.store import save
+from kdbench.suite import load_suite
+
+BASELINE = [70.0, 70.4, 70.1, 69.9, 70.2, 70.3, 70.0, 70.1]
+BETTER = [72.1, 72.3, 72.2, 71.8, 72.4, 72.1, 72.2, 72.0]
+UNCLEAR = [70.3, 70.2, 70.4, 69.8, 70.5, 70.2, 70.1, 70.3]
+SEVERAL = {"baseline": BASELINE, "dml": BETTER, "one": UNCLEAR}
+SOURCE = Path(__file__).parents[1]
+
+
+def board_of(*results, against="baseline"):
+    return leaderboard(runs_frame(results), against)
+
+
+@pytest.fixture(scope="module")
+def several():
+    return board_of(*(run for name, top1s in SEVERAL.items() for run in made_seeds(name, top1s)))
+
+
+def cells(board, form="markdown", **options) -> dict[str, dict[str, str]]:
+    """By method, then by heading."""
+    lines = [line for line in render(board, form, **options).splitlines() if line[:1] == "|"]
+    head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
+    named = [dict(zip(head, row, strict=True)) for row in rows]
+    return {row["method"]: row for row in named}
+
+
+def test_a_difference_stands_with_its_interval_and_a_verdict(several):
+    shown = cells(several)
+    row = several.set_index("method").loc["dml"]
+    interval = f"[{row.difference_low:+.2f}, {row.difference_high:+.2f}]"
+    assert shown["dml"]["vs baseline"] == f"{row.difference:+.2f} {interval}"
+    assert shown["dml"]["verdict"] == f"better (p = {row.p_holm:.3f})"
+    needed = several.set_index("method").seeds_needed["one"]
+    assert shown["one"]["verdict"] == f"not distinguishable (needs ~{needed:.0f})"
+    assert shown["baseline"]["verdict"] == "reference"
+
+
+def test_worse_is_said_too(several):
+    board = board_of(*made_seeds("baseline", BETTER), *made_seeds("dml", BASELINE))
+    assert cells(board)["dml"]["verdict"].startswith("worse (p = 0.0")
+
+
+def test_seeds_that_are_not_common_are_said():
+    board = board_of(*made_seeds("baseline", BASELINE[:2]), *made_seeds("dml", BETTER[:5]))
+    assert cells(board)["dml"]["vs baseline"].endswith("] (2 of 5)")
+
+
+def test_methods_that_share_a_rank_have_an_equals_sign():
+    board = board_of(made("a", 0, 60.0), made("b", 0, 50.0), made("c", 0, 50.0))
+    assert [row["rank"] for row in cells(board).values()] == ["1", "2=", "2="]
+
+
+def test_top5_stands_where_classes_are_many_or_images_encoded():
+    assert "student top-5 %" not in cells(board_of(made("a", suite=CIFAR)))["a"]
+    encoded = load_suite("imagenet-reduced")
+    assert "student top-5 %" in cells(board_of(made("a", suite=encoded)))["a"]
+    many = CIFAR.model_copy(update={"data": CIFAR.data.model_copy(update={"classes": 200})})
+    assert "student top-5 %" in cells(board_of(made("a", suite=many)))["a"]
+
+
+def test_a_column_in_which_nothing_is_known_is_left_out(several):
+    assert {"cost (x baseline)", "peers %"}.isdisjoint(cells(several)["dml"])
+    flops = {"training_flops": 10**15}
+    known = board_of(made("baseline", cost=flops), made("dml", cost=flops, peers=(40.0,)))
+    assert cells(known)["dml"]["cost (x baseline)"] == "1.00"
+    assert cells(known)["baseline"]["peers %"] == "n/a"
+
+
+def test_named_columns_stand_in_their_order_even_if_empty(several):
+    shown = cells(several, names=["method", "cost", "top1", "values"])
+    assert list(shown["one"]) == [
+        *("method", "cost (x baseline)", "student top-1 %", "student top-1 % by seed")
+    ]
+    assert shown["one"]["student top-1 % by seed"].startswith("0: 70.30, 1: 70.20, ")
+
+
+def test_all_columns_hold_the_best_epoch_labelled_optimistic(several):
+    assert not any("best" in heading for heading in cells(several)["dml"])
+    assert "best on test % (optimistic)" in cells(several, names=["all"])["dml"]
+
+
+def test_an_unknown_column_names_the_nearest(several):
+    with pytest.raises(UserError, match=r"Unknown column 'ensembl'\. Did you mean 'ensemble'"):
+        render(several, "terminal", names=["ensembl"])
+
+
+def test_programs_get_every_column_always(tmp_path):
+    save(tmp_path, made("dml"))
+    with pytest.raises(UserError, match="--format csv always holds all"):
+        make_report(tmp_path, None, "csv", "baseline", names=["method"])
+
+
+def test_rows_sort_by_what_cells_show(several):
+    for column in columns(several, ["all"], "baseline"):
+        for _, row in several.iterrows():
+            known = column.value(row) is not None
+            assert not known or isinstance(column.value(row), float | str)
+            if column.text(row) == "n/a":
+                assert not known, column.name
+    assert set(DISPENSABLE) < set(DEFAULT)
+
+
+def test_a_narrow_terminal_leaves_out_the_least_and_says_which(several):
+    whole = render(several, "terminal")
+    narrow = render(several, "terminal", width=120)
+    table, _, said = narrow.partition("Left out to fit: ")
+    assert max(map(len, whole.splitlines())) > 120 >= max(map(len, table.splitlines()))
+    assert said.startswith("params trained / deployed, hours, peak") and "verdict" in table
+    assert "Left out" not in render(several, "terminal", width=1000) + whole
+    assert "Left out" not in render(several, "terminal", names=["all"], width=120)
+
+
+def test_only_a_terminal_makes_tables_fit(tmp_path):
+    for method in SEVERAL:
+        save(tmp_path, made(method))
+    command = [sys.executable, "-m", "kdbench", "report", "--results-dir", str(tmp_path)]
+    environment = os.environ | {"COLUMNS": "90", "PYTHONPATH": str(SOURCE)}
+    piped = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "params" in piped.stdout and "Left out" not in piped.stdout
+    ours, theirs = pty.openpty()
+    subprocess.run(command, env=environment, stdout=theirs, check=True)
+    os.close(theirs)
+    seen = os.read(ours, 100_000).decode()
+    assert "Left out to fit: params" in seen
+
+
+def test_names_of_several_recipes_are_said_in_a_line():
+    board = board_of(made("a"), made("a", suite_hash="another0hash"))
+    first = render(board, "terminal").splitlines()[0]
+    assert first.startswith("2 recipes go by the name 'cifar100-reduced'")
+
+
+def test_latex_marks_best_and_second_and_ties_alike():
+    board = board_of(
+        *(made(name, 0, top1) for name, top1 in zip("abcd", (60, 60, 50, 40), strict=True))
+    )
+    text = render(board, "latex", against="baseline")
+    bold = re.findall(r"^\S+ & (\w) & \\textbf\{60.00\}", text, flags=re.MULTILINE)
+    second = re.findall(r"^\S+ & (\w) & \\underline\{50.00\}", text, flags=re.MULTILINE)
+    assert (bold, second) == (["a", "b"], ["c"])
+    assert text.count(r"\textbf") == 2 and text.count(r"\underline") == 1
+
+
+def test_latex_says_what_it_shows(several):
+    caption = re.findall(r"\\caption\{(.*)\}", render(several, "latex"))[0]
+    assert all(
+        words in caption for words in ("cifar100-reduced", "resnet20", "$n = 8$", "baseline")
+    )
+    assert "$-$" in render(several, "latex") and r"$\pm$" in render(several, "latex")
+
+
+def test_latex_escapes_what_has_a_meaning_there():
+    assert escape(r"a_b 50% {x} \y ~^#&$") == (
+        r"a\_b 50\% \{x\} \textbackslash{}y \textasciitilde{}\textasciicircum{}\#\&\$"
+    )
+    assert escape("cifar100-reduced [-0.30, 2]") == "cifar100-reduced [$-$0.30, 2]"
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles_with_article_and_booktabs(tmp_path):
+    name = "dml@note=<b>a_b%#&${}~^\\|\"'`éð中"
+    baseline = made_seeds("baseline", BASELINE, suite=CIFAR)
+    board = board_of(*baseline, *made_seeds(name, BETTER, suite=CIFAR))
+    entry = Entry(architecture="resnet20", method=name, mean=72.0)
+    table = Table(dataset="cifar100", protocol="", entries=(entry,))
+    body = render(board, "latex", names=["all"], sources=[Source(name="A & B", tables=(table,))])
+    assert "A \\& B" in body
+    document = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}{body}"
+    (tmp_path / "t.tex").write_text(document + r"\end{document}", encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert ran.returncode == 0, ran.stdout[-2000:]
+    assert (tmp_path / "t.pdf").stat().st_size > 0
