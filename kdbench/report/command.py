@@ -23,6 +23,17 @@ def make_report(results: Path, suite: str | None, form: Format, against: str) ->
     """The leaderboards of a results folder.
 
     Raises:
+        UserError: as of `gather`.
+    """
+    good, damaged = gather(results, suite, against)
+    board = leaderboard(runs_frame(good), against)
+    return Report(render(board, form, against), damaged)
+
+
+def gather(results: Path, suite: str | None, against: str) -> tuple[list[Result], list[Damaged]]:
+    """The results of a folder, and what in it is none.
+
+    Raises:
         UserError: there is no result to show, or no such suite or method.
     """
     found = list(read_all(results, suite))
@@ -40,5 +51,4 @@ def make_report(results: Path, suite: str | None, form: Format, against: str) ->
     methods = {item.identity.method for item in good} | set(built_in_files())
     if against not in methods:
         raise unknown("method in --against", against, methods)
-    board = leaderboard(runs_frame(good), against)
-    return Report(render(board, form, against), damaged)
+    return good, damaged
