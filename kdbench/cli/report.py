@@ -4,12 +4,20 @@ import shutil
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from typer import Option
 
 from kdbench.cli.common import RESULTS, ResultsDir, complain, names_of
+from kdbench.errors import UserError
+
+if TYPE_CHECKING:
+    from kdbench.report.style import ImageFormat
+    from kdbench.report.tables import Format
+    from kdbench.store import Damaged
+
+SITE = Path("site")
 
 
 class ReportFormat(StrEnum):
@@ -20,6 +28,14 @@ class ReportFormat(StrEnum):
     latex = "latex"
     csv = "csv"
     json = "json"
+    html = "html"
+    png = "png"
+    svg = "svg"
+    pdf = "pdf"
+
+
+FILES = (ReportFormat.html, ReportFormat.png, ReportFormat.svg, ReportFormat.pdf)
+"""What is written rather than printed."""
 
 
 def report(
@@ -30,10 +46,19 @@ def report(
         str | None, Option(help="Comma list of columns, or 'all'; a wrong name lists them.")
     ] = None,
     results_dir: ResultsDir = RESULTS,
+    output: Annotated[
+        Path | None, Option(help="Folder for a page (html) or figures (png, svg, pdf).")
+    ] = None,
 ) -> None:
-    """Print the leaderboards of all results."""
+    """Print the leaderboards of all results, or write them as a page or figures."""
     names = None if columns is None else names_of(columns)
-    if print_report(results_dir, suite, format_, against, names):
+    if format_ in FILES:
+        left_out = _write_report(results_dir, suite, format_, against, output or SITE, names)
+    elif output:
+        raise UserError(f"--output goes with --format {', '.join(FILES)}; {format_} is printed.")
+    else:
+        left_out = print_report(results_dir, suite, format_, against, names)
+    if left_out:
         raise typer.Exit(2)
 
 
@@ -46,15 +71,41 @@ def print_report(
 ) -> bool:
     """Whether a damaged file was left out. A table fits the terminal, and is whole in a pipe."""
     from kdbench.report.command import make_report
-    from kdbench.validation import sentence
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    made = make_report(results, suite, form.value, against, columns, width)
+    made = make_report(results, suite, cast("Format", form.value), against, columns, width)
     print(made.text, end="")
-    for damaged in made.damaged:
-        what = f"'{damaged.file}' is not valid and was left out: {damaged.reason}"
-        complain(sentence([what]))
-    return bool(made.damaged)
+    return _complain_of(made.damaged)
+
+
+def _write_report(
+    results: Path,
+    suite: str | None,
+    form: ReportFormat,
+    against: str,
+    output: Path,
+    columns: list[str] | None,
+) -> bool:
+    """Whether a damaged file was left out."""
+    from kdbench.report.site import write_figures, write_page
+
+    if form is ReportFormat.html:
+        written = write_page(results, suite, against, output, columns)
+    elif columns is None:
+        image = cast("ImageFormat", form.value)
+        written = write_figures(results, suite, image, against, output)
+    else:
+        raise UserError(f"--columns is for tables; --format {form} has none.")
+    print(written.text, end="")
+    return _complain_of(written.damaged)
+
+
+def _complain_of(damaged: "list[Damaged]") -> bool:
+    from kdbench.validation import sentence
+
+    for item in damaged:
+        complain(sentence([f"'{item.file}' is not valid and was left out: {item.reason}"]))
+    return bool(damaged)
 
 
 def list_() -> None:

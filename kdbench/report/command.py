@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kdbench.errors import UserError, unknown
 from kdbench.paths import built_in_files
+from kdbench.report.cost import equal_cost, equal_cost_table
 from kdbench.report.published import Source, read_published
 from kdbench.report.summary import leaderboard, runs_frame
 from kdbench.report.tables import Format, render
@@ -21,6 +22,16 @@ class Report:
     damaged: list[Damaged]
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """What a results folder holds."""
+
+    results: list[Result]
+    published: list[Source]
+    damaged: list[Damaged]
+    """Files that are neither."""
+
+
 def make_report(
     results: Path,
     suite: str | None,
@@ -31,11 +42,29 @@ def make_report(
 ) -> Report:
     """The leaderboards of a results folder, in the named columns, to fit a terminal's `width`.
 
+    Below them stand controls that were trained for as many FLOPs, where there are any.
+
     Raises:
         UserError: there is no result to show, or no such suite, method or column.
     """
     if names is not None and form in ("csv", "json"):
         raise UserError(f"--columns is for tables; --format {form} always holds all of them.")
+    found = gather(results, suite, against)
+    board = leaderboard(runs_frame(found.results), against)
+    text = render(board, form, against, names, found.published, width)
+    if form in ("terminal", "markdown"):
+        controls = equal_cost(found.results, against)
+        table = equal_cost_table(controls, against, markdown=form == "markdown")
+        text += f"\n{table}" if table else ""
+    return Report(text, found.damaged)
+
+
+def gather(results: Path, suite: str | None, against: str) -> Gathered:
+    """The results of a folder, and what in it is none.
+
+    Raises:
+        UserError: there is no result to show, or no such suite or method.
+    """
     found = list(read_all(results, suite))
     folders = {folder.parents[1].name for folder in results.glob("*/*/*/")}
     known_suites = folders | set(suite_files())
@@ -55,5 +84,4 @@ def make_report(
     others = list(read_published(results))
     sources = [item for item in others if isinstance(item, Source)]
     damaged += [item for item in others if isinstance(item, Damaged)]
-    board = leaderboard(runs_frame(good), against)
-    return Report(render(board, form, against, names, sources, width), damaged)
+    return Gathered(good, sources, damaged)

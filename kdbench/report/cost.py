@@ -33,11 +33,12 @@ TOLERANCE = 0.05
 def cost_frame(results: Iterable[Result]) -> pd.DataFrame:
     """A row per suite, architecture, method and number of epochs; finished runs only.
 
-    Results of suites that this version cannot read are left out. `suite` is the name without its epochs; `key` is a hash of what else was the same: the
+    `suite` is the name without its epochs; `key` is a hash of what else was the same: the
     protocol without its schedule, the precision and the images. `student_top1` is the mean in per
     cent, `training_flops` is NaN where no run has it, `training_seconds` where runs shared a device
     or were made in several ways. `pareto`: no other row of its group is at least as accurate for no
-    more FLOPs and better in one of them.
+    more FLOPs and better in one of them. Results of suites that this version cannot read are left
+    out.
     """
     return _frame(_runs(results))
 

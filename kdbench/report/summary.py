@@ -1,7 +1,7 @@
 """Results as a pandas frame, and one row per method with means over seeds."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import pandas as pd
 from pydantic import ValidationError
@@ -71,6 +71,37 @@ def leaderboard(runs: pd.DataFrame, against: str = "baseline") -> pd.DataFrame:
     return pd.concat(boards, ignore_index=True) if boards else pd.DataFrame()
 
 
+def each_board(table: pd.DataFrame) -> Iterator[tuple[str, dict[str, str], pd.DataFrame]]:
+    """Title, key and rows of each board of a leaderboard.
+
+    The same name over different recipes: two boards, told apart by their hash.
+    """
+    recipes = table.groupby("suite").suite_hash.nunique()
+    for values, rows in table.groupby(BOARD, sort=True):
+        key = dict(zip(BOARD, map(str, values), strict=True))
+        name = key["suite"]
+        if recipes[name] > 1:
+            name = f"{name} ({key['suite_hash'][:8]})"
+        yield f"{name}, {key['architecture']}", key, rows
+
+
+def row_names(board: pd.DataFrame) -> "pd.Series[str]":
+    """The name of its row in the leaderboard, for each run of a board.
+
+    Two versions of a method are two rows, told apart by their hash; so are two precisions, and
+    images that were prepared beside the originals.
+    """
+    names = board.method
+    for column, label in (
+        ("method_hash", board.method_hash.str[:8]),
+        ("precision", board.precision),
+        ("images", board.images),
+    ):
+        clashes = board.groupby("method")[column].transform("nunique") > 1
+        names = names.where(~clashes, names + " (" + label + ")")
+    return names
+
+
 def _run(result: Result) -> dict[str, object]:
     row: dict[str, object] = result.identity.model_dump(include={*BOARD, *IDENTITY})
     row["status"] = result.status
@@ -118,19 +149,9 @@ def _protocol(result: Result) -> dict[str, object]:
 def _board(board: pd.DataFrame, against: str) -> pd.DataFrame:
     key = board[BOARD].iloc[0].to_dict()
     protocol = board[PROTOCOL].iloc[0].to_dict()
-    # Two versions of a method are two rows, told apart by their hash; so are two precisions,
-    # and images that were prepared beside the originals.
-    names = board.method
-    for column, label in (
-        ("method_hash", board.method_hash.str[:8]),
-        ("precision", board.precision),
-        ("images", board.images),
-    ):
-        clashes = board.groupby("method")[column].transform("nunique") > 1
-        names = names.where(~clashes, names + " (" + label + ")")
     rows = [
         {**key, "method": name, **_method(runs, against), **protocol}
-        for name, runs in board.groupby(names, sort=True)
+        for name, runs in board.groupby(row_names(board), sort=True)
     ]
     frame = pd.DataFrame(rows)
     frame = frame.join(pd.DataFrame(_compared(frame)))

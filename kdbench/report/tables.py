@@ -12,7 +12,7 @@ from tabulate import tabulate
 from kdbench.report.columns import DISPENSABLE, Column, columns
 from kdbench.report.latex import leaderboard_table, published_table
 from kdbench.report.published import SPARE, TITLE, WORDS, Source, published_cells
-from kdbench.report.summary import BOARD
+from kdbench.report.summary import each_board
 
 Format = Literal["terminal", "markdown", "latex", "csv", "json"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -38,10 +38,7 @@ def render(
         return board.to_json(orient="records", indent=1, double_precision=15)
     sections = []
     recipes = board.groupby("suite").suite_hash.nunique()
-    for key, rows in board.groupby(BOARD, sort=True):
-        suite, digest, architecture = map(str, key)
-        name = f"{suite} ({digest[:8]})" if recipes[suite] > 1 else suite
-        title = f"{name}, {architecture}"
+    for title, _, rows in each_board(board):
         shown = columns(rows, names, against)
         others = published_cells(sources, rows)
         if form == "latex":

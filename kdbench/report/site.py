@@ -1,0 +1,72 @@
+"""What `kdbench report --output` does: read, draw, write."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdbench.atomic import written_whole
+from kdbench.errors import counted
+from kdbench.report.boards import boards
+from kdbench.report.command import gather
+from kdbench.report.cost import cost_frame
+from kdbench.report.drawn import drawn
+from kdbench.report.figures import short
+from kdbench.report.page import render_page
+from kdbench.report.style import ImageFormat, drawing, save
+from kdbench.store import Damaged
+
+
+@dataclass(frozen=True)
+class Written:
+    """Where it is, in a sentence, and the files that are none of the results."""
+
+    text: str
+    damaged: list[Damaged]
+
+
+def write_page(
+    results: Path,
+    suite: str | None,
+    against: str,
+    output: Path,
+    names: Sequence[str] | None = None,
+) -> Written:
+    """All results as `index.html` in the folder `output`, tables in the named columns.
+
+    Raises:
+        UserError: there is no result to show, no such suite, method or column, or `output` takes
+            no file.
+    """
+    found = gather(results, suite, against)
+    file = output / "index.html"
+    page = render_page(found.results, against, found.published, found.damaged, names)
+    with written_whole(file, durable=False) as stream:
+        stream.write(page.encode())
+    return Written(f"The page is '{file}'.\n", found.damaged)
+
+
+def write_figures(
+    results: Path, suite: str | None, form: ImageFormat, against: str, output: Path
+) -> Written:
+    """The figures of all boards as files in the folder `output`.
+
+    Raises:
+        UserError: as of `write_page`.
+    """
+    found = gather(results, suite, against)
+    costs, count = cost_frame(found.results), 0
+    with drawing():
+        for board in boards(found.results, against):
+            for item in drawn(board, costs, against):
+                if item.figure is None:
+                    continue
+                item.figure.suptitle(f"{item.title}: {short(board.title, 60)}", fontsize=10)
+                save(item.figure, output / f"{_stem(board.title)}-{item.name}.{form}", form)
+                count += 1
+    return Written(f"{counted(count, 'figure')} in '{output}'.\n", found.damaged)
+
+
+def _stem(title: str) -> str:
+    """A file's name: what of a title is safe in one."""
+    return re.sub(r"[^\w.+=@-]+", "-", title).strip("-.")[:120]

@@ -1,0 +1,177 @@
+"""Figures show what is in the results: read from the artists of matplotlib."""
+
+import io
+import itertools
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.container import ErrorbarContainer
+from page_results import FLOPS, made
+
+from kdbench.report import figures
+from kdbench.report.boards import boards, curves, losses, roles
+from kdbench.report.cost import cost_frame
+from kdbench.report.drawn import cost_points, drawn
+from kdbench.report.style import MARKERS, PALETTE, drawing, inline_svg, looks
+
+
+@pytest.fixture(autouse=True)
+def _drawing():
+    with drawing():
+        yield
+
+
+def board_of(results):
+    (board,) = boards(results, "baseline")
+    return board
+
+
+def all_drawn(results):
+    return {item.name: item for item in drawn(board_of(results), cost_frame(results), "baseline")}
+
+
+def test_cost_has_a_point_with_its_deviation_for_each_method():
+    results = [made("baseline", seed, 40.0 + seed) for seed in range(3)]
+    results += [made("dml", 0, 45.0, flops=3 * FLOPS)]
+    item = all_drawn(results)["cost"]
+    (axes,) = item.figure.axes
+    bars = [c for c in axes.containers if isinstance(c, ErrorbarContainer)]
+    points = {(*bar[0].get_xydata()[0],): bar for bar in bars}
+    assert set(points) == {(1.0, 41.0), (3.0, 45.0)}
+    ((low, high),) = (segment[:, 1] for segment in points[1.0, 41.0][2][0].get_segments())
+    assert (low, high) == (40.0, 42.0)  # the sample deviation of 40, 41, 42 is 1
+    assert points[3.0, 45.0][2] == ()
+    assert "where there is more than one" in item.caption
+    below, above = axes.get_ylim()
+    assert below < 40.0 and above > 45.0
+    assert axes.get_xlabel() == "training FLOPs, times those of baseline"
+
+
+def test_without_flops_the_cost_is_the_time_of_runs_that_were_not_shared():
+    results = [made("baseline", flops=None), made("dml", flops=None, jobs=2)]
+    points, label = cost_points(board_of(results), cost_frame(results), "baseline")
+    assert label == "minutes of training"
+    assert points.set_index("name").cost["baseline"] == 1.5
+    assert "Cost not measured: dml." in all_drawn(results)["cost"].caption
+
+
+def test_without_any_cost_a_sentence_stands_in_the_place_of_the_figure():
+    item = all_drawn([made("baseline", flops=None, jobs=2)])["cost"]
+    assert item.figure is None and "no cost to show" in item.caption
+
+
+def test_without_the_reference_flops_are_absolute():
+    results = [made("dml", flops=3 * 10**15)]
+    points, label = cost_points(board_of(results), cost_frame(results), "baseline")
+    assert points.cost.tolist() == [3.0] and label == "training FLOPs, 10¹⁵"
+
+
+def test_the_same_recipe_over_other_epochs_stands_in_the_figure_of_cost():
+    """The control at equal cost. What makes recipes the same is the frame's to say: its key."""
+    results = [made("baseline"), made("dml", flops=3 * FLOPS)]
+    costs = cost_frame(results)
+    longer = costs[costs.method == "baseline"].assign(epochs=12, training_flops=3.0 * FLOPS)
+    other = longer.assign(key="another")
+    points, _ = cost_points(board_of(results), pd.concat([costs, longer, other]), "baseline")
+    assert dict(zip(points.name, points.cost, strict=True)) == {
+        "baseline": 1.0,
+        "dml": 3.0,
+        "baseline, 12 epochs": 3.0,
+    }
+
+
+def test_the_pareto_front_has_what_no_other_beats():
+    points = pd.DataFrame(
+        {
+            "name": ["cheap", "worse", "dear", "as dear", "dearest"],
+            "cost": [1.0, 2.0, 3.0, 3.0, 4.0],
+            "student_top1": [50.0, 49.0, 60.0, 55.0, 60.0],
+        }
+    )
+    assert figures.pareto(points).name.tolist() == ["cheap", "dear"]
+
+
+def test_equal_costs_stand_side_by_side():
+    aside = figures.beside(pd.Series([3.0, 1.0, 3.01, 2.0, 3.0]))
+    assert aside[1] == aside[3] == 0
+    assert sorted(aside[[0, 2, 4]]) == [-8, 0, 8]
+
+
+@pytest.mark.parametrize("count", [1, 10, 30])
+def test_names_do_not_lie_on_each_other(count):
+    gap = 0.95 / max(count, 16)
+    for heights in (np.full(count, 0.5), np.linspace(1, 0, count), np.zeros(count)):
+        placed = figures.spread(heights, gap)
+        assert all(a - b >= gap - 1e-9 for a, b in itertools.pairwise(placed))
+        assert min(placed) >= 0 and max(placed) <= 1
+    assert figures.spread([0.9, 0.1], 0.05) == [0.9, 0.1]
+
+
+def test_curves_have_each_seed_their_mean_and_the_reference():
+    results = [made(m, seed, 40.0 + seed) for m in ("baseline", "dml") for seed in range(2)]
+    results.append(made("dml", 2, None))
+    figure = figures.curves(curves(board_of(results).runs), "baseline")
+    panels = {axes.get_title("left"): axes.get_lines() for axes in figure.axes}
+    assert [len(panels["baseline"]), len(panels["dml"])] == [3, 5]
+    reference, first, second, lost, mean = (line.get_ydata() for line in panels["dml"])
+    assert list(first) == [37.0, 38.0, 39.0, 40.0]
+    assert list(mean) == list(reference) == [37.5, 38.5, 39.5, 40.5]
+    assert list(second) == [38.0, 39.0, 40.0, 41.0]
+    assert len(lost) == 2 and panels["dml"][3].get_linestyle() == ":"
+
+
+def test_losses_are_summed_over_networks_by_kind():
+    results = [made("dml", seed) for seed in range(2)]
+    (axes,) = figures.losses(losses(board_of(results).runs)).axes
+    lines = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
+    assert lines["ce"] == pytest.approx([5.0, 2.5, 5 / 3, 1.25])
+    assert lines["kl"] == pytest.approx([0.01] * 4)
+
+
+def test_roles_are_means_over_seeds_and_peers_the_mean_of_the_others():
+    tops = roles(board_of([made("dml", 0, 40.0), made("dml", 1, 50.0)]).runs)
+    (axes,) = figures.roles(tops).axes
+    shown = {line.get_label(): line.get_xdata()[0] for line in axes.get_lines()}
+    assert {role: shown[role] for role in ("student", "peers", "ensemble")} == {
+        "student": 45.0,
+        "peers": 43.0,
+        "ensemble": 47.0,
+    }
+    assert "mean" not in shown
+
+
+def test_each_seed_is_a_dot():
+    results = [made(m, seed, 40.0 + seed) for m in ("baseline", "dml") for seed in range(3)]
+    tops = roles(board_of(results).runs)
+    (axes,) = figures.seeds(tops[tops.role == "student"]).axes
+    *_, dots, mean, _ = axes.get_lines()
+    assert sorted(dots.get_xdata()) == [40.0, 40.0, 41.0, 41.0, 42.0, 42.0]
+    assert list(mean.get_xdata()) == [41.0, 41.0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["baseline", "dml"]
+
+
+def test_no_two_of_thirty_methods_look_alike():
+    assert len(set(looks([str(i) for i in range(63)]).values())) == 63
+    assert len(set(PALETTE)) == len(PALETTE) and len(set(MARKERS)) == len(MARKERS)
+
+
+def test_a_name_is_shown_as_it_is_and_no_formula():
+    results = [made("$x^2$ <b>&")]
+    svg = inline_svg(all_drawn(results)["curves"].figure, "x", "a\x01b")
+    texts = [element.text for element in ElementTree.parse(io.StringIO(svg)).iter("text")]
+    assert "$x^2$ <b>&" in texts and figures.short("a\x00b") == "a\ufffdb"
+
+
+def test_two_figures_share_no_id_and_follow_the_theme():
+    results = [made("baseline"), made("dml", top1=51.0)]
+    item = all_drawn(results)["roles"]
+    first, second = (inline_svg(item.figure, salt, "") for salt in ("a", "b"))
+    ids = [
+        {element.get("id") for element in ElementTree.fromstring(svg).iter() if element.get("id")}
+        for svg in (first, second)
+    ]
+    assert ids[0] and not ids[0] & ids[1]
+    assert "var(--ink)" in first and "var(--series-0)" in first
+    assert PALETTE[0] not in first

@@ -1,0 +1,127 @@
+"""The page in a browser: it opens from a file, sorts, filters, changes its theme, fits a phone."""
+
+import pytest
+from browser import CHROMIUM, opened
+from page_results import FLOPS, made
+from test_page import HOSTILE, hostile_page, page_of
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+
+TOPS = {"baseline": 50.0, "mid": 60.0, "low": 9.5, "top": 70.25, "lost": None}
+
+
+@pytest.fixture
+def file(tmp_path):
+    results = [made(m, 0, top1, flops=FLOPS * (i + 1)) for i, (m, top1) in enumerate(TOPS.items())]
+    results.append(made("baseline", 1, 52.0))
+    file = tmp_path / "index.html"
+    file.write_text(page_of(*results))
+    return file
+
+
+def methods(page):
+    return page.eval_on_selector_all(
+        "tbody tr[data-method]", "rows => rows.filter(r => !r.hidden).map(r => r.dataset.method)"
+    )
+
+
+def heading(page, name):
+    return page.get_by_role("columnheader", name=name).get_by_role("button")
+
+
+def test_it_opens_without_a_complaint_or_another_request(file):
+    with opened(file) as page:
+        page.locator("details").first.click()
+        assert (page.complaints, page.requests) == ([], [file.as_uri()])
+        assert page.locator("figure svg").count() == 5
+        assert heading(page, "images/s").is_enabled()
+
+
+def test_a_click_sorts_by_value_and_a_second_reverses(file):
+    with opened(file) as page:
+        top1 = heading(page, "student top-1 %")
+        top1.click()
+        assert methods(page) == ["top", "mid", "baseline", "low", "lost"]
+        top1.click()
+        assert methods(page) == ["low", "baseline", "mid", "top", "lost"]  # 9.5 before 60
+        assert page.locator("th[aria-sort]").count() == 1
+        assert page.locator("th[aria-sort=ascending]").inner_text().startswith("student top-1 %")
+        heading(page, "method").click()
+        assert methods(page) == ["baseline", "lost", "low", "mid", "top"]
+
+
+def test_the_keyboard_sorts(file):
+    with opened(file) as page:
+        heading(page, "method").focus()
+        page.keyboard.press("Enter")
+        page.keyboard.press("Enter")
+        assert methods(page) == ["top", "mid", "low", "lost", "baseline"]
+        page.keyboard.press("Tab")
+        page.keyboard.press("Space")
+        assert methods(page) == ["top", "mid", "baseline", "low", "lost"]
+        assert page.evaluate("document.activeElement.matches(':focus-visible')")
+
+
+def test_the_filter_hides_rows_and_runs(file):
+    with opened(file) as page:
+        page.get_by_role("searchbox").fill("LO")
+        assert sorted(methods(page)) == ["lost", "low"]
+        assert page.locator("details.runs:visible").count() == 2
+        assert page.get_by_role("status").inner_text() == "2 of 5"
+        page.get_by_role("searchbox").fill("")
+        assert len(methods(page)) == 5
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_theme_follows_the_system_and_the_button(file, scheme):
+    colours = (
+        "[document.body, document.querySelector('svg text')]"
+        ".map(e => [getComputedStyle(e).backgroundColor, getComputedStyle(e).fill])"
+    )
+    with opened(file, color_scheme=scheme) as page:
+        other = "dark" if scheme == "light" else "light"
+        before = page.evaluate(colours)
+        page.get_by_role("button", name=other.capitalize(), exact=True).click()
+        after = page.evaluate(colours)
+        assert before[0][0] != after[0][0] and before[1][1] != after[1][1]
+        page.reload()
+        assert page.evaluate(colours) == after
+        page.emulate_media(color_scheme=other)
+        assert page.evaluate(colours) == after
+        page.emulate_media(media="print")
+        assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "light"
+
+
+def test_it_fits_a_phone(file):
+    with opened(file, viewport={"width": 360, "height": 800}) as page:
+        page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+        table = page.locator(".scroll").first
+        assert table.evaluate("box => box.scrollWidth > box.clientWidth")
+
+
+def test_the_skip_link_comes_first(file):
+    with opened(file) as page:
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.getAttribute('href')") == "#main"
+        assert page.locator(".skip").bounding_box()["x"] >= 0
+
+
+def test_without_scripts_all_is_there(file):
+    with opened(file, java_script_enabled=False) as page:
+        assert page.locator("tbody tr[data-method]").count() == 5
+        assert not page.get_by_role("searchbox").is_visible()
+        assert not page.locator("#theme").is_visible()
+
+
+def test_a_hostile_page_does_nothing(tmp_path):
+    file = tmp_path / "index.html"
+    file.write_text(hostile_page())
+    with opened(file, viewport={"width": 360, "height": 800}) as page:
+        page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+        heading(page, "method").click()
+        page.get_by_role("searchbox").fill("<script>")
+        assert methods(page) == [HOSTILE]
+        assert (page.complaints, page.requests) == ([], [file.as_uri()])
+        assert page.locator("script").count() == 1 and page.locator("img").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
