@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from kdbench.cli import bench, cluster, data, methods, report, run
+from kdbench.cli import bench, cluster, data, gate, methods, report, run
 from kdbench.cli.common import complain
 from kdbench.errors import PlanAbandonedError, PlanInterruptedError, UserError
 
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.command()(run.run)
 app.command()(report.report)
 app.command()(bench.bench)
+app.command()(gate.gate)
 app.command()(methods.check)
 app.command()(methods.new)
 app.command()(cluster.status)
