@@ -113,4 +113,4 @@ def write_baseline(file: Path, baseline: Baseline) -> None:
         UserError: the folder cannot be written.
     """
     with written_whole(file) as stream:
-        stream.write(baseline.model_dump_json(exclude_defaults=True).encode() + b"\n")
+        stream.write(baseline.model_dump_json().encode() + b"\n")

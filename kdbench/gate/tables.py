@@ -23,8 +23,8 @@ def render(
         )
         for architecture in dict.fromkeys(f.architecture for f in findings)
     ]
-    made = baseline.environment
-    conditions = [f"Baseline: {_conditions(made)}.", f"Now: {_conditions(now)}.", verdict(findings)]
+    stored = _conditions(baseline.environment)
+    conditions = [f"Baseline: {stored}.", f"Now: {_conditions(now)}.", verdict(findings)]
     return "\n".join([*sections, *conditions, ""])
 
 
@@ -54,4 +54,4 @@ def _cells(finding: Finding) -> dict[str, str]:
 def _conditions(made: Environment) -> str:
     commit = "" if made.commit is None else f", commit {made.commit[:8]}"
     dirty = " with changes" if made.dirty else ""
-    return f"{made.device}, {made.threads} threads, torch {made.torch}{commit}{dirty}"
+    return f"{made.device}, {counted(made.threads, 'thread')}, torch {made.torch}{commit}{dirty}"
