@@ -19,6 +19,9 @@ ALARMS = 0.01
 
 JUDGED_ROLES = ("student", "ensemble")
 
+LOSS_FLOOR = 3e-5
+"""Least tolerance of losses, relative: another number of threads moved those of a step by 1e-5."""
+
 STEP_FLOOR = 0.15
 """Least tolerance of a ratio of step times, relative: processes differed by up to 13 %."""
 
@@ -154,16 +157,17 @@ def _trace(
             ", ".join(sorted(names)) or "none" for names in (before - after, after - before)
         )
         return Finding(*new.key, name, "changed", f"gone: {gone}", f"new: {come}")
-    steps = range(len(rounding))
+    limits = [max(value, LOSS_FLOOR) for value in rounding]
+    steps = range(len(limits))
     # A fault moves every seed; rounding moves one far where it flips a ReLU.
     distances = [min(moved(*pair, step) for pair in pairs) for step in steps]
-    worst = max(steps, key=lambda step: distances[step] / rounding[step])
+    worst = max(steps, key=lambda step: distances[step] / limits[step])
     return Finding(
         *new.key,
         f"{name}, step {worst + 1}",
-        "changed" if distances[worst] > rounding[worst] else "same",
+        "changed" if distances[worst] > limits[worst] else "same",
         now=f"{distances[worst]:.1e} off",
-        tolerance=f"{rounding[worst]:.1e}",
+        tolerance=f"{limits[worst]:.1e}",
         identical=all(before == after for before, after in pairs),
     )
 
