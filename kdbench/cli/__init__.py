@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from kdbench.cli import bench, cluster, compare, data, export, methods, report, run
+from kdbench.cli import bench, cluster, compare, data, export, gate, methods, report, run
 from kdbench.cli.common import complain
 from kdbench.errors import PlanAbandonedError, PlanInterruptedError, UserError
 
@@ -19,6 +19,7 @@ app.command()(run.run)
 app.command()(report.report)
 app.command()(compare.compare)
 app.command()(bench.bench)
+app.command()(gate.gate)
 app.command()(export.export)
 app.command()(export.evaluate)
 app.command()(methods.check)

@@ -57,7 +57,7 @@ class Run:
         self.observer = observer
         self.stop = stop or Stop()
         suite = spec.suite
-        self.training_flops = training_flops(spec, accelerator.device)
+        self.training_flops = self._count_work()
         self.memory = MemoryMeter(accelerator.device)
         method = spec.build_on(accelerator.device)
         self.parameters_trained = count_parameters(method)
@@ -323,6 +323,15 @@ class Run:
             student_forward_flops=self.flops,
             training_flops=self.training_flops,
         )
+
+    def _count_work(self) -> int | None:
+        """FLOPs of the run; None for a method that cannot take a few images on their own."""
+        try:
+            return training_flops(self.spec, self.accelerator.device)
+        except Exception as error:  # what is wrong with the method itself, its first step will say
+            why = self.spec.entry.blame(error).split("\n")[0]
+            self.observer.on_message(f"The FLOPs of '{self.spec.entry.name}' are not known: {why}.")
+            return None
 
     def _environment(self) -> Environment:
         """How the steps run is known only once they do."""

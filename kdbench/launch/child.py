@@ -34,7 +34,7 @@ class Child:
             UserError: the run's folder cannot be written, or its method changed.
         """
         self.order, self.spec, self.shares = order, order.spec(), shares
-        self.log = order.folder / "worker.log"
+        self.log = order.folder / f"worker-{os.getpid()}.log"  # another command has its own
         self.file = result_path(order.how.results, self.spec.identity())
         self._asked = False
         check_writable(order.folder)
@@ -103,7 +103,7 @@ class Child:
         processes = self.order.how.processes
         if processes == 1:
             return [sys.executable, "-u", "-P", "-m", WORKER]
-        file = self.order.folder / "order.json"
+        file = self.order.folder / f"order-{os.getpid()}.json"
         file.write_text(self.order.model_dump_json())
         return torchrun(processes, WORKER, str(file))
 

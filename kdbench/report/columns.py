@@ -7,7 +7,7 @@ from typing import Literal
 
 import pandas as pd
 
-from kdbench.errors import unknown
+from kdbench.errors import UserError, unknown
 from kdbench.report.statistics import MOST_SEEDS
 
 MISSING = "n/a"
@@ -60,6 +60,8 @@ def columns(board: pd.DataFrame, names: Sequence[str] | None, against: str) -> l
         hard = board.encoded.eq(True).any() or bool((board.classes.dropna() > 100).any())
         usual = [every[name] for name in DEFAULT if hard or name != "top5"]
         return [column for column in usual if column.name in ALWAYS or _says(column, board)]
+    if not names:
+        raise UserError(f"--columns names no column; choose from: {', '.join([*every, 'all'])}.")
     chosen: dict[str, Column] = {}
     for name in names:
         if name != "all" and name not in every:

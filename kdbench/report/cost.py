@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
+from kdbench.errors import printable
 from kdbench.report.columns import MISSING
 from kdbench.report.statistics import LEVEL, Difference, holm, paired
 from kdbench.report.tables import titled_table
@@ -26,6 +27,9 @@ SHOWN = [*ROW, "student_top1", "training_flops", "control_top1", "control_epochs
 WAY = ["device", "step", "processes", "threads"]
 """What times depend on beside the work."""
 
+SHAPE = 1000
+"""Epochs that schedules are brought to, to tell whether they have one shape."""
+
 TOLERANCE = 0.05
 """Of training FLOPs, within which two runs cost the same."""
 
@@ -34,7 +38,7 @@ def cost_frame(results: Iterable[Result]) -> pd.DataFrame:
     """A row per suite, architecture, method and number of epochs; finished runs only.
 
     `suite` is the name without its epochs; `key` is a hash of what else was the same: the
-    protocol without its schedule, the precision and the images. `student_top1` is the mean in per
+    protocol but for its epochs, the precision and the images. `student_top1` is the mean in per
     cent, `training_flops` is NaN where no run has it, `training_seconds` where runs shared a device
     or were made in several ways. `pareto`: no other row of its group is at least as accurate for no
     more FLOPs and better in one of them. Results of suites that this version cannot read are left
@@ -106,6 +110,7 @@ def _run(result: Result, suite: Suite) -> dict[str, object]:
     identity, cost = result.identity, result.cost
     alike = [suite.digest(schedule=False), result.environment.precision]
     alike.append(str(result.notes.get("images", "")))
+    alike.append(suite.schedule.scaled(SHAPE).model_dump_json())
     name, _, changes = identity.suite.partition("@")
     kept = [change for change in changes.split(",") if change and not change.startswith("epochs=")]
     return {
@@ -114,7 +119,7 @@ def _run(result: Result, suite: Suite) -> dict[str, object]:
         "architecture": identity.architecture,
         "method": identity.method,
         "epochs": suite.schedule.epochs,
-        "hash": identity.method_hash,
+        "hash": printable(identity.method_hash),
         "seed": identity.seed,
         "student_top1": result.last["student"].top1,
         **result.environment.model_dump(include=set(WAY)),

@@ -63,7 +63,7 @@ def paired(ours: Mapping[int, float], reference: Mapping[int, float]) -> Differe
     if not all(map(math.isfinite, values.values())):
         raise ValueError(f"differences must be finite, not {values}")
     sample = np.array(list(values.values()))
-    mean = float(sample.mean())
+    mean = round(float(sample.mean()), DECIMALS)
     if len(sample) == 1:
         return Difference(values, mean, None, None, None, 1.0)
     if np.ptp(sample) == 0:

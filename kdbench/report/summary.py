@@ -17,7 +17,7 @@ BOARD = ["suite", "suite_hash", "architecture"]
 IDENTITY = ["method", "method_hash", "seed"]
 """What tells the runs of a table apart."""
 
-MADE = ["device", "precision", "step", "jobs", "processes"]
+MADE = ["device", "precision", "step", "jobs", "processes", "threads"]
 """How a run was made: what explains a difference in its rates, and in precision its numbers."""
 
 PROTOCOL = ["dataset", "classes", "encoded", "all_images", "epochs"]
@@ -97,7 +97,9 @@ def row_names(board: pd.DataFrame) -> "pd.Series[str]":
         ("precision", board.precision),
         ("images", board.images),
     ):
-        clashes = board.groupby("method")[column].transform("nunique") > 1
+        # What did not finish may not know its images: it tells no versions apart.
+        versions = board[board.status == "finished"].groupby("method")[column].nunique()
+        clashes = board.method.map(versions).fillna(0) > 1
         names = names.where(~clashes, names + " (" + label + ")")
     return names
 
@@ -166,7 +168,7 @@ def _method(runs: pd.DataFrame, against: str) -> dict[str, object]:
     finished = runs[runs.status == "finished"]
     alone = finished[finished.jobs == 1]
     # Rates of different devices, or of compiled and eager steps, have no common mean.
-    ways = alone[["device", "step", "processes"]].drop_duplicates()
+    ways = alone[["device", "step", "processes", "threads"]].drop_duplicates()
     comparable = alone if len(ways) == 1 else alone[:0]
     accuracies = finished[list(ACCURACIES)]
     return {
@@ -188,20 +190,28 @@ def _method(runs: pd.DataFrame, against: str) -> dict[str, object]:
         "parameters_trained": finished.parameters_trained.max(),
         "parameters_deployed": finished.parameters_deployed.max(),
         "reference": bool((runs.method == against).all()),
+        "made_of": " ".join(sorted({*finished.precision, *finished.images})),
     }
 
 
 def _compared(frame: pd.DataFrame) -> list[dict[str, object]]:
-    """For each row, how it differs from the reference; nothing where no seed is common."""
-    reference = _reference(frame.student_top1_by_seed[frame.reference])
+    """For each row, how it differs from the reference in the same precision, on the same images;
+    nothing where no seed is common.
+    """
+    references = [
+        _reference(frame.student_top1_by_seed[frame.reference & (frame.made_of == made_of)])
+        for made_of in frame.made_of
+    ]
     found = [
         None if itself else paired(by_seed, reference)
-        for itself, by_seed in zip(frame.reference, frame.student_top1_by_seed, strict=True)
+        for itself, by_seed, reference in zip(
+            frame.reference, frame.student_top1_by_seed, references, strict=True
+        )
     ]
     compared = [difference for difference in found if difference is not None]
     adjusted = iter(holm([difference.p for difference in compared]))
     rows: list[dict[str, object]] = []
-    for difference, itself in zip(found, frame.reference, strict=True):
+    for difference, itself, reference in zip(found, frame.reference, references, strict=True):
         if difference is not None:
             rows.append(_statistics(difference, next(adjusted), len(compared)))
         else:

@@ -1,0 +1,1 @@
+"""Comparison of a short schedule with a stored baseline, for CI."""

@@ -1,0 +1,195 @@
+"""Trains the short schedule with the harness's own machinery, and times steps in turn."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+from rich.console import Console
+from rich.progress import Progress
+
+from kdbench.bench.command import bench
+from kdbench.bench.record import Benchmark
+from kdbench.engine.spec import RunSpec
+from kdbench.gate.compare import moved, ratio_of
+from kdbench.gate.record import Entry, Losses, Rounding, StepFigures, Trace
+from kdbench.launch.execution import Execution
+from kdbench.launch.local import execute
+from kdbench.launch.plan import PlannedRun, make_specs
+from kdbench.sections import Split
+from kdbench.store import Result, result_path
+from kdbench.suite import Suite
+
+Key = tuple[str, str]
+"""Architecture and method."""
+
+AGAINST = "independent"
+
+ROUNDS = 30
+"""Timed windows of each method, in turn: enough for a step 30 % slower on a busy machine."""
+
+STEPS = 8
+"""Taken one by one."""
+
+NUDGE = 1e-5
+"""Relative change of the learning rate: what it moves losses by is ten times what rounding does on
+another CPU, see docs/gate.md."""
+
+
+def train(specs: Sequence[RunSpec], how: Execution) -> list[Result]:
+    """All runs, whatever results there are: equal fingerprints do not mean equal code here.
+
+    Raises:
+        UserError: as `execute`.
+    """
+    runs = [PlannedRun(s, result_path(how.results, s.identity()), "to run") for s in specs]
+    return execute(runs, replace(how, overwrite=True))
+
+
+def step_by_step(suite: Suite) -> Suite:
+    """The suite with one batch an epoch, as nearly as whole classes allow, over STEPS epochs: so a
+    history holds the losses of single steps, which rounding has hardly moved yet, under a schedule
+    with all its parts.
+    """
+    data = suite.data
+    fewest = math.ceil(suite.batch_size / data.classes)
+    splits = {"train": _at_most(data.train, fewest), "test": _at_most(data.test, 1)}
+    changes = {"data": data.model_copy(update=splits), "name": f"{suite.name}-steps"}
+    return suite.with_epochs(STEPS).model_copy(update=changes)
+
+
+def nudged(suite: Suite) -> Suite:
+    """The suite with its learning rate disturbed, which moves all that follows."""
+    rate = suite.optimizer.learning_rate * (1 + NUDGE)
+    recipe = suite.optimizer.model_copy(update={"learning_rate": rate})
+    return suite.model_copy(update={"optimizer": recipe})
+
+
+def with_suite(specs: Sequence[RunSpec], suite: Suite) -> list[RunSpec]:
+    """The same runs under another suite."""
+    return [replace(spec, suite=suite) for spec in specs]
+
+
+def time_steps(
+    specs: Sequence[RunSpec], on_message: Callable[[str], None]
+) -> dict[Key, StepFigures]:
+    """Steps of all methods in turn, and of AGAINST, as they stand."""
+    once = [spec for spec in specs if spec.seed == 0]
+    architectures = list(dict.fromkeys(spec.architecture for spec in once))
+    names = {spec.method_name for spec in once}
+    if AGAINST not in names:
+        once += make_specs(once[0].suite, [AGAINST], architectures)
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("timing", total=1)
+
+        def show(what: str, share: float) -> None:
+            bar.update(task, description=what, completed=share)
+
+        measured = bench(once, ["off"], ROUNDS, AGAINST, show, on_message)
+    return {key: step for key, step in _steps(measured).items() if key[1] in names}
+
+
+def entries_of(
+    long: Sequence[Result], short: Sequence[Result], steps: Mapping[Key, StepFigures]
+) -> list[Entry]:
+    """What was measured, a method on an architecture at a time: accuracies of the suite's own
+    schedule, losses of the one that was taken step by step.
+    """
+    runs: dict[Key, list[Result]] = {}
+    losses: dict[Key, dict[int, Result]] = {}
+    for result in long:
+        runs.setdefault(_key(result), []).append(result)
+    for result in short:
+        losses.setdefault(_key(result), {})[result.identity.seed] = result
+    return [_entry(runs[key], losses[key], steps.get(key)) for key in runs]
+
+
+def with_rounding(entry: Entry, disturbed: Sequence[Result]) -> Entry:
+    """The entry with how far the disturbance moved its losses by each step, in any of its seeds;
+    NUDGE at least, and for the first step, which no learning rate has touched.
+    """
+    others = {
+        result.identity.seed: result
+        for result in disturbed
+        if _key(result) == entry.key and result.status == "finished"
+    }
+    seeds = entry.traces.keys() & others.keys()
+    losses = [(entry.traces[s].losses, _losses(others[s])) for s in seeds]
+    evaluation = [(entry.traces[s].evaluation, _evaluation(others[s])) for s in seeds]
+    found = Rounding(losses=_reached(losses), evaluation=_reached(evaluation))
+    return entry.model_copy(update={"rounding": found})
+
+
+def _reached(pairs: Sequence[tuple[Losses, Losses]]) -> list[float]:
+    largest = (max((moved(*pair, step) for pair in pairs), default=0.0) for step in range(STEPS))
+    return list(accumulate(largest, max, initial=NUDGE))[1:]
+
+
+def _key(result: Result) -> Key:
+    return result.identity.architecture, result.identity.method
+
+
+def _at_most(split: Split, per_class: int) -> Split:
+    kept = per_class if split.per_class is None else min(split.per_class, per_class)
+    return split.model_copy(update={"per_class": kept})
+
+
+def _entry(runs: Sequence[Result], losses: Mapping[int, Result], step: StepFigures | None) -> Entry:
+    ended = [(run, losses[run.identity.seed]) for run in runs]
+    whole = [pair for pair in ended if all(run.status == "finished" for run in pair)]
+    flops = {run.cost.training_flops for run, _ in whole if run.cost is not None}
+    return Entry(
+        architecture=runs[0].identity.architecture,
+        method=runs[0].identity.method,
+        method_hash=runs[0].identity.method_hash,
+        traces={run.identity.seed: _trace(run, short) for run, short in whole},
+        unfinished={
+            run.identity.seed: f"{run.status}: {run.reason}"
+            for pair in ended
+            for run in pair
+            if run.status != "finished"
+        },
+        training_flops=next(iter(flops), None),
+        step=step,
+    )
+
+
+def _trace(run: Result, short: Result) -> Trace:
+    assert run.last is not None
+    return Trace(
+        top1={role: metrics.top1 for role, metrics in run.last.items()},
+        losses=_losses(short),
+        evaluation=_evaluation(short),
+    )
+
+
+def _losses(short: Result) -> Losses:
+    return _by_name([epoch.losses for epoch in short.history])
+
+
+def _evaluation(short: Result) -> Losses:
+    return _by_name([{r: m.loss for r, m in epoch.metrics.items()} for epoch in short.history])
+
+
+def _by_name(steps: Sequence[Mapping[str, float]]) -> Losses:
+    """With as many digits as float32 has."""
+    return {name: [float(f"{step[name]:.9g}") for step in steps] for name in steps[0]}
+
+
+def _steps(benchmark: Benchmark) -> dict[tuple[str, str], StepFigures]:
+    references = {
+        row.architecture: row.milliseconds
+        for row in benchmark.rows
+        if row.method == benchmark.against
+    }
+    return {
+        (row.architecture, row.method): StepFigures(
+            ratio=row.ratio or ratio_of(row.milliseconds, references[row.architecture]),
+            rounds=benchmark.rounds,
+            peak_memory_bytes=row.peak_memory_bytes,
+            bytes=row.bytes,
+        )
+        for row in benchmark.rows
+        if row.ratio is not None or row.architecture in references
+    }
