@@ -167,11 +167,22 @@ def test_two_methods_are_compared_by_architecture(save, compared):
     assert rows["resnet32"].verdict == "only in B"
 
 
-def test_revisions_are_read_without_a_checkout(save, kdbench):
-    def git(*arguments: str) -> None:
-        who = ["-c", "user.name=n", "-c", "user.email=e"]
-        subprocess.run(["git", *who, *arguments], check=True, capture_output=True)
+def git(*arguments: str) -> None:
+    who = ["-c", "user.name=n", "-c", "user.email=e"]
+    subprocess.run(["git", *who, *arguments], check=True, capture_output=True)
 
+
+def test_a_revision_with_a_link_out_of_its_folder_is_refused(save, kdbench):
+    git("init")
+    save("results", "dml", 60.0)
+    Path("results/link").symlink_to("/etc")
+    git("add", "results")
+    git("commit", "-m", "first")
+    code, _, err = kdbench("compare", "HEAD", "HEAD")
+    assert code == 2 and is_one_sentence(err) and "Revision 'HEAD' cannot be read" in err
+
+
+def test_revisions_are_read_without_a_checkout(save, kdbench):
     git("init")
     save("results", "dml", 60.0)
     bad = Path("results/cifar100-reduced/resnet20/one/seed0.json")

@@ -159,3 +159,5 @@ def test_no_option_value_leads_out_of_the_results_folder(suite):
     (dml,) = find_methods(["dml"])
     spec = RunSpec(suite, "resnet8", dml, Options(note="../../x"), 0)
     assert spec.method_name == "dml@note=.._.._x"
+    odd = RunSpec(suite, "resnet8", dml, Options(note="a\\b\n"), 0)
+    assert odd.identity().method == "dml@note=a_b_n"

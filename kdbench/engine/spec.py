@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from kdbench.discovery import MethodEntry
-from kdbench.errors import UserError
+from kdbench.errors import UserError, printable
 from kdbench.method import Cohort, Method, MethodOptions
 from kdbench.seeds import seeded
 from kdbench.store import Identity
@@ -153,7 +153,8 @@ def changed_options(options: MethodOptions) -> dict[str, object]:
 def variant(options: MethodOptions) -> str:
     """`@key=value,...` for options that differ from the defaults; nothing where none does."""
     # It is the name of a folder: no value may lead elsewhere.
-    changed = [f"{k}={v}".replace("/", "_") for k, v in changed_options(options).items()]
+    values = (f"{key}={value}" for key, value in changed_options(options).items())
+    changed = [printable(value).replace("/", "_").replace("\\", "_") for value in values]
     text = ",".join(changed)
     if len(text) > LONGEST_VARIANT:
         text = hashlib.sha256(text.encode()).hexdigest()[:16]

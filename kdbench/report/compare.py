@@ -234,4 +234,4 @@ def _cost_ratios(a: Runs, b: Runs) -> tuple[float | None, float | None]:
     medians = [statistics.median(side) if side else None for side in rates]
     peaks = [max(cost.peak_memory_bytes for cost in side) for side in costs]
     rate = medians[1] / medians[0] if medians[0] and medians[1] else None
-    return rate, peaks[1] / peaks[0]
+    return rate, peaks[1] / peaks[0] if peaks[0] else None

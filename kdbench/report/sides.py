@@ -84,7 +84,10 @@ def _read_revision(
     if archive is None:
         raise UserError(f"Revision '{name}' has no folder '{inside}'; --results-dir names another.")
     with tempfile.TemporaryDirectory() as place, tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        tar.extractall(place, filter="data")
+        try:
+            tar.extractall(place, filter="data")
+        except tarfile.TarError as error:  # a link out of the folder
+            raise UserError(f"Revision '{name}' cannot be read: {error}.") from error
         good, damaged = _good(read_all(Path(place) / inside))
         files = [item.file.relative_to(place).as_posix() for item in damaged]
     named = zip(damaged, files, strict=True)
