@@ -49,6 +49,15 @@ def test_cost_has_a_point_with_its_deviation_for_each_method():
     assert axes.get_xlabel() == "training FLOPs, times those of baseline"
 
 
+def test_times_of_two_devices_have_no_common_axis():
+    runs = [made("baseline", flops=None), made("ffsd", flops=None)]
+    elsewhere = runs[1].environment.model_copy(update={"device": "another"})
+    runs[1] = runs[1].model_copy(update={"environment": elsewhere})
+    (board,) = boards(runs, "baseline")
+    points, _ = cost_points(board, cost_frame(runs), "baseline")
+    assert points.cost.isna().all()
+
+
 def test_without_flops_the_cost_is_the_time_of_runs_that_were_not_shared():
     results = [made("baseline", flops=None), made("dml", flops=None, jobs=2)]
     points, label = cost_points(board_of(results), cost_frame(results), "baseline")

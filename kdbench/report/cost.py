@@ -39,10 +39,10 @@ def cost_frame(results: Iterable[Result]) -> pd.DataFrame:
 
     `suite` is the name without its epochs; `key` is a hash of what else was the same: the
     protocol but for its epochs, the precision and the images. `student_top1` is the mean in per
-    cent, `training_flops` is NaN where no run has it, `training_seconds` where runs shared a device
-    or were made in several ways. `pareto`: no other row of its group is at least as accurate for no
-    more FLOPs and better in one of them. Results of suites that this version cannot read are left
-    out.
+    cent. `training_flops` is NaN where no run has it, `training_seconds` where runs shared a device
+    or were made in several ways; `way` is the one, and times of two ways have no common axis.
+    `pareto`: no other row of its group is at least as accurate for no more FLOPs and better in one
+    of them. Results of suites that this version cannot read are left out.
     """
     return _frame(_runs(results))
 
@@ -133,7 +133,8 @@ def _run(result: Result, suite: Suite) -> dict[str, object]:
 def _frame(runs: pd.DataFrame) -> pd.DataFrame:
     groups = runs.groupby(ROW, sort=True)
     rows = [dict(zip(ROW, key, strict=True)) | _row(made) for key, made in groups]
-    columns = [*ROW, "n", "student_top1", "student_top1_sd", "training_flops", "training_seconds"]
+    columns = [*ROW, "n", "student_top1", "student_top1_sd"]
+    columns += ["training_flops", "training_seconds", "way"]
     frame = pd.DataFrame(rows, columns=columns)
     return frame.assign(pareto=[_on_front(frame, row) for row in _records(frame)])
 
@@ -151,6 +152,7 @@ def _row(made: pd.DataFrame) -> dict[str, object]:
         "student_top1_sd": made.student_top1.std(ddof=1),
         "training_flops": float(made.flops.astype(float).max()),
         "training_seconds": float(alone.seconds.mean()) if comparable else math.nan,
+        "way": ", ".join(map(str, alone[WAY].iloc[0])) if comparable else None,
     }
 
 

@@ -1,5 +1,6 @@
 """The figures of a board with the words that stand beside them."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -44,7 +45,8 @@ def cost_points(board: Board, costs: pd.DataFrame, against: str) -> tuple[pd.Dat
     """Name, cost and accuracy of a board's methods, and what the cost is.
 
     Methods of the same recipe over other epochs are among them. Cost is training FLOPs over those
-    of `against`; the time of training where that is known of more; nowhere a mix of both.
+    of `against`; the time of training where that is known of more, unless it was measured in
+    several ways; nowhere a mix of both.
     """
     here = cost_frame(board.results)
     costs = costs[
@@ -62,6 +64,8 @@ def cost_points(board: Board, costs: pd.DataFrame, against: str) -> tuple[pd.Dat
                 f"training FLOPs, times those of {figures.short(against)}"
             )
         return costs.assign(cost=costs.training_flops / 1e15), "training FLOPs, 10¹⁵"
+    if costs.way.dropna().nunique() > 1:
+        return costs.assign(cost=math.nan), "training"
     if costs.training_seconds.max() < 3600:
         return costs.assign(cost=costs.training_seconds / 60), "minutes of training"
     return costs.assign(cost=costs.training_seconds / 3600), "hours of training"
@@ -72,8 +76,8 @@ def _cost(points: pd.DataFrame, label: str) -> Drawn:
     measured = points.dropna(subset=["cost"])
     if measured.empty:
         missing = (
-            "No finished run has training FLOPs, or a training time on a device of its own: "
-            "there is no cost to show."
+            "No finished run has training FLOPs, or a training time that compares: alone on its "
+            "device, and on one like that of the others. There is no cost to show."
         )
         return Drawn("cost", title, "", missing, None)
     best = measured.iloc[measured.student_top1.argmax()]
