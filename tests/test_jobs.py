@@ -67,7 +67,7 @@ def test_numbers_are_those_of_runs_one_after_the_other_and_rates_are_none(kdbenc
         assert shared == alone
         assert [cost["jobs"] for cost in costs] == [1, 2]
         assert all(cost["images_per_second"] > 0 for cost in costs)
-        (line,) = (line for line in out.splitlines() if line.startswith(method))
+        (line,) = (line for line in out.splitlines() if f" {method} " in line)
         assert "shared" in line.split()
         found = status_of(method, suite=name)
         assert found.state == "finished"
