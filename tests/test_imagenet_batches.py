@@ -2,6 +2,9 @@
 
 import io
 import os
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from itertools import product
@@ -373,3 +376,36 @@ def test_an_image_that_the_disk_does_not_give_is_named(suite, accelerator, tmp_p
         result.reason
         == f"train: {victim.parent.name}/{victim.name} cannot be read: No such file or directory"
     )
+
+
+LEAVES = """
+import builtins
+from pathlib import Path
+import torch
+from encoded_data import photo_suite, write_saved
+from kdbench.data import locate, training_batches
+from kdbench.data.encoded import open_encoded
+
+suite = photo_suite()
+if __name__ == "__main__":
+    write_saved(Path("saved"))
+    source = locate(suite.data, Path("saved"))
+    images = open_encoded(source, suite.data.train, torch.device("cpu"), 2)
+    batches = training_batches(images, suite, seed=0, views=1)
+    builtins.kept = batches.epoch(0), batches
+    next(builtins.kept[0])
+"""
+
+
+def test_a_process_that_ends_amid_a_pass_waits_for_no_worker():
+    """Workers leave signals to the run, so what asks them by one waits for ever."""
+    Path("leaves.py").write_text(LEAVES)
+    folders = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [sys.executable, "leaves.py"], env=os.environ | {"PYTHONPATH": folders}, process_group=0
+    )
+    try:
+        assert process.wait(timeout=100) == 0
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)

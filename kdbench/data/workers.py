@@ -4,8 +4,10 @@ They are forked from a server that has imported what they need and nothing else:
 that trains may hang, and one that imports everything anew takes seconds.
 """
 
+import atexit
 import multiprocessing
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from math import ceil
@@ -147,6 +149,18 @@ class _Tasks(Sampler[Task]):
         return iter(self.source)
 
 
+_pools: "weakref.WeakSet[DecodePool]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Before multiprocessing asks its processes to end by a signal, which workers leave to the run,
+    and waits for them for ever.
+    """
+    for pool in list(_pools):
+        pool.close()
+
+
 class DecodePool:
     """Workers that stay for all passes; they start with the first. One pass at a time."""
 
@@ -156,6 +170,13 @@ class DecodePool:
         self._tasks = _Tasks()
         self._loader: DataLoader[Chunk] | None = None
         self._busy = False
+        _pools.add(self)
+
+    def close(self) -> None:
+        """End the workers."""
+        iterator = getattr(self._loader, "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Chunk]]:
         """What becomes of each task, in order.
