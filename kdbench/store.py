@@ -245,6 +245,13 @@ def _newer_version(error: ValidationError) -> int | None:
     return None
 
 
+def read_apart(results: Path, suite: str | None = None) -> tuple[list[Result], list[Damaged]]:
+    """What `read_all` finds, results apart from what is none."""
+    found = list(read_all(results, suite))
+    good = [item for item in found if isinstance(item, Result)]
+    return good, [item for item in found if isinstance(item, Damaged)]
+
+
 def read_all(results: Path, suite: str | None = None) -> Iterator[Result | Damaged]:
     """All results of a folder, or of one suite in it."""
     for file in sorted(results.glob("*/*/*/seed*.json")):

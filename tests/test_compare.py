@@ -7,22 +7,17 @@ from pathlib import Path
 
 import pytest
 from conftest import is_one_sentence
+from made_results import committed
 
-import kdbench as package
 from kdbench import store
 from kdbench.report.compare import compare, render
 from kdbench.report.statistics import paired
 from kdbench.store import Metrics, Result
 
-REPOSITORY = Path(package.__file__).parents[1]
-
 
 @pytest.fixture(scope="module")
 def template() -> Result:
-    """A real result, to make others of."""
-    found = store.read(REPOSITORY / "results/cifar100-reduced/resnet20/dml/seed0.json")
-    assert isinstance(found, Result)
-    return found
+    return committed("dml")
 
 
 @pytest.fixture

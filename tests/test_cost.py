@@ -1,25 +1,18 @@
 """Accuracy against training FLOPs, and controls at equal cost."""
 
 import math
-from pathlib import Path
 
 import pytest
+from made_results import committed
 
-import kdbench as package
-from kdbench import store
 from kdbench.report.cost import cost_frame, equal_cost, equal_cost_table
 from kdbench.store import Metrics, Result
 from kdbench.suite import Suite, load_suite
 
-REPOSITORY = Path(package.__file__).parents[1]
-
 
 @pytest.fixture(scope="module")
 def template() -> Result:
-    """A real result, to make others of."""
-    found = store.read(REPOSITORY / "results/cifar100-reduced/resnet20/dml/seed0.json")
-    assert isinstance(found, Result)
-    return found
+    return committed("dml")
 
 
 @pytest.fixture

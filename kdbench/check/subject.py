@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from kdbench.data import random_images
 from kdbench.discovery import MethodEntry
 from kdbench.engine.device import make_accelerator
-from kdbench.engine.evaluate import is_network
 from kdbench.engine.observer import Unobserved
 from kdbench.engine.run import Run
 from kdbench.engine.spec import RunSpec
 from kdbench.method import Method, MethodOptions
+from kdbench.roles import is_network
 from kdbench.seeds import generator
 from kdbench.suite import Suite, load_suite
 

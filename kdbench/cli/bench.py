@@ -1,26 +1,25 @@
 """`kdbench bench`. What takes long to import is imported by the command."""
 
-from enum import StrEnum
 from typing import Annotated
 
 from rich.console import Console
 from typer import Option
 
-from kdbench.cli.common import Compile, Precision, complain, names_of
+from kdbench.cli.common import (
+    Compile,
+    Methods,
+    Precision,
+    SuiteName,
+    TableFormat,
+    complain,
+    names_of,
+)
 from kdbench.errors import UserError, unknown
 
 
-class BenchFormat(StrEnum):
-    """How `kdbench bench` prints."""
-
-    terminal = "terminal"
-    markdown = "markdown"
-    json = "json"
-
-
 def bench(
-    suite: Annotated[str, Option(help="Name of a suite, or a TOML file.")] = "cifar100",
-    methods: Annotated[str, Option(help="Comma list of names or .py files, or 'all'.")] = "all",
+    suite: SuiteName = "cifar100",
+    methods: Methods = "all",
     architectures: Annotated[str, Option(help="Comma list; default: the suite's.")] = "",
     precision: Annotated[
         Precision | None, Option(help="Another precision than the suite's.")
@@ -33,7 +32,7 @@ def bench(
     set_: Annotated[
         list[str] | None, Option("--set", help="METHOD.OPTION=VALUE; may be repeated.")
     ] = None,
-    format_: Annotated[BenchFormat, Option("--format")] = BenchFormat.terminal,
+    format_: Annotated[TableFormat, Option("--format")] = TableFormat.terminal,
 ) -> None:
     """Measure what a training step of each method costs, on random images."""
     from rich.progress import Progress

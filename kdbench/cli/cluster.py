@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from kdbench.cli.common import RUNS, names_of
+from kdbench.cli.common import RUNS, RunsDir, names_of
 from kdbench.errors import UserError, counted
 from kdbench.launch.place import Place
 
@@ -41,7 +41,6 @@ Constraint = Annotated[str | None, Option(help="Slurm: features of the nodes.")]
 Parallel = Annotated[
     int | None, Option("--max-parallel", help="Runs at a time; default: all, on this machine 1.")
 ]
-RunsDir = Annotated[Path, Option(help="Where checkpoints and logs are.")]
 Names = Annotated[str, Option(help="Comma list; default: all.")]
 
 

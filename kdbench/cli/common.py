@@ -13,6 +13,15 @@ RESULTS = Path("results")
 RUNS = Path("runs")
 
 ResultsDir = Annotated[Path, Option(help="Where results lie.")]
+RunsDir = Annotated[Path, Option(help="Where checkpoints and logs are.")]
+SuiteName = Annotated[str, Option(help="Name of a suite, or a TOML file.")]
+Methods = Annotated[str, Option(help="Comma list of names or .py files, or 'all'.")]
+DataDir = Annotated[
+    Path | None, Option(help="Folder with the data set; default: $KDBENCH_DATA or the hub.")
+]
+Workers = Annotated[
+    int | None, Option(help="Processes that decode images, where a suite's images stay encoded.")
+]
 
 
 class Precision(StrEnum):
@@ -20,6 +29,14 @@ class Precision(StrEnum):
 
     fp32 = "fp32"
     bf16 = "bf16"
+
+
+class TableFormat(StrEnum):
+    """How tables are printed that programs read too."""
+
+    terminal = "terminal"
+    markdown = "markdown"
+    json = "json"
 
 
 class Compile(StrEnum):

@@ -1,26 +1,17 @@
 """`kdbench compare`. What takes long to import is imported by the command."""
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 from typer import Argument, Option
 
-from kdbench.cli.common import RESULTS, ResultsDir, complain
-
-
-class CompareFormat(StrEnum):
-    """How `kdbench compare` prints."""
-
-    terminal = "terminal"
-    markdown = "markdown"
-    json = "json"
+from kdbench.cli.common import RESULTS, ResultsDir, TableFormat, complain
 
 
 def compare(
     a: Annotated[str, Argument(help="A results folder, a method, or a git revision of results.")],
     b: Annotated[str, Argument(help="Another of the same kind.")],
-    format_: Annotated[CompareFormat, Option("--format")] = CompareFormat.terminal,
+    format_: Annotated[TableFormat, Option("--format")] = TableFormat.terminal,
     results_dir: ResultsDir = RESULTS,
 ) -> None:
     """Print how B differs from A, seed by seed, and whether it could be chance."""

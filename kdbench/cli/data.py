@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from typer import Option
 
+from kdbench.cli.common import SuiteName
 from kdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def data() -> None:
 @app.command()
 def prepare(
     output: Annotated[Path, Option(help="Folder for the prepared images.")],
-    suite: Annotated[str, Option(help="Name of a suite, or a TOML file.")] = "imagenet",
+    suite: SuiteName = "imagenet",
     data_dir: Annotated[
         Path | None, Option(help="Folder with the originals; default: $KDBENCH_DATA or the hub.")
     ] = None,

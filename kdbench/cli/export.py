@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from kdbench.cli.cluster import RunsDir
-from kdbench.cli.common import RESULTS, RUNS, ResultsDir, complain
+from kdbench.cli.common import RESULTS, RUNS, DataDir, ResultsDir, RunsDir, Workers, complain
 from kdbench.errors import counted
 
 if TYPE_CHECKING:
@@ -52,13 +51,8 @@ def evaluate(
     suite: Annotated[
         str | None, Option(help="Name of a suite, or a TOML file; default: the file's.")
     ] = None,
-    data_dir: Annotated[
-        Path | None, Option(help="Folder with the data set; default: $KDBENCH_DATA or the hub.")
-    ] = None,
-    workers: Annotated[
-        int | None,
-        Option(help="Processes that decode images, where a suite's images stay encoded."),
-    ] = None,
+    data_dir: DataDir = None,
+    workers: Workers = None,
 ) -> None:
     """Measure an exported file on a suite's test images, and compare it with its run."""
     from kdbench.engine.device import make_accelerator

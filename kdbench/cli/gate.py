@@ -8,29 +8,27 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from kdbench.cli.common import RESULTS, complain, names_of
+from kdbench.cli.common import RESULTS, DataDir, Methods, SuiteName, complain, names_of
 from kdbench.errors import UserError
 
 BASELINES = Path("results/gate")
 
 
 def gate(
-    suite: Annotated[str, Option(help="Name of a suite, or a TOML file.")] = "digits",
+    suite: SuiteName = "digits",
     baseline: Annotated[
         Path | None, Option(help="The stored numbers; default: results/gate/SUITE.json.")
     ] = None,
     update: Annotated[
         bool, Option("--update", help="Write the baseline anew, once the differences are shown.")
     ] = False,
-    methods: Annotated[str, Option(help="Comma list of names or .py files, or 'all'.")] = "all",
+    methods: Methods = "all",
     architectures: Annotated[str, Option(help="Comma list; default: the baseline's.")] = "",
     seeds: Annotated[
         int | None, Option(min=1, help="Seeds 0 to N - 1; default: the baseline's.")
     ] = None,
     epochs: Annotated[int | None, Option(min=1, help="Default: the baseline's.")] = None,
-    data_dir: Annotated[
-        Path | None, Option(help="Folder with the data set; default: $KDBENCH_DATA or the hub.")
-    ] = None,
+    data_dir: DataDir = None,
     jobs: Annotated[int, Option(help="Runs at a time, as processes of their own.")] = 1,
     results_dir: Annotated[
         Path | None, Option(help="Keep the runs' results here; default: they are thrown away.")
@@ -74,9 +72,9 @@ def gate(
 
 def _print_agreement(results: Path, short: str, full: str) -> None:
     from kdbench.report.agreement import agreement
-    from kdbench.store import Result, read_all
+    from kdbench.store import read_apart
 
-    print(agreement([item for item in read_all(results) if isinstance(item, Result)], short, full))
+    print(agreement(read_apart(results)[0], short, full))
 
 
 def _append(file: Path, text: str) -> None:

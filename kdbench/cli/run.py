@@ -7,7 +7,19 @@ import typer
 from typer import Option
 
 from kdbench.cli import cluster as cluster_options
-from kdbench.cli.common import RESULTS, RUNS, Compile, Precision, ResultsDir, complain, names_of
+from kdbench.cli.common import (
+    RESULTS,
+    RUNS,
+    Compile,
+    DataDir,
+    Methods,
+    Precision,
+    ResultsDir,
+    SuiteName,
+    Workers,
+    complain,
+    names_of,
+)
 from kdbench.cli.report import ReportFormat, print_report
 from kdbench.errors import UserError
 
@@ -16,8 +28,8 @@ if TYPE_CHECKING:
 
 
 def run(
-    suite: Annotated[str, Option(help="Name of a suite, or a TOML file.")] = "digits",
-    methods: Annotated[str, Option(help="Comma list of names or .py files, or 'all'.")] = "all",
+    suite: SuiteName = "digits",
+    methods: Methods = "all",
     architectures: Annotated[
         str, Option(help="Comma list; A+B mixes them, the student last.")
     ] = "",
@@ -31,9 +43,7 @@ def run(
     precision: Annotated[
         Precision | None, Option(help="Another precision than the suite's.")
     ] = None,
-    data_dir: Annotated[
-        Path | None, Option(help="Folder with the data set; default: $KDBENCH_DATA or the hub.")
-    ] = None,
+    data_dir: DataDir = None,
     compile_: Annotated[
         Compile, Option("--compile", help="How steps run; auto: what repays itself.")
     ] = Compile.auto,
@@ -43,10 +53,7 @@ def run(
     num_processes: Annotated[
         int | None, Option(help="Processes that train each run together, one per GPU.")
     ] = None,
-    workers: Annotated[
-        int | None,
-        Option(help="Processes that decode images, where a suite's images stay encoded."),
-    ] = None,
+    workers: Workers = None,
     set_: Annotated[
         list[str] | None, Option("--set", help="METHOD.OPTION=VALUE; may be repeated.")
     ] = None,

@@ -19,10 +19,6 @@ from kdbench.method import Method
 CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 
-class DamagedCheckpointError(Exception):
-    """A checkpoint that is not what was written, or cannot be read."""
-
-
 @dataclass
 class PartOfEpoch:
     """Where an epoch was left."""
@@ -154,24 +150,23 @@ def _last(
 ) -> dict[str, Any] | None:
     """The last whole one of this very run."""
     for file in _files(folder):
-        try:
-            content = _read(file, device)
-        except DamagedCheckpointError:
+        content = _read(file, device)
+        if content is None:
             on_damaged(file)
-            continue
-        if content["fingerprint"] == fingerprint:
+        elif content["fingerprint"] == fingerprint:
             return content
     return None
 
 
-def _read(file: Path, device: torch.device) -> dict[str, Any]:
+def _read(file: Path, device: torch.device) -> dict[str, Any] | None:
+    """None where it is not what was written, or cannot be read."""
     try:
         stored = file.read_bytes()
-    except OSError as error:
-        raise DamagedCheckpointError from error
+    except OSError:
+        return None
     checksum, content = stored[:CHECKSUM_BYTES], memoryview(stored)[CHECKSUM_BYTES:]
     if hashlib.sha256(content).digest() != checksum:
-        raise DamagedCheckpointError
+        return None
     loaded: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     return loaded
 

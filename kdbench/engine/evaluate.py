@@ -1,6 +1,5 @@
 """Evaluation of every role; each image counts once, nothing is read before the end."""
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
@@ -11,13 +10,8 @@ from torch import Tensor
 from kdbench.data import UNJUDGED
 from kdbench.losses import mean_probability_logits
 from kdbench.method import ContractError, Method
+from kdbench.roles import is_network
 from kdbench.store import Metrics
-
-
-def is_network(role: str) -> bool:
-    """Whether a role is one of the cohort's networks, so that it counts in ensemble and mean."""
-    return re.fullmatch(r"student|peer\d+", role) is not None
-
 
 Predict = Callable[[Tensor], dict[str, Tensor]]
 """Images (B, 3, H, W) -> logits (B, C) by role."""

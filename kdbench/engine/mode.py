@@ -34,7 +34,7 @@ def step_mode(
     if asked == "off":
         return "eager"
     if asked == "auto":
-        long = training_flops(suite, architecture) >= _repaid(device)
+        long = rough_flops(suite, architecture) >= _repaid(device)
         if graphs:
             return "inductor+graph" if long else "graph"
         return "inductor" if long else "eager"
@@ -44,7 +44,7 @@ def step_mode(
     return asked
 
 
-def training_flops(suite: Suite, architecture: str) -> float:
+def rough_flops(suite: Suite, architecture: str) -> float:
     """Of a whole run of the suite's number of networks; a backward pass counts as two forward."""
     named = architecture.split("+")
     shape = suite.data.classes, suite.data.image_size

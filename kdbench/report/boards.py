@@ -8,13 +8,11 @@ from statistics import fmean
 import pandas as pd
 
 from kdbench.report.summary import BOARD, each_board, leaderboard, row_names, runs_frame
+from kdbench.roles import is_peer
 from kdbench.store import Metrics, Result
 
 Runs = Mapping[str, Sequence[Result]]
 """By the name of their row in the leaderboard."""
-
-NETWORKS = "peer"
-"""Roles peer0, peer1, ... are the networks beside the student."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +67,9 @@ def roles(runs: Runs) -> pd.DataFrame:
 
 
 def _by_role(last: Mapping[str, Metrics]) -> dict[str, float]:
-    peers = [m.top1 for role, m in last.items() if role.removeprefix(NETWORKS).isdigit()]
+    peers = [m.top1 for role, m in last.items() if is_peer(role)]
     others = {
-        role: metrics.top1
-        for role, metrics in last.items()
-        if role != "mean" and not role.removeprefix(NETWORKS).isdigit()
+        role: metrics.top1 for role, metrics in last.items() if role != "mean" and not is_peer(role)
     }
     return others | ({"peers": fmean(peers)} if peers else {})
 

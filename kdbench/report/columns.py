@@ -142,7 +142,7 @@ def _cost_columns(board: pd.DataFrame, against: str) -> list[Column]:
         Column(
             "memory",
             f"peak MiB ({', '.join(kinds) or MISSING})",
-            lambda row: _text(memory(row), ",.0f"),
+            lambda row: number_text(memory(row), ",.0f"),
             memory,
             better="low",
         ),
@@ -174,16 +174,22 @@ def _number(key: str) -> Callable[[pd.Series], float | None]:
 
 
 def _formatted(key: str, spec: str) -> Callable[[pd.Series], str]:
-    return lambda row: _text(row[key], spec)
+    return lambda row: number_text(row[key], spec)
 
 
-def _text(number: float | None, spec: str) -> str:
+def number_text(number: float | None, spec: str) -> str:
+    """A number by a format's rule; MISSING where it is not known."""
     return MISSING if number is None or math.isnan(number) else format(number, spec)
+
+
+def interval_text(interval: tuple[float, float] | None) -> str:
+    """`-0.21 to +2.96`, in percentage points."""
+    return MISSING if interval is None else "{:+.2f} to {:+.2f}".format(*interval)
 
 
 def mean_and_deviation(mean: float, sd: float | None) -> str:
     """`72.70 ± 0.16`; the sample standard deviation of one value is n/a."""
-    return f"{mean:.2f} ± {_text(sd, '.2f')}"
+    return f"{mean:.2f} ± {number_text(sd, '.2f')}"
 
 
 def _spread(key: str) -> Callable[[pd.Series], str]:
@@ -229,7 +235,7 @@ def _by_seed(row: pd.Series) -> str:
 
 
 def _hours(row: pd.Series) -> str:
-    return _text(row.hours, ",.1f" if row.hours >= 10 else ".2g")
+    return number_text(row.hours, ",.1f" if row.hours >= 10 else ".2g")
 
 
 def _duration(row: pd.Series) -> str:

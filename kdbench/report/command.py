@@ -10,7 +10,7 @@ from kdbench.report.cost import equal_cost, equal_cost_table
 from kdbench.report.published import Source, read_published
 from kdbench.report.summary import leaderboard, runs_frame
 from kdbench.report.tables import Format, render
-from kdbench.store import Damaged, Result, read_all
+from kdbench.store import Damaged, Result, read_apart
 from kdbench.suite import suite_files
 
 
@@ -65,13 +65,11 @@ def gather(results: Path, suite: str | None, against: str) -> Gathered:
     Raises:
         UserError: there is no result to show, or no such suite or method.
     """
-    found = list(read_all(results, suite))
     folders = {folder.parents[1].name for folder in results.glob("*/*/*/")}
     known_suites = folders | set(suite_files())
     if suite is not None and suite not in known_suites:
         raise unknown("suite", suite, known_suites)
-    good = [item for item in found if isinstance(item, Result)]
-    damaged = [item for item in found if isinstance(item, Damaged)]
+    good, damaged = read_apart(results, suite)
     if not good:
         of_suite = f" of suite '{suite}'" if suite else ""
         unreadable = f" ({len(damaged)} damaged files)" if damaged else ""

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from kdbench.report.columns import MISSING
+from kdbench.report.columns import MISSING, interval_text, number_text
 from kdbench.report.sides import Side, read_sides
 from kdbench.report.statistics import LEVEL, holm, paired
+from kdbench.report.summary import WAY
 from kdbench.report.tables import titled_table
 from kdbench.store import Damaged, Result
 
@@ -112,21 +113,20 @@ def _cells(row: Row, of_methods: bool) -> dict[str, str]:
         names["method"] = row.method
     told = f"{row.verdict} at n = {row.n}" if row.verdict == "not distinguishable" else row.verdict
     names["B is"] = ", ".join([told, *row.notes])
-    low_high = "{:+.2f} to {:+.2f}".format(*row.interval) if row.interval else MISSING
     return names | {
-        "A %": _text(row.a, ".2f"),
-        "B %": _text(row.b, ".2f"),
-        "B - A": _text(row.difference, "+.2f"),
-        f"{LEVEL:.0%} interval": low_high,
-        "p (Holm)": _text(row.p, ".3f"),
+        "A %": number_text(row.a, ".2f"),
+        "B %": number_text(row.b, ".2f"),
+        "B - A": number_text(row.difference, "+.2f"),
+        f"{LEVEL:.0%} interval": interval_text(row.interval),
+        "p (Holm)": number_text(row.p, ".3f"),
         "n": str(row.n),
-        "images/s": _text(row.rate, ".2f", "x"),
-        "memory": _text(row.memory, ".2f", "x"),
+        "images/s": _times(row.rate),
+        "memory": _times(row.memory),
     }
 
 
-def _text(value: float | None, spec: str, unit: str = "") -> str:
-    return MISSING if value is None else f"{value:{spec}}{unit}"
+def _times(ratio: float | None) -> str:
+    return MISSING if ratio is None else f"{ratio:.2f}x"
 
 
 def _by_key(side: Side) -> dict[Key, dict[int, Result]]:
@@ -227,7 +227,7 @@ def _cost_ratios(a: Runs, b: Runs) -> tuple[float | None, float | None]:
         alone = [r for r in runs.values() if r.status == "finished" and r.cost and r.cost.jobs == 1]
         costs.append([run.cost for run in alone if run.cost])
         for made in (run.environment for run in alone):
-            ways.add((made.device, made.step, made.processes, made.threads))
+            ways.add(tuple(getattr(made, name) for name in WAY))
     if not all(costs) or len(ways) > 1:
         return None, None
     rates = [[c.images_per_second for c in side if c.images_per_second] for side in costs]

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
-from pydantic import ValidationError
 
 from kdbench.errors import printable
-from kdbench.report.columns import MISSING
+from kdbench.report.columns import interval_text, number_text
+from kdbench.report.protocol import suite_of
 from kdbench.report.statistics import LEVEL, Difference, holm, paired
+from kdbench.report.summary import WAY
 from kdbench.report.tables import titled_table
 from kdbench.store import Result
 from kdbench.suite import Suite
@@ -23,9 +24,6 @@ ROW = [*GROUP, "method", "epochs"]
 
 SHOWN = [*ROW, "student_top1", "training_flops", "control_top1", "control_epochs", "difference"]
 """Columns of equal cost; the last three are of the control."""
-
-WAY = ["device", "step", "processes", "threads"]
-"""What times depend on beside the work."""
 
 SHAPE = 1000
 """Epochs that schedules are brought to, to tell whether they have one shape."""
@@ -88,7 +86,7 @@ def _runs(results: Iterable[Result]) -> pd.DataFrame:
     rows = [
         _run(result, suite)
         for result in results
-        if result.status == "finished" and result.last and (suite := _suite(result))
+        if result.status == "finished" and result.last and (suite := suite_of(result))
     ]
     columns = [*ROW, "hash", "seed", "student_top1", *WAY, "jobs", "flops", "seconds"]
     runs = pd.DataFrame(rows, columns=columns)
@@ -96,14 +94,6 @@ def _runs(results: Iterable[Result]) -> pd.DataFrame:
     clashes = runs.groupby([*GROUP, "method"]).hash.transform("nunique") > 1
     runs["method"] = runs.method.where(~clashes, runs.method + " (" + runs.hash.str[:8] + ")")
     return runs
-
-
-def _suite(result: Result) -> Suite | None:
-    """None where another version made it, whose suites this one cannot read."""
-    try:
-        return Suite.model_validate(result.protocol)
-    except ValidationError:
-        return None
 
 
 def _run(result: Result, suite: Suite) -> dict[str, object]:
@@ -185,25 +175,20 @@ def _cells(rows: pd.DataFrame, against: str) -> list[dict[str, str]]:
         {
             "method": row["method"],
             "epochs": str(row["epochs"]),
-            "student top-1 %": _number(row["student_top1"], ".2f"),
-            "PFLOP": _number(row["training_flops"] / 1e15, ",.3f"),
-            f"{against} %": _number(row["control_top1"], ".2f"),
-            "its epochs": _number(row["control_epochs"], ".0f"),
+            "student top-1 %": number_text(row["student_top1"], ".2f"),
+            "PFLOP": number_text(row["training_flops"] / 1e15, ",.3f"),
+            f"{against} %": number_text(row["control_top1"], ".2f"),
+            "its epochs": number_text(row["control_epochs"], ".0f"),
         }
         | _difference(found, next(adjusted) if found else math.nan)
         for row, found in zip(_records(rows), differences, strict=True)
     ]
 
 
-def _number(value: float, spec: str) -> str:
-    return MISSING if math.isnan(value) else format(value, spec)
-
-
 def _difference(found: Difference | None, p: float) -> dict[str, str]:
-    low_high = found.interval if found else None
     return {
-        "difference": _number(found.mean if found else math.nan, "+.2f"),
-        f"{LEVEL:.0%} interval": "{:+.2f} to {:+.2f}".format(*low_high) if low_high else MISSING,
-        "p (Holm)": _number(p, ".3f"),
+        "difference": number_text(found.mean if found else math.nan, "+.2f"),
+        f"{LEVEL:.0%} interval": interval_text(found.interval if found else None),
+        "p (Holm)": number_text(p, ".3f"),
         "seeds": str(found.n if found else 0),
     }

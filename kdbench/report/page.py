@@ -11,17 +11,16 @@ from typing import Any
 import jinja2
 import pandas as pd
 from markupsafe import Markup
-from pydantic import ValidationError
 
 from kdbench.report.boards import Board, boards
 from kdbench.report.columns import Column, columns
 from kdbench.report.cost import cost_frame
 from kdbench.report.drawn import Drawn, drawn
 from kdbench.report.fidelity import FIDELITY, fidelity
+from kdbench.report.protocol import suite_of
 from kdbench.report.published import Source, published_cells
 from kdbench.report.style import drawing, inline_svg, visible
 from kdbench.store import Damaged, Result
-from kdbench.suite import Suite
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def _section(
         anchor,
         board.title,
         str(board.results[0].protocol.get("description", "")),
-        _recipe(board.results[0].protocol),
+        _recipe(board.results[0]),
         shown,
         {
             row.method: [Cell(column.text(row), _sortable(column.value(row))) for column in shown]
@@ -164,11 +163,10 @@ def _sortable(value: float | str | None) -> float | str | None:
     return None if value is None or pd.isna(value) else value
 
 
-def _recipe(protocol: dict[str, Any]) -> str:
-    """The suite in a line; nothing where it is not one that this version knows."""
-    try:
-        suite = Suite.model_validate(protocol)
-    except ValidationError:
+def _recipe(result: Result) -> str:
+    """Its suite in a line; nothing where it is not one that this version knows."""
+    suite = suite_of(result)
+    if suite is None:
         return ""
     train = suite.data.train
     used, there = suite.data.count(train), train.images

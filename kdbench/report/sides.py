@@ -4,12 +4,12 @@ import io
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdbench.errors import UserError, nearest
-from kdbench.store import Damaged, Result, read_all
+from kdbench.store import Damaged, Result, read_apart
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ def read_sides(names: Sequence[str], results: Path) -> tuple[list[Side], list[Da
     Raises:
         UserError: a name is none of these, or they are not of one kind.
     """
-    here, damaged_here = _good(read_all(results))
+    here, damaged_here = read_apart(results)
     methods = {result.identity.method for result in here}
     sides, damaged = [], []
     for name in names:
         if Path(name).is_dir():
-            found, bad = _good(read_all(Path(name)))
+            found, bad = read_apart(Path(name))
             sides.append(Side(name, found))
         elif name in methods:
             found, bad = [result for result in here if result.identity.method == name], damaged_here
@@ -55,12 +55,6 @@ def read_sides(names: Sequence[str], results: Path) -> tuple[list[Side], list[Da
         if not side.results:
             raise UserError(f"'{side.name}' holds no results; `kdbench run` makes some.")
     return sides, damaged
-
-
-def _good(found: Iterable[Result | Damaged]) -> tuple[list[Result], list[Damaged]]:
-    items = list(found)
-    good = [item for item in items if isinstance(item, Result)]
-    return good, [item for item in items if isinstance(item, Damaged)]
 
 
 def _read_revision(
@@ -88,7 +82,7 @@ def _read_revision(
             tar.extractall(place, filter="data")
         except tarfile.TarError as error:  # a link out of the folder
             raise UserError(f"Revision '{name}' cannot be read: {error}.") from error
-        good, damaged = _good(read_all(Path(place) / inside))
+        good, damaged = read_apart(Path(place) / inside)
         files = [item.file.relative_to(place).as_posix() for item in damaged]
     named = zip(damaged, files, strict=True)
     return good, [replace(item, file=Path(f"{name}:{file}")) for item, file in named]

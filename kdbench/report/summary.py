@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 
 import pandas as pd
-from pydantic import ValidationError
 
 from kdbench.errors import printable
+from kdbench.report.protocol import suite_of
 from kdbench.report.statistics import LEVEL, Difference, holm, paired, seeds_needed
+from kdbench.roles import is_peer
 from kdbench.store import Result
-from kdbench.suite import Suite
 
 BOARD = ["suite", "suite_hash", "architecture"]
 """What rows must share to stand in one table."""
@@ -17,7 +17,10 @@ BOARD = ["suite", "suite_hash", "architecture"]
 IDENTITY = ["method", "method_hash", "seed"]
 """What tells the runs of a table apart."""
 
-MADE = ["device", "precision", "step", "jobs", "processes", "threads"]
+WAY = ["device", "step", "processes", "threads"]
+"""What rates, times and memory depend on beside the work."""
+
+MADE = [*WAY, "precision", "jobs"]
 """How a run was made: what explains a difference in its rates, and in precision its numbers."""
 
 PROTOCOL = ["dataset", "classes", "encoded", "all_images", "epochs"]
@@ -125,7 +128,7 @@ def _accuracies(result: Result) -> dict[str, object]:
         f"{role}_top1": last[role].top1 for role in ("student", "mean", "ensemble") if role in last
     }
     row["student_top5"] = last["student"].top5
-    peers = [metrics.top1 for role, metrics in last.items() if role.startswith("peer")]
+    peers = [metrics.top1 for role, metrics in last.items() if is_peer(role)]
     if peers:
         row["peers_top1"] = sum(peers) / len(peers)
     if result.best_on_test is not None and "student" in result.best_on_test.metrics:
@@ -134,9 +137,8 @@ def _accuracies(result: Result) -> dict[str, object]:
 
 
 def _protocol(result: Result) -> dict[str, object]:
-    try:
-        suite = Suite.model_validate(result.protocol)
-    except ValidationError:
+    suite = suite_of(result)
+    if suite is None:
         return {}
     data = suite.data
     return {
@@ -168,7 +170,7 @@ def _method(runs: pd.DataFrame, against: str) -> dict[str, object]:
     finished = runs[runs.status == "finished"]
     alone = finished[finished.jobs == 1]
     # Rates of different devices, or of compiled and eager steps, have no common mean.
-    ways = alone[["device", "step", "processes", "threads"]].drop_duplicates()
+    ways = alone[WAY].drop_duplicates()
     comparable = alone if len(ways) == 1 else alone[:0]
     accuracies = finished[list(ACCURACIES)]
     return {
