@@ -123,6 +123,8 @@ class Environment(Record):
     processes: Count
     """That trained the run together; rates are of all of them."""
     precision: Arithmetic = "fp32"
+    deterministic: bool = False
+    """Whether operations that give other numbers each time were forbidden; a CPU has none."""
     step: str = "eager"
     """How training steps ran: eagerly, compiled by inductor, replayed as a CUDA graph, or both."""
     command: str

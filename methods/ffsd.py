@@ -24,7 +24,7 @@ def shifted_attention(attention_map: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     norm = flat.norm(dim=1, keepdim=True)
     unit = flat / norm
     rank = max(flat.shape[1] // 3, 1)
-    threshold = unit.kthvalue(rank, dim=1, keepdim=True).values
+    threshold = unit.sort(dim=1).values[:, rank - 1, None]
     half = norm / 2
     return unit, (half - unit) * torch.sign(unit - threshold) + half, norm
 

@@ -54,6 +54,9 @@ def run(
         int | None, Option(help="Processes that train each run together, one per GPU.")
     ] = None,
     workers: Workers = None,
+    deterministic: Annotated[
+        bool, Option("--deterministic", help="The same numbers each time on a GPU too; slower.")
+    ] = False,
     set_: Annotated[
         list[str] | None, Option("--set", help="METHOD.OPTION=VALUE; may be repeated.")
     ] = None,
@@ -94,6 +97,7 @@ def run(
             compile_.value,
             overwrite=overwrite,
             tensorboard=tensorboard,
+            deterministic=deterministic,
             jobs=jobs,
             processes=ranks.count if num_processes is None else num_processes,
             workers=workers,

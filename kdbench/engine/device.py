@@ -1,5 +1,6 @@
 """Accelerate's handle on the device and the processes of a run."""
 
+import os
 import warnings
 from datetime import timedelta
 from pathlib import Path
@@ -24,15 +25,24 @@ def trains_on_cpu() -> bool:
 
 
 def make_accelerator(
-    runs: Path | None = None, tensorboard: bool = False, cpu: bool = False
+    runs: Path | None = None,
+    tensorboard: bool = False,
+    cpu: bool = False,
+    deterministic: bool = False,
 ) -> Accelerator:
     """One handle for all runs of a plan: a CUDA GPU where there is one, else the CPU.
+
+    Deterministic, a GPU gives the same numbers each time, and an operation that cannot is an error;
+    a CPU always does.
 
     Raises:
         UserError: TensorBoard was asked for and is not installed.
     """
     torch.set_float32_matmul_precision("high")  # fp32 means TF32 on a GPU that has it
-    torch.backends.cudnn.benchmark = True  # shapes never change within a run
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic  # shapes never change within a run
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     # Its successor in torch 2.14 has no name in Accelerate, nor in torch before it.
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     accelerator = Accelerator(

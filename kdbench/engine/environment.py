@@ -29,6 +29,7 @@ def environment(
         threads=torch.get_num_threads(),
         processes=processes,
         precision=arithmetic(device, precision),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
         command=command,
     )
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 
+import torch
 from accelerate import Accelerator
 
 from kdbench.engine.environment import environment
@@ -36,6 +37,7 @@ def empty_result(
     """What is known of a run before its first epoch; this process may be none of its own."""
     processes = processes or accelerator.num_processes
     command = spec.command() + (f" --num-processes {processes}" if processes > 1 else "")
+    command += " --deterministic" if torch.are_deterministic_algorithms_enabled() else ""
     return Result(
         fingerprint=spec.fingerprint(),
         identity=spec.identity(),

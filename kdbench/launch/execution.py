@@ -42,6 +42,8 @@ class Execution:
     overwrite: bool = False
     """Start anew also where there is a checkpoint."""
     tensorboard: bool = False
+    deterministic: bool = False
+    """The same numbers each time on a GPU too; slower there."""
     jobs: int = 1
     """Runs at a time; more than one are processes of their own."""
     processes: int = 1

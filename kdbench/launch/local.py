@@ -83,7 +83,7 @@ def _run_here(
     todo: list[PlannedRun], source: Source, how: Execution, display: Display, ranks: Ranks
 ) -> Generator[Result]:
     """The result of each run, when it exists."""
-    accelerator = make_accelerator(how.runs, how.tensorboard)
+    accelerator = make_accelerator(how.runs, how.tensorboard, deterministic=how.deterministic)
     place = accelerator.device, accelerator.num_processes
     with display.note(source.reading()):
         images = open_images_together(source, accelerator.device, how, ranks)

@@ -87,7 +87,7 @@ def _reporter(order: WorkOrder, spec: RunSpec, ranks: Ranks) -> StatusReporter |
 
 def _train(order: WorkOrder, spec: RunSpec, ranks: Ranks, observer: Observer, stop: Stop) -> Result:
     how = order.how
-    accelerator = make_accelerator(how.runs, how.tensorboard)
+    accelerator = make_accelerator(how.runs, how.tensorboard, deterministic=how.deterministic)
     place = accelerator.device, accelerator.num_processes
     mode = step_mode(how.compile, spec.suite, spec.architecture, *place)
     source = locate(spec.suite.data, how.data_dir, is_cached)

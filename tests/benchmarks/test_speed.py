@@ -12,15 +12,20 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import METHODS
+from network_by_network import NetworkByNetwork
 from torch import Tensor
 
 from kdbench.bench.subject import Subject
 from kdbench.data import EvaluationBatches, Images, TrainingBatches, random_images
 from kdbench.engine.evaluate import evaluate
+from kdbench.engine.measure import synchronised_clock
+from kdbench.engine.step import Mode
 from kdbench.launch.plan import make_specs
 from kdbench.store import read, save
 from kdbench.suite import Suite, load_suite
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+WAYS: list[Mode] = ["eager", "graph", "inductor+graph"] if DEVICE.type == "cuda" else ["eager"]
 RESULTS = Path(__file__).parents[2] / "results" / "cifar100-reduced"
 
 
@@ -47,6 +52,29 @@ def test_step(benchmark, cifar, images, method):
         "GB": work.bytes / 1e9,
         "GFLOP": work.flops / 1e9,
     }
+
+
+@pytest.mark.benchmark(group="FFSD step, ResNet-20, batch 128")
+@pytest.mark.parametrize("way", ["network by network", *WAYS])
+def test_ffsd_step_beside_published_code(benchmark, cifar, images, way):
+    (spec,) = make_specs(cifar, ["ffsd"], ["resnet20"])
+    images = images.to(DEVICE)
+    if way == "network by network":
+        batches = list(TrainingBatches(images, cifar, 0, 1).epoch(0))
+        step = NetworkByNetwork(spec.build_on(DEVICE), cifar.optimizer)
+
+        def train(steps: int) -> float:
+            started = synchronised_clock(DEVICE)
+            for views, labels in batches[:steps]:
+                step(views, labels)
+            return synchronised_clock(DEVICE) - started
+
+        train(3)
+    else:
+        train = Subject(spec, way, images).train
+    steps = len(WAYS)  # one on a CPU
+    benchmark.pedantic(train, args=(steps,), rounds=3 if steps == 1 else 50)
+    benchmark.extra_info["milliseconds a step"] = 1000 * benchmark.stats.stats.median / steps
 
 
 @pytest.mark.benchmark(group="batches of 128 CIFAR-sized images")
