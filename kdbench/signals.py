@@ -1,7 +1,10 @@
 """The signals that ask a run to end."""
 
 import contextlib
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -10,13 +13,25 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Ctrl-C, and what cluster managers send before they take a node away."""
 
 
-def leave_to_the_run(worker: int = 0) -> None:
-    """For processes that load data (`worker_init_fn`): managers signal all processes of a run.
+def leave_to_the_run() -> None:
+    """For processes that load data: managers signal all processes of a run.
 
     The run ends them when it has ended; without its data it could not finish its step.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_with_parent() -> None:
+    """For processes of `multiprocessing`: one that is killed cannot end them."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Methods that misbehave or take their time, and what is left of runs in other processes."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,4 +63,13 @@ def eventually(condition: Callable[[], bool], seconds: float = 120) -> bool:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)
+    return True
+
+
+def group_exists(group: int) -> bool:
+    """Whether a process of it is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
     return True

@@ -1,6 +1,8 @@
 """Batches of encoded images: crops, order, processes, workers, and what goes wrong with files."""
 
+import gc
 import io
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -26,6 +28,7 @@ from encoded_data import (
     write_folders,
     write_saved,
 )
+from launched import eventually, group_exists
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
@@ -379,7 +382,7 @@ def test_an_image_that_the_disk_does_not_give_is_named(suite, accelerator, tmp_p
 
 
 LEAVES = """
-import builtins
+import builtins, os, signal, sys
 from pathlib import Path
 import torch
 from encoded_data import photo_suite, write_saved
@@ -394,18 +397,41 @@ if __name__ == "__main__":
     batches = training_batches(images, suite, seed=0, views=1)
     builtins.kept = batches.epoch(0), batches
     next(builtins.kept[0])
+    if "killed" in sys.argv:
+        os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_process_that_ends_amid_a_pass_waits_for_no_worker():
+@pytest.mark.parametrize("end", ["ended", "killed"])
+def test_a_process_that_ends_amid_a_pass_waits_for_no_worker_and_leaves_none(end):
     """Workers leave signals to the run, so what asks them by one waits for ever."""
     Path("leaves.py").write_text(LEAVES)
     folders = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
-        [sys.executable, "leaves.py"], env=os.environ | {"PYTHONPATH": folders}, process_group=0
+        [sys.executable, "leaves.py", end],
+        env=os.environ | {"PYTHONPATH": folders},
+        process_group=0,
     )
     try:
-        assert process.wait(timeout=100) == 0
+        assert process.wait(timeout=100) == (0 if end == "ended" else -signal.SIGKILL)
+        assert eventually(lambda: not group_exists(process.pid), seconds=30)
     finally:
-        if process.poll() is None:
+        if group_exists(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_workers_end_with_the_batches_they_were_for_and_with_a_pass_that_broke(suite, images):
+    """Also where these are garbage in a circle, as what a run was made of is."""
+    before = set(multiprocessing.active_children())
+    circle = [training_batches(replace(images[0], workers=2), suite, 0, 1)]
+    list(circle[0].epoch(0))
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    circle.append(circle)
+    del circle
+    gc.collect()
+    assert not set(multiprocessing.active_children()) - before
+    batches = training_batches(replace(images[0], workers=1), suite, 0, 1)
+    broken = batches.epoch(0)
+    next(broken)
+    broken.close()
+    assert not set(multiprocessing.active_children()) - before

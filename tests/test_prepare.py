@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 import torch
 from conftest import is_one_sentence
 from encoded_data import LAYOUTS, SUITE, TEST, TRAIN, content, opened, photo_suite, write_parquet
+from launched import eventually, group_exists
 from PIL import Image
 
 from kdbench.data import locate, shards, shrink
@@ -193,14 +193,9 @@ def test_a_kill_costs_the_shard_under_way_and_leaves_no_process(command):
 
 
 def _wait_for_the_end_of(group: int) -> None:
-    for _ in range(100):
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.1)
-    os.killpg(group, signal.SIGKILL)
-    pytest.fail("processes outlive the one that started them")
+    if not eventually(lambda: not group_exists(group), seconds=10):
+        os.killpg(group, signal.SIGKILL)
+        pytest.fail("processes outlive the one that started them")
 
 
 def test_ctrl_c_on_the_command_line_is_one_sentence(command, monkeypatch):

@@ -2,9 +2,7 @@
 
 import contextlib
 import multiprocessing
-import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -18,6 +16,7 @@ import torch
 from kdbench.data.decode import UndecodableError, decode, resized, shorter_side_to
 from kdbench.data.stream import Row
 from kdbench.errors import UserError
+from kdbench.signals import end_with_parent
 
 LONGEST_JPEG = 65_535
 
@@ -119,11 +118,4 @@ def _ctrl_c_ignored() -> Iterator[None]:
 def _begin() -> None:
     """A process of the pool: one thread, and never without its parent."""
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    end_with_parent()

@@ -9,7 +9,7 @@ import multiprocessing
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from math import ceil
 from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from kdbench.data.crops import FLIP, random_resized_box
 from kdbench.data.decode import Box, UndecodableError, decode_center, decode_crop
 from kdbench.data.encoded import EncodedImages
 from kdbench.sections import RandomResizedCrop
-from kdbench.signals import leave_to_the_run
+from kdbench.signals import end_with_parent, leave_to_the_run
 
 TASK = 32
 """Images at a time: many small tasks spread a batch over all workers."""
@@ -169,14 +169,14 @@ class DecodePool:
         self.batch_size = batch_size
         self._tasks = _Tasks()
         self._loader: DataLoader[Chunk] | None = None
+        self._end: Callable[[], object] = bool
         self._busy = False
         _pools.add(self)
 
     def close(self) -> None:
-        """End the workers."""
-        iterator = getattr(self._loader, "_iterator", None)
-        if iterator is not None:
-            iterator._shutdown_workers()
+        """End the workers; the next pass starts others."""
+        self._loader = None
+        self._end()
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Chunk]]:
         """What becomes of each task, in order.
@@ -189,13 +189,11 @@ class DecodePool:
             raise RuntimeError("one pass over the images is not at its end")
         pending: deque[Task] = deque()
         self._tasks.source = _noted(tasks, pending)
-        if self._loader is None:
-            self._loader = self._make_loader()
         try:
-            chunks = iter(self._loader)
+            chunks = self._start()
         except RuntimeError:  # a worker died since the last pass; none has a task of this one yet
-            self._loader = self._make_loader()
-            chunks = iter(self._loader)
+            self.close()
+            chunks = self._start()
         self._busy = True
         try:
             while (chunk := _next(chunks)) is not None:
@@ -203,11 +201,22 @@ class DecodePool:
                     raise LoaderError(chunk.failure)
                 yield pending.popleft(), chunk
         except BaseException:
-            self._loader = None  # workers that died, hang or still decode serve no other pass
-            del chunks
+            self.close()  # workers that died, hang or still decode serve no other pass
             raise
         finally:
             self._busy = False
+            self._tasks.source = ()
+
+    def _start(self) -> Iterator[Chunk]:
+        """A pass, by workers that are there or by new ones."""
+        if self._loader is not None:
+            return iter(self._loader)
+        self._loader = self._make_loader()
+        chunks = iter(self._loader)
+        if self.decoder.images.workers:
+            # It holds what it ends: once they are garbage themselves, nothing reaches the workers.
+            self._end = weakref.finalize(self, _end_workers, chunks)
+        return chunks
 
     def _make_loader(self) -> DataLoader[Chunk]:
         images = self.decoder.images
@@ -220,7 +229,7 @@ class DecodePool:
                 "multiprocessing_context": _context(),
                 "prefetch_factor": max(2, ceil(ahead / images.workers)),
                 "timeout": POLL_SECONDS,
-                "worker_init_fn": leave_to_the_run,
+                "worker_init_fn": _begin,
             }
         return DataLoader(
             self.decoder,
@@ -230,6 +239,19 @@ class DecodePool:
             generator=torch.Generator(),  # or each pass would draw from the run's
             **options,
         )
+
+
+def _begin(worker: int) -> None:
+    """A worker leaves signals to the run, and ends with it."""
+    leave_to_the_run()
+    end_with_parent()
+
+
+def _end_workers(iterator: Any) -> None:
+    """Ask them, then make them."""
+    iterator._shutdown_workers()
+    for process in iterator._workers:
+        process.kill()
 
 
 def _noted(tasks: Iterable[Task], pending: deque[Task]) -> Iterator[Task]:

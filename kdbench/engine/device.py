@@ -39,7 +39,8 @@ def make_accelerator(
         UserError: TensorBoard was asked for and is not installed.
     """
     torch.set_float32_matmul_precision("high")  # fp32 means TF32 on a GPU that has it
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(deterministic)  # imports the compiler
     torch.backends.cudnn.benchmark = not deterministic  # shapes never change within a run
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
