@@ -127,7 +127,9 @@ class Recorder:
     def __init__(self, run: Run):
         self.run = run
 
-    def __call__(self, step: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+    def __call__(
+        self, step: Callable[[], Tensor], *_: object
+    ) -> tuple[Callable[[], object], Tensor]:
         before = State(self.run.method, self.run.optimizers)
         output = step().clone()
         before.restore()
@@ -144,7 +146,9 @@ class Frozen(Recorder):
 
 
 class Refused(Recorder):
-    def __call__(self, step: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+    def __call__(
+        self, step: Callable[[], Tensor], *_: object
+    ) -> tuple[Callable[[], object], Tensor]:
         step()  # a half-recorded step may have trained
         raise RuntimeError("\nCUDA error: operation not permitted when stream is capturing\nmore")
 
