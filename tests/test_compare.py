@@ -94,6 +94,15 @@ def test_only_common_seeds_count(save, compared):
     save("b", "dml", 61.0, 72.0, 99.0)
     row = compared()["dml"]
     assert (row.n, row.a, row.b) == (2, 65.0, 66.5)
+    assert row.notes == ["1 seed only in B"]
+
+
+def test_costs_are_of_common_seeds(save, compared):
+    save("a", "dml", 60.0, cost={"images_per_second": 100.0, "peak_memory_bytes": 1000})
+    save("b", "dml", 60.0, 61.0, cost={"images_per_second": 200.0, "peak_memory_bytes": 5000})
+    save("b", "dml", 60.0, cost={"images_per_second": 200.0, "peak_memory_bytes": 2000})
+    row = compared()["dml"]
+    assert (row.rate, row.memory) == (2.0, 2.0)
 
 
 def test_equal_accuracies_of_other_runs_are_not_identical(save, compared, template):

@@ -247,3 +247,38 @@ def test_encoded_suites_are_measured_through_their_batches(accelerator, tmp_path
     assert measured.images == 10 and measured.agrees is None
     with pytest.raises(UserError, match="10 in 8"):
         evaluate_file(file, "digits", None, CPU, workers=0)
+
+
+def test_a_file_that_is_not_what_its_card_says_is_refused_in_one_sentence(files, tmp_path):
+    import onnx
+
+    def measured(change) -> None:
+        model = onnx.load(files["onnx"])
+        change(model)
+        onnx.save(model, tmp_path / "network.onnx")
+        evaluate_file(tmp_path / "network.onnx", None, None, CPU, workers=0)
+
+    def renamed(model) -> None:
+        for node in model.graph.node:
+            node.input[:] = ["pictures" if name == "images" else name for name in node.input]
+        model.graph.input[0].name = "pictures"
+
+    def more_classes(model) -> None:
+        model.metadata_props[0].value = model.metadata_props[0].value.replace(
+            '"classes":10', '"classes":9'
+        )
+
+    def endless(model) -> None:
+        model.metadata_props[0].value = model.metadata_props[0].value.replace(
+            "digits@epochs=1", f"digits@epochs={9 * 10**30}"
+        )
+
+    with pytest.raises(UserError, match=r"cannot be run: [^\n]*\.$"):
+        measured(renamed)
+    with pytest.raises(UserError, match="9 classes in images of 8 pixels"):
+        measured(more_classes)
+    measured(endless)  # of no suite's: the measured is then compared with nothing
+    with zipfile.ZipFile(tmp_path / "network.pt2", "w") as archive:
+        archive.writestr("network/extra/kdbench", " " * (formats.LARGEST_CARD + 1))
+    with pytest.raises(UserError, match="carries no card"):
+        open_exported(tmp_path / "network.pt2", CPU)

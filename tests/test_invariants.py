@@ -4,6 +4,7 @@ import getpass
 import json
 import platform
 import signal
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from conftest import METHODS, Watcher
 
 from kdbench.engine import run as run_module
+from kdbench.engine.checkpoint import PartOfEpoch, Progress, _progress
 from kdbench.engine.evaluate import evaluate
 from kdbench.engine.schedule import learning_rate_factor
 from kdbench.engine.stop import Stop, StoppedError
@@ -294,6 +296,12 @@ def test_8_checkpoints_of_another_run_make_way(make_run):
     watcher = Watcher()
     make_run("baseline", seed=1, watcher=watcher).train()
     assert watcher.steps == 8
+
+
+def test_8_a_checkpoint_of_a_version_that_noted_more_or_less_counts():
+    written = asdict(Progress(epochs_done=2, part=PartOfEpoch(3)))
+    del written["waiting_seconds"]
+    assert _progress(written | {"novel": 1}) == Progress(epochs_done=2, part=PartOfEpoch(3))
 
 
 @pytest.mark.parametrize("method", [*METHODS, "./drawing.py"])

@@ -6,7 +6,13 @@ import pytest
 from made_results import CIFAR, IMAGENET, made, made_seeds
 
 from kdbench.report.command import make_report
-from kdbench.report.published import TITLE, Source, published_cells, read_published
+from kdbench.report.published import (
+    TITLE,
+    Source,
+    published_cells,
+    published_notes,
+    read_published,
+)
 from kdbench.report.summary import leaderboard, runs_frame
 from kdbench.report.tables import render
 from kdbench.store import Damaged, read_all, save
@@ -96,6 +102,7 @@ def test_only_full_schedules_on_all_images_have_others_beside(tmp_path, suite, s
         text = make_report(tmp_path, None, form, "baseline").text
         assert (TITLE in text) is shown
         assert ("Somebody 2020" in text) is shown
+        assert ("Somebody 2020: Theirs." in text) is shown
 
 
 def test_imagenet_has_others_beside_at_its_own_schedule(committed):
@@ -104,6 +111,16 @@ def test_imagenet_has_others_beside_at_its_own_schedule(committed):
 
     assert [cells["top-1 %"] for cells in beside(IMAGENET)] == ["70.87", "69.76"]
     assert beside(IMAGENET.with_epochs(30)) == []
+
+
+def test_sources_are_cited_once_with_their_protocols(committed):
+    board = board_of(made("ffsd", suite=CIFAR, architecture="resnet20"))
+    notes = published_notes(committed, board)
+    assert len(notes) == len(set(notes)) > 1
+    (authors,) = [note for note in notes if note.startswith("Li et al. 2022, README: The recipe")]
+    assert authors.endswith("TNNLS 2022, https://github.com/SJLeo/FFSD)")
+    assert f"\n{authors}\n" in render(board, "terminal", sources=committed)
+    assert "\n- Li et al. 2022, README: The recipe" in render(board, "markdown", sources=committed)
 
 
 def test_they_are_not_ranked(tmp_path):

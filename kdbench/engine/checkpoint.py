@@ -172,8 +172,10 @@ def _read(file: Path, device: torch.device) -> dict[str, Any] | None:
 
 
 def _progress(content: dict[str, Any]) -> Progress:
-    part = content.pop("part", None)
-    return Progress(**content, part=part and PartOfEpoch(**part))
+    """Another version may have noted more or less; what moves numbers is in the fingerprint."""
+    known = {name: content[name] for name in Progress.__dataclass_fields__ if name in content}
+    part = known.pop("part", None)
+    return Progress(**known, part=part and PartOfEpoch(**part))
 
 
 def _files(folder: Path) -> list[Path]:

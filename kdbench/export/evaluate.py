@@ -1,5 +1,6 @@
 """An exported file measured again, on the images and by the code that measured its run."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ def _suite(asked: str | None, card: Card) -> Suite:
         return suite
     for change in changes.split(","):
         match change.split("="):
-            case ["epochs", epochs] if epochs.isdecimal() and int(epochs):
+            case ["epochs", epochs] if re.fullmatch("[1-9][0-9]{0,5}", epochs):
                 suite = suite.with_epochs(int(epochs))
             case ["precision", "fp32" | "bf16" as precision]:
                 suite = suite.with_precision(precision)

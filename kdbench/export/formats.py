@@ -24,6 +24,9 @@ from kdbench.validation import describe
 KEY = "kdbench"
 """Under which a file carries its card."""
 
+LARGEST_CARD = 2**20
+"""Bytes; what unpacks to more is none."""
+
 OPSET = 20
 """Of ONNX."""
 
@@ -116,6 +119,8 @@ def _card_text(file: Path, content: bytes) -> str | None:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             (inner,) = (n for n in archive.namelist() if n.endswith(f"/extra/{KEY}"))
+            if archive.getinfo(inner).file_size > LARGEST_CARD:
+                return None
             return archive.read(inner).decode()
     except ValueError:  # none of that name, or no text
         return None
@@ -187,7 +192,22 @@ def open_exported(file: Path, device: torch.device) -> tuple[Card, Network]:
         )
     if not file.is_file():
         raise UserError(f"'{file}' does not exist.")
-    return form.open(file, device)
+    card, network = form.open(file, device)
+
+    def checked(images: Tensor) -> Tensor:
+        try:
+            logits = network(images)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a program of others may take and do anything
+            raise UserError(f"'{file}' cannot be run: {_first_line(error)}.") from error
+        if not isinstance(logits, Tensor) or logits.shape != (len(images), card.classes):
+            raise UserError(
+                f"'{file}' does not give the {card.classes} logits that its card names."
+            )
+        return logits
+
+    return card, checked
 
 
 def _program(network: Deployed, card: Card) -> ExportedProgram:
@@ -216,5 +236,8 @@ def _require(what: str, *packages: str) -> None:
 
 
 def _refusal(file: Path, error: Exception) -> UserError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-    return UserError(f"'{file}' cannot be opened: {reason}.")
+    return UserError(f"'{file}' cannot be opened: {_first_line(error)}.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")

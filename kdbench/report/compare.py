@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from kdbench.errors import counted
 from kdbench.report.columns import MISSING, interval_text, number_text
 from kdbench.report.sides import Side, read_sides
 from kdbench.report.statistics import LEVEL, holm, paired
@@ -156,8 +157,13 @@ def _row(key: Key, ours: Mapping[Key, Runs], theirs: Mapping[Key, Runs]) -> Row:
     if method:
         row = replace(row, notes=_of_versions(a, b) + row.notes)
     top1 = [_top1(runs) for runs in (a, b)]
+    alone = [("A", top1[0].keys() - b.keys()), ("B", top1[1].keys() - a.keys())]
+    lost = [f"{counted(len(seeds), 'seed')} only in {name}" for name, seeds in alone if seeds]
+    row = replace(row, notes=row.notes + lost)
     difference = paired(top1[1], top1[0])
-    rate, memory = _cost_ratios(a, b)
+    common = top1[0].keys() & top1[1].keys()
+    # Costs are of the same runs as accuracies, where there are such.
+    rate, memory = _cost_ratios(*({s: r for s, r in x.items() if s in common} or x for x in (a, b)))
     if difference is None:
         return replace(row, a=_mean(a), b=_mean(b), rate=rate, memory=memory)
     seeds = difference.values.keys()

@@ -39,11 +39,12 @@ def leaderboard_table(title: str, rows: pd.DataFrame, shown: Sequence[Column], a
     return _table(caption, pd.DataFrame(cells), [column.words for column in shown])
 
 
-def published_table(title: str, cells: Sequence[Mapping[str, str]]) -> str:
-    """What others have published, in a table of its own."""
+def published_table(title: str, cells: Sequence[Mapping[str, str]], notes: Sequence[str]) -> str:
+    """What others have published, in a table of its own; its caption says where."""
     frame = pd.DataFrame([{escape(k): escape(v) for k, v in row.items()} for row in cells])
     words = [heading in WORDS for heading in frame]
-    return _table(f"{escape(title)}. {escape(TITLE)}.", frame, words)
+    caption = ". ".join(escape(text.rstrip(".")) for text in (title, TITLE, *notes))
+    return _table(f"{caption}.", frame, words)
 
 
 def escape(text: str) -> str:

@@ -18,7 +18,7 @@ from kdbench.report.cost import cost_frame
 from kdbench.report.drawn import Drawn, drawn
 from kdbench.report.fidelity import FIDELITY, fidelity
 from kdbench.report.protocol import suite_of
-from kdbench.report.published import Source, published_cells
+from kdbench.report.published import Source, published_cells, published_notes
 from kdbench.report.style import drawing, inline_svg, visible
 from kdbench.store import Damaged, Result
 
@@ -62,6 +62,8 @@ class Section:
     """By method."""
     published: Table | None
     """Numbers of others, under their own protocols."""
+    published_notes: list[str]
+    """Where they stand, and those protocols."""
     figures: dict[str, tuple[Drawn, Markup | None]]
     folds: dict[str, list[Fold]]
     """By method."""
@@ -145,6 +147,7 @@ def _section(
             for _, row in board.rows.iterrows()
         },
         _published(sources, board),
+        published_notes(sources, board.rows),
         figures,
         {method: [_fold(run) for run in runs] for method, runs in board.runs.items()},
     )

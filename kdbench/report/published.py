@@ -116,19 +116,39 @@ def published_cells(sources: Sequence[Source], board: pd.DataFrame) -> list[dict
     Nothing beside a suite that uses a part of the images, or too short a schedule to compare.
     `ours less theirs` is known where the board has the same method; protocols differ all the same.
     """
-    suite = board.iloc[0]
-    if pd.isna(suite.epochs) or not suite.all_images:
-        return []
-    if suite.epochs < SHORTEST[bool(suite.encoded)]:
-        return []
     ours = board.set_index("method").student_top1
     return [
         {key: printable(text) for key, text in _cells(source, table, entry, ours).items()}
-        for source in sources
-        for table in source.tables
-        for entry in table.entries
-        if (table.dataset, entry.architecture) == (suite.dataset, suite.architecture)
+        for source, table, entry in _beside(sources, board)
     ]
+
+
+def published_notes(sources: Sequence[Source], board: pd.DataFrame) -> list[str]:
+    """Where the numbers of `published_cells` come from, and their protocols in words."""
+    notes = [_note(source, table) for source, table, _ in _beside(sources, board)]
+    return [printable(note) for note in dict.fromkeys(notes)]
+
+
+def _note(source: Source, table: Table) -> str:
+    dated = " ".join(str(part) for part in (source.venue, source.year) if part is not None)
+    about = [part for part in (source.authors, source.title, dated, source.url) if part]
+    return f"{source.name}: {table.protocol}" + (f" ({', '.join(about)})" if about else "")
+
+
+def _beside(
+    sources: Sequence[Source], board: pd.DataFrame
+) -> Iterator[tuple[Source, Table, Entry]]:
+    """What was published of a board's data set and architecture, where it may stand beside it."""
+    suite = board.iloc[0]
+    if pd.isna(suite.epochs) or not suite.all_images:
+        return
+    if suite.epochs < SHORTEST[bool(suite.encoded)]:
+        return
+    for source in sources:
+        for table in source.tables:
+            for entry in table.entries:
+                if (table.dataset, entry.architecture) == (suite.dataset, suite.architecture):
+                    yield source, table, entry
 
 
 def _cells(source: Source, table: Table, entry: Entry, ours: "pd.Series[float]") -> dict[str, str]:

@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from kdbench.report.columns import DISPENSABLE, Column, columns
 from kdbench.report.latex import leaderboard_table, published_table
-from kdbench.report.published import SPARE, TITLE, WORDS, Source, published_cells
+from kdbench.report.published import SPARE, TITLE, WORDS, Source, published_cells, published_notes
 from kdbench.report.summary import each_board
 
 Format = Literal["terminal", "markdown", "latex", "csv", "json"]
@@ -40,12 +40,12 @@ def render(
     recipes = board.groupby("suite").suite_hash.nunique()
     for title, _, rows in each_board(board):
         shown = columns(rows, names, against)
-        others = published_cells(sources, rows)
+        others, notes = published_cells(sources, rows), published_notes(sources, rows)
         if form == "latex":
             sections.append(leaderboard_table(title, rows, shown, against))
-            sections += [published_table(title, others)] if others else []
+            sections += [published_table(title, others, notes)] if others else []
         else:
-            tables = [_leaderboard(title, rows, shown), *_published(others)]
+            tables = [_leaderboard(title, rows, shown), *_published(others, notes)]
             if width is not None and names is None and form == "terminal":
                 tables = [table.to_fit(width) for table in tables]
             sections += [table.text(markdown=form == "markdown") for table in tables]
@@ -63,6 +63,8 @@ class TextTable:
     spare: Sequence[str] = ()
     """Headings of columns that a narrow terminal does without, the least important first."""
     left_out: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
+    """Sentences below it."""
 
     def to_fit(self, width: int) -> "TextTable":
         """Without as many of its spare columns as need be."""
@@ -77,11 +79,12 @@ class TextTable:
         if markdown:
             rows = [{k: escape_markdown(text) for k, text in row.items()} for row in self.rows]
             table = replace(self, rows=rows)._table("github")
-            return f"### {escape_markdown(self.title)}\n\n{table}\n"
-        text = f"{self.title}\n{self._table('simple')}\n"
-        if not self.left_out:
-            return text
-        return f"{text}Left out to fit: {', '.join(self.left_out)}; a pipe gets them all.\n"
+            notes = "".join(f"- {escape_markdown(note)}\n" for note in self.notes)
+            return f"### {escape_markdown(self.title)}\n\n{table}\n" + (notes and f"\n{notes}")
+        lines = [self.title, self._table("simple")]
+        if self.left_out:
+            lines.append(f"Left out to fit: {', '.join(self.left_out)}; a pipe gets them all.")
+        return "\n".join([*lines, *self.notes]) + "\n"
 
     def _table(self, style: str) -> str:
         aligned = ["left" if heading in self.words else "right" for heading in self.rows[0]]
@@ -108,8 +111,8 @@ def _leaderboard(title: str, rows: pd.DataFrame, shown: Sequence[Column]) -> Tex
     )
 
 
-def _published(cells: Sequence[Mapping[str, str]]) -> list[TextTable]:
-    return [TextTable(TITLE, cells, words=WORDS, spare=SPARE)] if cells else []
+def _published(cells: Sequence[Mapping[str, str]], notes: Sequence[str]) -> list[TextTable]:
+    return [TextTable(TITLE, cells, words=WORDS, spare=SPARE, notes=notes)] if cells else []
 
 
 def _clashes(recipes: "pd.Series[int]", comment: bool) -> list[str]:

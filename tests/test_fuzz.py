@@ -1,0 +1,152 @@
+"""Damaged files: a clear error or a right answer, whatever the damage.
+
+A few of each are drawn; with `--hypothesis-profile thorough` 2,000.
+"""
+
+import contextlib
+import hashlib
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from encoded_data import CLASSES, TEST, opened, photo, photo_suite, write_parquet
+from hypothesis import HealthCheck, given, settings
+from made_results import committed
+
+from kdbench.data.decode import UndecodableError, decode, decode_center
+from kdbench.engine import checkpoint
+from kdbench.errors import UserError
+from kdbench.paths import SUITES
+from kdbench.store import Damaged, Result, read, save
+from kdbench.suite import Suite, load_suite
+
+CHECKS = (HealthCheck.function_scoped_fixture, HealthCheck.too_slow)
+settings.register_profile("few", max_examples=60, deadline=None, suppress_health_check=CHECKS)
+settings.register_profile(
+    "thorough", max_examples=2000, deadline=None, suppress_health_check=CHECKS
+)
+if settings.get_current_profile_name() == "default":
+    settings.load_profile("few")
+
+Damage = Callable[[bytes], bytes]
+
+
+@st.composite
+def damages(draw: st.DrawFn) -> Damage:
+    """Some places overwritten, cut out, doubled or filled in; sometimes the rest is gone."""
+    edits = draw(
+        st.lists(
+            st.tuples(
+                st.floats(0, 1, exclude_max=True),
+                st.sampled_from(["overwrite", "cut", "double", "insert", "end"]),
+                st.binary(min_size=1, max_size=8),
+            ),
+            min_size=1,
+            max_size=4,
+        )
+    )
+
+    def damage(content: bytes) -> bytes:
+        for share, kind, fill in edits:
+            place, size = int(share * len(content)), len(fill)
+            before, after = content[:place], content[place:]
+            match kind:
+                case "overwrite":
+                    content = before + fill + after[size:]
+                case "cut":
+                    content = before + after[size:]
+                case "double":
+                    content = before + after[:size] + after
+                case "insert":
+                    content = before + fill + after
+                case "end":
+                    content = before
+        return content
+
+    return damage
+
+
+@contextlib.contextmanager
+def may_be_refused(kind: type[Exception]) -> Iterator[None]:
+    """Inside, a file is read: it is what it is taken for, or the reader says why not."""
+    try:
+        yield
+    except kind as error:
+        check_sentence(error)
+
+
+def check_sentence(error: Exception) -> None:
+    assert str(error) and "\n" not in str(error) and len(str(error)) < 2000
+
+
+@given(damages())
+def test_a_suite_file(damage):
+    whole = (SUITES / "cifar100.toml").read_bytes()
+    Path("damaged.toml").write_bytes(damage(whole))
+    with may_be_refused(UserError):
+        suite = load_suite("damaged.toml")
+        assert isinstance(suite, Suite) and suite.total_steps > 0
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory) -> tuple[Path, bytes, Result]:
+    made = committed("ffsd")
+    file = save(tmp_path_factory.mktemp("results"), made)
+    return file, file.read_bytes(), made
+
+
+@given(damage=damages())
+def test_a_result(result, damage):
+    file, whole, made = result
+    file.write_bytes(damage(whole))
+    found = read(file)
+    if isinstance(found, Damaged):
+        assert found.reason and "Traceback" not in found.reason
+    else:  # what was damaged is a free text, or a digit: still where it belongs, and a number
+        assert found.identity == made.identity
+        assert found.last is not None and 0 <= found.last["student"].top1 <= 100
+
+
+@pytest.fixture(scope="module")
+def made_checkpoint(tmp_path_factory) -> tuple[Path, bytes]:
+    content = {"fingerprint": "0", "method": {"weight": torch.rand(100)}, "optimizers": []}
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    whole = hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue()
+    return tmp_path_factory.mktemp("run") / "checkpoint-000000001.pt", whole
+
+
+@given(damage=damages())
+def test_a_checkpoint(made_checkpoint, damage):
+    file, whole = made_checkpoint
+    damaged = damage(whole)
+    file.write_bytes(damaged)
+    found = checkpoint._read(file, torch.device("cpu"))
+    assert (found is not None) is (damaged == whole)
+
+
+@given(damage=damages(), index=st.integers(0, 30))
+def test_an_image(damage, index):
+    encoded = damage(photo("train", index))
+    with may_be_refused(UndecodableError):
+        pixels = decode(encoded)
+        assert pixels.dtype == torch.uint8 and pixels.dim() == 3 and pixels.shape[2] == 3
+        assert decode_center(encoded, 36, 32).shape == (32, 32, 3)
+
+
+@given(damage=damages())
+def test_a_parquet_shard(damage, tmp_path_factory):
+    """Opened, and every image of it read and decoded."""
+    suite = photo_suite()
+    folder = write_parquet(tmp_path_factory.mktemp("data"))
+    shard = folder / "validation-00000-of-00001.parquet"
+    shard.write_bytes(damage(shard.read_bytes()))
+    with may_be_refused(UserError):
+        _, test = opened(suite, folder)
+        assert len(test) == TEST and 0 <= test.labels.min() <= test.labels.max() < CLASSES
+        for row in range(TEST):
+            with may_be_refused(UndecodableError):
+                assert decode(test.read(row)).dtype == torch.uint8
