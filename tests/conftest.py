@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
+from hypothesis import HealthCheck, settings
 
 from kdbench import cli
 from kdbench.data import Images, load_images, locate
@@ -18,6 +19,13 @@ from kdbench.engine.stop import Stop
 from kdbench.paths import built_in_files
 from kdbench.store import Epoch
 from kdbench.suite import Suite, load_suite
+
+checks = (HealthCheck.function_scoped_fixture, HealthCheck.too_slow)
+for profile, examples in (("thorough", 2000), ("few", 60)):
+    settings.register_profile(
+        profile, max_examples=examples, deadline=None, suppress_health_check=checks
+    )
+settings.load_profile("few")
 
 METHODS = list(built_in_files())
 TINY = """

@@ -13,7 +13,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from encoded_data import CLASSES, TEST, opened, photo, photo_suite, write_parquet
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from made_results import committed
 
 from kdbench.data.decode import UndecodableError, decode, decode_center
@@ -22,14 +22,6 @@ from kdbench.errors import UserError
 from kdbench.paths import SUITES
 from kdbench.store import Damaged, Result, read, save
 from kdbench.suite import Suite, load_suite
-
-CHECKS = (HealthCheck.function_scoped_fixture, HealthCheck.too_slow)
-settings.register_profile("few", max_examples=60, deadline=None, suppress_health_check=CHECKS)
-settings.register_profile(
-    "thorough", max_examples=2000, deadline=None, suppress_health_check=CHECKS
-)
-if settings.get_current_profile_name() == "default":
-    settings.load_profile("few")
 
 Damage = Callable[[bytes], bytes]
 
