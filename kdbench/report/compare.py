@@ -161,12 +161,11 @@ def _row(key: Key, ours: Mapping[Key, Runs], theirs: Mapping[Key, Runs]) -> Row:
     lost = [f"{counted(len(seeds), 'seed')} only in {name}" for name, seeds in alone if seeds]
     row = replace(row, notes=row.notes + lost)
     difference = paired(top1[1], top1[0])
-    common = top1[0].keys() & top1[1].keys()
-    # Costs are of the same runs as accuracies, where there are such.
-    rate, memory = _cost_ratios(*({s: r for s, r in x.items() if s in common} or x for x in (a, b)))
     if difference is None:
+        rate, memory = _cost_ratios(a, b)
         return replace(row, a=_mean(a), b=_mean(b), rate=rate, memory=memory)
     seeds = difference.values.keys()
+    rate, memory = _cost_ratios(*({seed: runs[seed] for seed in seeds} for runs in (a, b)))
     identical = all(a[s].last == b[s].last and a[s].history == b[s].history for s in seeds)
     return replace(
         row,

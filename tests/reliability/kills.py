@@ -1,6 +1,6 @@
 """Runs that are killed again and again, at moments drawn at random, beside runs that never were.
 
-`python tests/reliability/kills.py` prints the table of docs/reliability.md. Moments are counted,
+`python tests/reliability/kills.py` prints a table of what was done and lost. Moments are counted,
 not timed: every step, evaluated batch and stage of writing a file is one, however short it is.
 """
 
