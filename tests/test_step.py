@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,27 @@ def test_a_recorded_step_trains_as_the_step_itself_or_is_not_kept(
         assert recorded.mode == "eager"
         (message,) = messages
         assert message.startswith(complaint) and "\n" not in message
+
+
+def test_compiled_for_a_graph_networks_are_compiled_once_for_all_of_them(make_run, monkeypatch):
+    torch.compiler.reset()
+    compiled: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    eager, other = make_run("ffsd", folder="eager"), make_run("ffsd", folder="graph")
+    monkeypatch.setattr(step_module, "cuda_graph", Recorder(other))
+    messages: list[str] = []
+    both = TrainingStep(other.method, other.optimizers, "fp32", "inductor+graph", messages.append)
+    for views, labels in eager.training.epoch(0):
+        torch.testing.assert_close(both(views, labels), eager.step(views, labels))
+    stems = [str(graph.code).count("stem") > 0 for graph in compiled]
+    assert stems.count(True) == 1 and len(stems) > 1
+    assert messages == [] and both.mode == "inductor+graph"
+    assert not any("forward" in vars(part) for part in other.method.modules())
 
 
 def test_the_state_of_a_step_is_all_that_it_changes(make_run):

@@ -1,7 +1,7 @@
 """One training step: as it stands, compiled by inductor, recorded as a CUDA graph, or both."""
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from kdbench.backbones import Backbone
-from kdbench.engine.lanes import lanes
+from kdbench.engine.lanes import Lanes
 from kdbench.method import ContractError
 from kdbench.suite import Precision
 
@@ -47,11 +47,14 @@ class TrainingStep:
         """Of the loss terms, in order; known after the first step."""
         self._forward: Callable[[Tensor, Tensor], dict[str, Tensor]] = module
         self._inner = module.module if isinstance(module, DistributedDataParallel) else None
-        if "inductor" in mode and self._inner is not None:
+        compiled = "inductor" in mode
+        self._lanes = self._make_lanes(compiled)
+        if compiled and self._inner is not None:
             # The exchange of gradients around it cannot be traced as one graph.
             self._inner.forward = torch.compile(self._inner.forward, fullgraph=True, dynamic=False)
-        elif "inductor" in mode:
-            self._forward = torch.compile(module, fullgraph=True, dynamic=False)
+        elif compiled:
+            whole = not self._lanes  # they are compiled by themselves, and the rest around them
+            self._forward = torch.compile(module, fullgraph=whole, dynamic=False)
         self._replay: Callable[[], object] | None = None
         self._inputs: tuple[Tensor, Tensor]
         self._output: Tensor
@@ -75,7 +78,8 @@ class TrainingStep:
 
     def _run(self, views: Tensor, labels: Tensor) -> Tensor:
         with self.autocast():
-            terms = self._forward(views, labels)
+            with self._lanes.in_place():
+                terms = self._forward(views, labels)
             if not self.names:
                 check_terms(terms)
                 self.names = tuple(terms)
@@ -86,6 +90,11 @@ class TrainingStep:
         for optimizer in self.optimizers:
             optimizer.step()
         return values.detach()
+
+    def _make_lanes(self, compiled: bool) -> Lanes:
+        networks = [part for part in self.module.modules() if isinstance(part, Backbone)]
+        several = "graph" in self.mode and len(networks) > 1
+        return Lanes(networks if several else [], compiled)
 
     def autocast(self) -> torch.autocast | nullcontext[None]:
         """The suite's precision, for training and evaluation."""
@@ -105,6 +114,7 @@ class TrainingStep:
         except Exception as error:  # compilers raise anything; an error of the method comes again
             before.restore()
             self._forward = self.module
+            self._lanes = self._make_lanes(compiled=False)
             if self._inner is not None:
                 del self._inner.forward
             values = self._run(views, labels)
@@ -125,16 +135,17 @@ class TrainingStep:
         expected = self._run(views, labels)
         end = State(self.module, self.optimizers)
         self._inputs = views.clone(), labels.clone()
-        # Compiled, the networks are one function, whose kernels follow each other.
-        networks = [m for m in self.module.modules() if isinstance(m, Backbone)]
-        side_by_side = networks if self.mode == "graph" and len(networks) > 1 else []
         try:
-            try:
-                self._keep_record(start, end, expected, side_by_side)
-            except RuntimeError as error:
-                if not side_by_side or isinstance(error, torch.OutOfMemoryError):
-                    raise
-                self._keep_record(start, end, expected, [])
+            start.restore()
+            replay, self._output = cuda_graph(
+                lambda: self._run(*self._inputs), self._lanes.open(self._inputs[0])
+            )
+            replay()
+            after = State(self.module, self.optimizers)
+            apart = max(after.difference(end, start), _relative(self._output, expected))
+            if not apart <= TOLERANCE:
+                raise RuntimeError(f"its replay differs by {apart:.1e} from the step itself")
+            self._replay = replay
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -142,21 +153,6 @@ class TrainingStep:
         finally:
             end.restore()
         return expected
-
-    def _keep_record(
-        self, start: "State", end: "State", expected: Tensor, side_by_side: list[Backbone]
-    ) -> None:
-        """Record the step, some networks side by side, and see that it leads from start to end."""
-        start.restore()
-        replay, self._output = cuda_graph(
-            lambda: self._run(*self._inputs), side_by_side, self._inputs[0]
-        )
-        replay()
-        after = State(self.module, self.optimizers)
-        apart = max(after.difference(end, start), _relative(self._output, expected))
-        if not apart <= TOLERANCE:
-            raise RuntimeError(f"its replay differs by {apart:.1e} from the step itself")
-        self._replay = replay
 
     def _fall_back(self, mode: Mode, what: str, error: Exception) -> None:
         self.mode = mode
@@ -210,15 +206,12 @@ def state_tensors(module: nn.Module, optimizers: Iterable[Optimizer]) -> list[Te
 
 
 def cuda_graph(
-    step: Callable[[], Tensor], side_by_side: list[Backbone], views: Tensor
+    step: Callable[[], Tensor], side_by_side: AbstractContextManager[None]
 ) -> tuple[Callable[[], object], Tensor]:
     """Record a step on the device; what replays it, and the tensor that it then writes."""
     graph = torch.cuda.CUDAGraph()
     # A loader pins memory in a thread of its own meanwhile.
-    with (
-        torch.cuda.graph(graph, capture_error_mode="thread_local"),
-        lanes(side_by_side, views),
-    ):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"), side_by_side:
         output = step()
     return graph.replay, output
 
