@@ -10,6 +10,7 @@ import torch
 from conftest import Watcher, is_one_sentence
 from encoded_data import (
     CLASSES,
+    TEST,
     TRAIN,
     content,
     opened,
@@ -81,6 +82,26 @@ def test_jobs_read_what_stays_encoded_too(kdbench):
     run = ("run", "--suite", "photos.toml", "--methods", "baseline,dml", "--data-dir", "photos")
     assert kdbench(*run, "--jobs", "2", "--workers", "0")[0] == 0
     assert {result_of(method).status for method in ("baseline", "dml")} == {"finished"}
+
+
+def test_two_processes_share_what_stays_encoded(kdbench):
+    photo_suite()
+    rows = content()
+    for split, index in (("train", 3), ("validation", 5)):
+        rows[split][index] = (b"no image", index % CLASSES)
+    write_folders(Path("photos"), rows)
+    run = ("run", "--suite", "photos.toml", "--methods", "kdcl", "--data-dir", "photos")
+    assert kdbench(*run, "--workers", "0", "--results-dir", "one")[0] == 0
+    assert kdbench(*run, "--workers", "1", "--num-processes", "2")[0] == 0
+    one, two = result_of("kdcl", "one"), result_of("kdcl")
+    assert two.environment.processes == 2
+    assert two.notes == one.notes and two.notes["undecodable images"] == 2
+    for mine, theirs in zip(two.history, one.history, strict=True):
+        assert mine.learning_rate == theirs.learning_rate
+        # Batch normalisation sees four images at a time in place of eight.
+        assert mine.losses == pytest.approx(theirs.losses, rel=0.1, abs=0.01)
+        hits = mine.metrics["student"].top1 * TEST / 100
+        assert hits == pytest.approx(round(hits), abs=1e-9)  # each test image counts once
 
 
 def test_a_step_is_timed_on_noise_of_the_size_of_the_crops(kdbench):

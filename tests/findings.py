@@ -1,0 +1,143 @@
+"""The evidence for each question of docs/findings.md, from results/; running this fills it in."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from itertools import combinations
+from pathlib import Path
+
+import pandas as pd
+from scipy import stats
+from tabulate import tabulate
+
+from kdbench.report.statistics import LEVEL, Difference, holm, paired
+from kdbench.report.summary import leaderboard, runs_frame
+from kdbench.store import read_apart
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "findings.md"
+SUITE = "cifar100-reduced"
+
+Accuracies = Mapping[int, float]
+"""By seed, per cent."""
+
+
+def tables(results: Path = ROOT / "results") -> dict[str, str]:
+    """By the name of their place in the page."""
+    found, damaged = read_apart(results)
+    assert not damaged
+    runs = runs_frame(found)
+    runs = runs[(runs.suite == SUITE) & (runs.status == "finished")]
+    assert runs.suite_hash.nunique() == 1 and runs.groupby("method").method_hash.nunique().max() == 1
+    return {
+        "sharing": sharing(runs),
+        "leader": leader(runs),
+        "cost": cost(runs),
+        "stability": stability(runs),
+    }
+
+
+def sharing(runs: pd.DataFrame) -> str:
+    """Students and ensembles against those of as many networks that share nothing."""
+    others = [method for method in sorted(set(runs.method)) if method != "independent"]
+    rows: dict[str, dict[str, str]] = {method: {"method": method} for method in others}
+    for role, heading in (("student", "student"), ("ensemble", "ensemble")):
+        column = f"{role}_top1"
+        reference = by_seed(runs, "independent", column)
+        found = {method: paired(by_seed(runs, method, column), reference) for method in others}
+        describe(rows, found, f"{heading} - independent's")
+    return table(rows.values())
+
+
+def leader(runs: pd.DataFrame) -> str:
+    """The network that a method deploys against the mean of its others."""
+    found = {
+        method: paired(by_seed(runs, method, "student_top1"), by_seed(runs, method, "peers_top1"))
+        for method in sorted(set(runs.method))
+    }
+    found = {method: difference for method, difference in found.items() if difference}
+    rows: dict[str, dict[str, str]] = {method: {"method": method} for method in found}
+    describe(rows, found, "student - peers")
+    return table(rows.values())
+
+
+def cost(runs: pd.DataFrame) -> str:
+    """Of a leaderboard's row, those of one network being 1."""
+    board = leaderboard(runs).set_index("method").sort_values("cost", kind="stable")
+    one = board.loc["baseline"]
+    shares = {
+        "training FLOPs": board.cost,
+        "time a step": one.images_per_second / board.images_per_second,
+        "peak memory": board.peak_memory_bytes / one.peak_memory_bytes,
+        "parameters trained": board.parameters_trained / one.parameters_trained,
+        "deployed": board.parameters_deployed / one.parameters_deployed,
+    }
+    rows = [
+        {"method": method} | {name: number(values[method]) for name, values in shares.items()}
+        for method in board.index
+    ]
+    return table(rows)
+
+
+def stability(runs: pd.DataFrame) -> str:
+    """How alike two seeds rank the methods, and how many pairs of methods differ in their sign."""
+    accuracies = runs.pivot(index="method", columns="seed", values="student_top1").dropna(axis=1)
+    lines = []
+    for one, other in combinations(accuracies.columns, 2):
+        found = stats.spearmanr(accuracies[one], accuracies[other])
+        lines.append({"seeds": f"{one} and {other}", "Spearman's rho": f"{found.statistic:+.2f}"})
+    pairs = list(combinations(accuracies.index, 2))
+    differences = [paired(dict(accuracies.loc[a]), dict(accuracies.loc[b])) for a, b in pairs]
+    told = [d for d in differences if d and d.interval and not d.interval[0] <= 0 <= d.interval[1]]
+    of_one_sign = [d for d in differences if d and len({v > 0 for v in d.values.values()}) == 1]
+    smallest = min(d.p for d in differences if d)
+    counts = [
+        {"of the pairs of methods": "all", "": str(len(pairs))},
+        {"of the pairs of methods": "same sign in every seed", "": str(len(of_one_sign))},
+        {"of the pairs of methods": f"{LEVEL:.0%} t interval without 0", "": str(len(told))},
+        {"of the pairs of methods": "smallest p of sign flips", "": f"{smallest:.2f}"},
+    ]
+    return f"{table(lines)}\n\n{table(counts)}"
+
+
+def by_seed(runs: pd.DataFrame, method: str, column: str) -> Accuracies:
+    rows = runs[(runs.method == method) & runs[column].notna()]
+    return dict(zip(rows.seed, rows[column], strict=True))
+
+
+def describe(
+    rows: Mapping[str, dict[str, str]], found: Mapping[str, Difference | None], heading: str
+) -> None:
+    """Add a difference with its interval, and what Holm leaves of its p, to the rows."""
+    known = {method: difference for method, difference in found.items() if difference}
+    adjusted = dict(zip(known, holm([d.p for d in known.values()]), strict=True))
+    for method, row in rows.items():
+        difference = known.get(method)
+        row[heading] = "n/a" if difference is None else words(difference)
+        row[f"p ({heading.split()[0]})"] = f"{adjusted[method]:.2f}" if difference else "n/a"
+
+
+def number(value: float) -> str:
+    return "n/a" if math.isnan(value) else f"{value:.2f}"
+
+
+def words(difference: Difference) -> str:
+    low, high = difference.interval or (math.nan,) * 2
+    return f"{difference.mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def table(rows: Iterable[Mapping[str, str]]) -> str:
+    return tabulate(list(rows), headers="keys", tablefmt="github", disable_numparse=True)
+
+
+def filled(page: str) -> str:
+    """The page with today's tables in their places."""
+    for name, text in tables().items():
+        place = re.compile(rf"<!-- {name} -->\n.*?<!-- /{name} -->", flags=re.DOTALL)
+        page, places = place.subn(lambda _: f"<!-- {name} -->\n{text}\n<!-- /{name} -->", page)  # noqa: B023
+        assert places == 1, f"{PAGE.name} has {places} places for '{name}'"
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
