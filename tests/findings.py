@@ -28,7 +28,9 @@ def tables(results: Path = ROOT / "results") -> dict[str, str]:
     assert not damaged
     runs = runs_frame(found)
     runs = runs[(runs.suite == SUITE) & (runs.status == "finished")]
-    assert runs.suite_hash.nunique() == 1 and runs.groupby("method").method_hash.nunique().max() == 1
+    assert (
+        runs.suite_hash.nunique() == 1 and runs.groupby("method").method_hash.nunique().max() == 1
+    )
     return {
         "sharing": sharing(runs),
         "leader": leader(runs),
