@@ -217,7 +217,7 @@ def _verdict(row: pd.Series) -> str:
         return MISSING
     if row.distinguishable:
         return f"{'better' if row.difference > 0 else 'worse'} (p = {row.p_holm:.3f})"
-    text = "not distinguishable"
+    text = f"not distinguishable at n = {row.pairs:.0f}"
     if row.seeds_needed > row.pairs:
         return f"{text} (needs ~{row.seeds_needed:.0f})"
     beyond = math.isnan(row.seeds_needed) and row.difference != 0 and row.difference_sd > 0

@@ -74,9 +74,13 @@ def beside(costs: pd.Series) -> pd.Series:
 
 
 def pareto(points: pd.DataFrame) -> pd.DataFrame:
-    """The points that no other beats in cost and accuracy, from cheap to dear."""
+    """The points that no other beats in cost and accuracy, from cheap to dear; ties are all on it.
+
+    No other is at least as accurate for no more cost, and better in one of them.
+    """
     ordered = points.sort_values(["cost", "student_top1"], ascending=[True, False])
-    return ordered[ordered.student_top1 > ordered.student_top1.cummax().shift(fill_value=-np.inf)]
+    first = ordered.student_top1 > ordered.student_top1.cummax().shift(fill_value=-np.inf)
+    return ordered[first.groupby([ordered.cost, ordered.student_top1]).transform("any")]
 
 
 def _name_points(axes: Axes, points: pd.DataFrame, look: Mapping[str, Look]) -> None:

@@ -192,7 +192,7 @@ def _method(runs: pd.DataFrame, against: str) -> dict[str, object]:
         "parameters_trained": finished.parameters_trained.max(),
         "parameters_deployed": finished.parameters_deployed.max(),
         "reference": bool((runs.method == against).all()),
-        "made_of": " ".join(sorted({*finished.precision, *finished.images})),
+        "made_of": " ".join(sorted({*finished.precision, *finished.images} - {""})),
     }
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from kdbench.report.columns import DISPENSABLE, Column, columns
-from kdbench.report.latex import leaderboard_table, published_table
+from kdbench.report.latex import leaderboard_table, plain_table
 from kdbench.report.published import SPARE, TITLE, WORDS, Source, published_cells, published_notes
 from kdbench.report.summary import each_board
 
@@ -43,7 +43,7 @@ def render(
         others, notes = published_cells(sources, rows), published_notes(sources, rows)
         if form == "latex":
             sections.append(leaderboard_table(title, rows, shown, against))
-            sections += [published_table(title, others, notes)] if others else []
+            sections += [table.latex(title) for table in _published(others, notes)]
         else:
             tables = [_leaderboard(title, rows, shown), *_published(others, notes)]
             if width is not None and names is None and form == "terminal":
@@ -85,6 +85,10 @@ class TextTable:
         if self.left_out:
             lines.append(f"Left out to fit: {', '.join(self.left_out)}; a pipe gets them all.")
         return "\n".join([*lines, *self.notes]) + "\n"
+
+    def latex(self, *before: str) -> str:
+        """Its title and notes are the caption, after the sentences `before`."""
+        return plain_table([*before, self.title, *self.notes], self.rows, self.words)
 
     def _table(self, style: str) -> str:
         aligned = ["left" if heading in self.words else "right" for heading in self.rows[0]]
