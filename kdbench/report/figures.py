@@ -16,7 +16,7 @@ from kdbench.report.style import INK, MARKERS, PALETTE, QUIET, Look, looks, visi
 
 WIDTH = 10.0
 """Inches."""
-LONGEST = 28
+LONGEST = 32
 """Letters of a name; what is longer is cut."""
 FEW_SEEDS = 5
 """That lines can still be told apart for."""

@@ -18,7 +18,7 @@ from kdbench.report.cost import GROUP, ByGroup, cost_frame, equal_cost, equal_co
 from kdbench.report.drawn import Drawn, drawn
 from kdbench.report.fidelity import FIDELITY, fidelity
 from kdbench.report.protocol import suite_of
-from kdbench.report.published import Source, published_cells, published_notes
+from kdbench.report.published import Source, published_apart, published_cells, published_notes
 from kdbench.report.style import drawing, inline_svg, visible
 from kdbench.store import Damaged, Result
 
@@ -100,6 +100,8 @@ def render_page(
     templates = resources.files("kdbench.report") / "templates"
     script, style = ((templates / name).read_text("utf-8") for name in ("page.js", "page.css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    shown = boards(results, against)
+    others, notes = published_apart(sources, [board.rows for board in shown])
     return environment.get_template("page.html.j2").render(
         sections=[
             _section(
@@ -111,8 +113,10 @@ def render_page(
                 sources,
                 against,
             )
-            for index, board in enumerate(boards(results, against), start=1)
+            for index, board in enumerate(shown, start=1)
         ],
+        published=_table(others) if others else None,
+        published_notes=notes,
         against=against,
         runs=len(results),
         damaged=damaged,
