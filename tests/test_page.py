@@ -124,6 +124,14 @@ def other_board():
     return result.model_copy(update={"identity": identity})
 
 
+def test_two_recipes_of_one_name_are_said():
+    other = made("dml", identity=made("dml").identity.model_copy(update={"suite_hash": "0" * 16}))
+    page = page_of(made("baseline"), other)
+    assert "2 recipes go by the name &#39;digits@epochs=4&#39;" in page
+    assert re.search(r'<h2 id="board-1">digits@epochs=4 \(0{8}\), resnet8</h2>', page)
+    assert "recipes go by" not in page_of(made("baseline"), made("dml"))
+
+
 def test_each_board_is_a_section_with_its_recipe():
     page = page_of(made("baseline"), other_board())
     headings = re.findall(r'<h2 id="board-\d+">(.*?)</h2>', page)

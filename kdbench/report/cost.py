@@ -182,13 +182,17 @@ def _cells(rows: pd.DataFrame, against: str) -> list[dict[str, str]]:
             "method": row["method"],
             "epochs": str(row["epochs"]),
             "student top-1 %": number_text(row["student_top1"], ".2f"),
-            "PFLOP": number_text(row["training_flops"] / 1e15, ",.3f"),
+            "PFLOP": _pflop(row["training_flops"]),
             f"{against} %": number_text(row["control_top1"], ".2f"),
             "its epochs": number_text(row["control_epochs"], ".0f"),
         }
         | _difference(found, next(adjusted) if found else math.nan)
         for row, found in zip(_records(rows), differences, strict=True)
     ]
+
+
+def _pflop(flops: float) -> str:
+    return number_text(flops / 1e15, ".2g" if flops < 1e14 else ",.3f")
 
 
 def _difference(found: Difference | None, p: float) -> dict[str, str]:

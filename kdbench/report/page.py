@@ -20,6 +20,7 @@ from kdbench.report.fidelity import FIDELITY, fidelity
 from kdbench.report.protocol import suite_of
 from kdbench.report.published import Source, published_apart, published_cells, published_notes
 from kdbench.report.style import drawing, inline_svg, visible
+from kdbench.report.summary import clashes
 from kdbench.store import Damaged, Result
 
 
@@ -115,6 +116,7 @@ def render_page(
             )
             for index, board in enumerate(shown, start=1)
         ],
+        clashes=clashes(pd.concat([board.rows for board in shown])),
         published=_table(others) if others else None,
         published_notes=notes,
         against=against,

@@ -89,6 +89,15 @@ def each_board(table: pd.DataFrame) -> Iterator[tuple[str, dict[str, str], pd.Da
         yield f"{name}, {key['architecture']}", key, rows
 
 
+def clashes(table: pd.DataFrame) -> list[str]:
+    """A sentence for each suite of a leaderboard whose name stands for several recipes."""
+    return [
+        f"{count} recipes go by the name '{suite}': tables are told apart by their hash."
+        for suite, count in table.groupby("suite").suite_hash.nunique().items()
+        if count > 1
+    ]
+
+
 def row_names(board: pd.DataFrame) -> "pd.Series[str]":
     """The name of its row in the leaderboard, for each run of a board.
 
