@@ -134,12 +134,17 @@ def test_the_table_shows_groups_that_have_a_control():
     text = table.text(markdown=True)
     assert text.startswith("### cifar100-reduced, resnet20: baseline trained for as many FLOPs\n")
     assert "resnet8" not in text
-    cells = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in text.splitlines()[4:]}
+    cells = {
+        line.split("|")[1].strip(): line.split("|")[2:-1]
+        for line in text.splitlines()
+        if line[:1] == "|"
+    }
     row = [cell.strip() for cell in cells["ffsd"]]
     assert row == [
         "10", "67.00", "4.000", "65.50", "40", "+1.50", "-4.85 to +7.85", "0.500", "2"
     ]  # fmt: skip
     assert [cell.strip() for cell in cells["far"]][3:] == ["n/a"] * 5 + ["0"]
+    assert table.notes == ["n/a: no baseline was trained for as many FLOPs, to 5%."]
 
 
 def test_a_control_of_several_versions_has_the_seeds_of_all():

@@ -147,7 +147,7 @@ def test_a_control_at_equal_cost_has_a_table():
     results = [made("baseline"), made("dml", flops=3 * FLOPS)]
     assert "At equal cost" not in page_of(*results)
     page = page_of(*results, control)
-    title = "digits, resnet8: baseline trained for as many FLOPs"
+    title = "digits, resnet8: baseline trained for as many FLOPs."
     assert page.count(f'<p class="quiet">{title}</p>') == 2  # at the method's and at the control's
     assert re.search(r"<td[^>]*>55.00</td><td[^>]*>12</td><td[^>]*>-5.00</td>", page)
 

@@ -85,8 +85,13 @@ def equal_cost_tables(found: pd.DataFrame, against: str = "baseline") -> ByGroup
         if (rows.control_epochs.notna() & (rows.control_epochs != rows.epochs)).any():
             suite, _, architecture = map(str, key)
             title = f"{suite}, {architecture}: {against} trained for as many FLOPs"
-            several = (rows.control_versions > 1).any()
-            notes = [f"Seeds of {against} are of several versions of it."] if several else []
+            notes = []
+            if rows.control_epochs.isna().any():
+                notes.append(
+                    f"n/a: no {against} was trained for as many FLOPs, to {TOLERANCE:.0%}."
+                )
+            if (rows.control_versions > 1).any():
+                notes.append(f"Seeds of {against} are of several versions of it.")
             tables[key] = TextTable(title, _cells(rows, against), words=("method",), notes=notes)
     return tables
 

@@ -174,7 +174,7 @@ def _equal_cost(controls: ByGroup, board: Board) -> dict[str, Table]:
     """Of the board's recipe, over any number of epochs."""
     groups = cost_frame(board.results)[GROUP].drop_duplicates().itertuples(index=False, name=None)
     found = [controls[group] for group in groups if group in controls]
-    return {". ".join([table.title, *table.notes]): _table(table.rows) for table in found}
+    return {" ".join([f"{table.title}.", *table.notes]): _table(table.rows) for table in found}
 
 
 def _table(cells: Sequence[Mapping[str, str]]) -> Table:
