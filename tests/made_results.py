@@ -4,10 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kdbench.store import Metrics, Result, read, save
+from kdbench.store import Epoch, Metrics, Result, read, save
 from kdbench.suite import Suite, load_suite
 
 COMMITTED = Path(__file__).parents[1] / "results/cifar100-reduced/resnet20"
+CIFAR = load_suite("cifar100")
+IMAGENET = load_suite("imagenet")
+FOUR_EPOCHS = load_suite("digits").with_epochs(4)
+FLOPS = 10**12
 
 
 def committed(method: str) -> Result:
@@ -15,6 +19,10 @@ def committed(method: str) -> Result:
     found = read(COMMITTED / method / "seed0.json")
     assert isinstance(found, Result)
     return found
+
+
+def metrics(top1: float) -> Metrics:
+    return Metrics(top1=top1, top5=95.0, loss=1.0)
 
 
 def made(
@@ -35,7 +43,7 @@ def made(
     if suite is not None:
         changes |= {"suite": suite.name, "suite_hash": suite.digest()}
     roles = {"student": top1} | {f"peer{index}": peer for index, peer in enumerate(peers)}
-    last = {role: Metrics(top1=value, top5=95.0, loss=1.0) for role, value in roles.items()}
+    last = {role: metrics(value) for role, value in roles.items()}
     return template.model_copy(
         update={
             "identity": template.identity.model_copy(update=changes | identity),
@@ -52,6 +60,49 @@ def made_seeds(method: str, top1s: list[float], **changes: Any) -> list[Result]:
     return [made(method, seed, top1, **changes) for seed, top1 in enumerate(top1s)]
 
 
+def drawable(
+    method: str,
+    seed: int = 0,
+    top1: float | None = 50.0,
+    flops: int | None = FLOPS,
+    jobs: int = 1,
+    **changes: Any,
+) -> Result:
+    """Four epochs on the digits, with a history and all roles; a top-1 of None stands for a run
+    that diverged in the third.
+    """
+    final = 30.0 if top1 is None else top1
+    cost = {"training_flops": flops, "jobs": jobs, "training_seconds": 90.0}
+    command = {"command": f"kdbench run --methods {method}"}
+    result = made(
+        method,
+        seed,
+        final,
+        suite=FOUR_EPOCHS,
+        cost=cost,
+        environment=command,
+        architecture="resnet8",
+    )
+    history = [
+        Epoch(
+            epoch=epoch,
+            learning_rate=0.1,
+            losses={"ce/student": 2.0 / epoch, "ce/peer0": 3.0 / epoch, "kl/student": 0.01},
+            metrics={"student": metrics(final - 4 + epoch), "peer0": metrics(final - 5)},
+        )
+        for epoch in range(1, 5)
+    ]
+    others = {"peer0": -1, "peer1": -3, "ensemble": 2, "mean": -4 / 3}
+    last = {"student": metrics(final)}
+    last |= {role: metrics(final + more) for role, more in others.items()}
+    update = {"options": {}, "notes": {}, "history": history, "last": last}
+    if top1 is None:
+        reason = "'ce/student' is nan in epoch 3"
+        update |= {"status": "diverged", "reason": reason, "history": history[:2]}
+        update |= {"last": None, "cost": None}
+    return result.model_copy(update=update | changes)
+
+
 def saved(results: Path, change: Any = None) -> Path:
     """A result on the disk, after a change to its JSON."""
     file = save(results, made("dml"))
@@ -60,7 +111,3 @@ def saved(results: Path, change: Any = None) -> Path:
         change(content)
         file.write_text(json.dumps(content))
     return file
-
-
-CIFAR = load_suite("cifar100")
-IMAGENET = load_suite("imagenet")

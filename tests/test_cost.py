@@ -3,52 +3,35 @@
 import math
 
 import pytest
-from made_results import committed
+from made_results import committed, made_seeds
 
-from kdbench.report.cost import cost_frame, equal_cost, equal_cost_table
-from kdbench.store import Metrics, Result
-from kdbench.suite import Suite, load_suite
+from kdbench.report.boards import boards
+from kdbench.report.command import make_report
+from kdbench.report.cost import cost_frame, equal_cost, equal_cost_tables
+from kdbench.report.drawn import cost_points
+from kdbench.store import Result, save
+from kdbench.suite import Suite, load_suite, suite_files
+
+REDUCED = load_suite("cifar100-reduced")
 
 
-@pytest.fixture(scope="module")
-def template() -> Result:
-    return committed("dml")
-
-
-@pytest.fixture
-def make(template):
+def make(
+    method: str,
+    *top1: float,
+    epochs: int = 10,
+    flops: float | None = 1e15,
+    suite: Suite = REDUCED,
+    made: dict | None = None,
+    cost: dict | None = None,
+    **identity: str,
+) -> list[Result]:
     """Results of a method with these accuracies, by seed."""
-
-    def build(
-        method: str,
-        *top1: float,
-        epochs: int = 10,
-        flops: float | None = 1e15,
-        suite: Suite | None = None,
-        made: dict | None = None,
-        cost: dict | None = None,
-        **identity: str,
-    ) -> list[Result]:
-        chosen = (suite or load_suite("cifar100-reduced")).with_epochs(epochs)
-        work = {"training_flops": flops and round(flops), **(cost or {})}
-        named = {"method": method, "suite": chosen.name, "suite_hash": chosen.digest(), **identity}
-        return [
-            template.model_copy(
-                update={
-                    "identity": template.identity.model_copy(update=named | {"seed": seed}),
-                    "protocol": chosen.model_dump(mode="json"),
-                    "last": {"student": Metrics(top1=value, top5=99.0, loss=1.0)},
-                    "environment": template.environment.model_copy(update=made or {}),
-                    "cost": template.cost.model_copy(update=work),
-                }
-            )
-            for seed, value in enumerate(top1)
-        ]
-
-    return build
+    work = {"training_flops": flops and round(flops), **(cost or {})}
+    chosen = suite.with_epochs(epochs)
+    return made_seeds(method, [*top1], suite=chosen, cost=work, environment=made, **identity)
 
 
-def test_rows_are_methods_and_epochs_of_one_recipe(make):
+def test_rows_are_methods_and_epochs_of_one_recipe():
     results = make("baseline", 60.0, 62.0) + make("baseline", 64.0, epochs=30, flops=3e15)
     results += make("ffsd", 63.0, flops=3e15)
     frame = cost_frame(results)
@@ -60,7 +43,7 @@ def test_rows_are_methods_and_epochs_of_one_recipe(make):
     assert frame.training_flops.tolist() == [1e15, 3e15, 3e15]
 
 
-def test_other_recipes_and_precisions_are_other_groups(make):
+def test_other_recipes_and_precisions_are_other_groups():
     suite = load_suite("cifar100-reduced")
     results = make("a", 60.0)
     results += make("a", 60.0, suite=suite.with_precision("bf16"))
@@ -71,45 +54,52 @@ def test_other_recipes_and_precisions_are_other_groups(make):
     assert set(frame.suite) == {"cifar100-reduced", "cifar100-reduced@precision=bf16"}
 
 
-def test_a_key_is_that_of_results_made_before_a_setting_existed(make, template):
+def test_a_key_is_that_of_results_made_before_a_setting_existed():
     """The committed results lack settings that came later."""
+    template = committed("dml")
     assert "encoded" not in template.protocol["data"]
     assert cost_frame([template]).key[0] == cost_frame(make("dml", 60.0)).key[0]
 
 
-def test_two_versions_of_a_method_are_two_rows(make):
+def test_two_versions_of_a_method_are_two_rows():
     frame = cost_frame(make("a", 60.0) + make("a", 61.0, method_hash="another0hash"))
     assert "a (another0)" in frame.method.tolist() and len(frame) == 2
 
 
-def test_the_front_holds_what_nothing_beats(make):
-    results = make("cheap", 60.0) + make("dear", 70.0, flops=4e15)
-    results += make("beaten", 59.0, flops=2e15) + make("as good for more", 60.0, flops=2e15)
-    results += make("unknown", 99.0, flops=None)
-    results += make("elsewhere", 10.0, architecture="resnet8")
-    frame = cost_frame(results).set_index("method")
-    assert set(frame.index[frame.pareto]) == {"cheap", "dear", "elsewhere"}
-    assert math.isnan(frame.training_flops["unknown"])
+@pytest.mark.parametrize("name", suite_files())
+def test_a_recipe_over_any_number_of_epochs_is_one_group(name):
+    """Milestones at thirds, of 90 and of 92 epochs, differ in the last bit."""
+    suite = load_suite(name)
+    own = suite.schedule.epochs
+    results = [
+        result
+        for epochs in range(own, 3 * own)
+        for result in make("baseline", 60.0, suite=suite, epochs=epochs)
+    ]
+    assert cost_frame(results).key.nunique() == 1
+    later = suite.schedule.model_copy(update={"warmup_epochs": 0.5})
+    results += make("baseline", 60.0, suite=suite.model_copy(update={"schedule": later}))
+    assert cost_frame(results).key.nunique() == 2
 
 
 @pytest.mark.parametrize(
     ("made", "cost", "seconds"),
     [({}, {}, 20.0), ({"device": "another"}, {}, None), ({}, {"jobs": 2}, 10.0)],
 )
-def test_times_are_of_runs_alone_and_made_alike(make, made, cost, seconds):
+def test_times_are_of_runs_alone_and_made_alike(made, cost, seconds):
     results = make("a", 60.0, cost={"training_seconds": 10.0})
     other = make("a", 60.0, 60.0, made=made, cost={"training_seconds": 30.0, **cost})
     (found,) = cost_frame([*results, other[1]]).training_seconds
     assert found == seconds if seconds else math.isnan(found)
 
 
-def test_unfinished_runs_have_no_row(make, template):
-    lost = template.model_copy(update={"status": "diverged", "last": None, "cost": None})
+def test_unfinished_runs_have_no_row():
+    lost = committed("dml").model_copy(update={"status": "diverged", "last": None, "cost": None})
     assert cost_frame([lost]).empty and cost_frame([]).empty
-    assert equal_cost([]).empty and equal_cost_table(equal_cost([])) == ""
+    assert equal_cost([]).empty and equal_cost_tables(equal_cost([])) == {}
 
 
-def test_a_control_is_the_nearest_in_flops_and_paired_by_seed(make):
+def test_a_control_is_the_nearest_in_flops_and_paired_by_seed():
     results = make("baseline", 60.0, 61.0) + make("ffsd", 66.0, 68.0, 90.0, flops=4.0e15)
     results += make("baseline", 65.0, 66.0, epochs=40, flops=4.1e15)
     results += make("baseline", 50.0, 50.0, epochs=39, flops=3.85e15)
@@ -123,29 +113,94 @@ def test_a_control_is_the_nearest_in_flops_and_paired_by_seed(make):
 
 
 @pytest.mark.parametrize(("flops", "near"), [(1.049e15, True), (1.051e15, False)])
-def test_equal_cost_is_within_five_per_cent(make, flops, near):
+def test_equal_cost_is_within_five_per_cent(flops, near):
     results = make("ffsd", 60.0) + make("baseline", 60.0, epochs=30, flops=flops)
     assert equal_cost(results).control_top1.notna().tolist() == [near]
 
 
-def test_a_control_may_be_another_method_and_never_of_another_precision(make):
+def test_a_control_may_be_another_method_and_never_of_another_precision():
     results = make("ffsd", 60.0) + make("independent", 61.0, epochs=12)
     assert equal_cost(results, "independent").control_top1.tolist() == [61.0]
     results = make("ffsd", 60.0) + make("baseline", 61.0, made={"precision": "tf32"})
     assert equal_cost(results).control_top1.isna().all()
 
 
-def test_the_table_shows_groups_that_have_a_control(make):
+def test_the_table_shows_groups_that_have_a_control():
     results = make("ffsd", 66.0, 68.0, flops=4e15) + make("far", 63.0)
-    assert equal_cost_table(equal_cost(results)) == ""
+    assert equal_cost_tables(equal_cost(results)) == {}
     results += make("baseline", 65.0, 66.0, epochs=40, flops=4e15)
     results += make("ffsd", 60.0, architecture="resnet8")
-    text = equal_cost_table(equal_cost(results), markdown=True)
+    (table,) = equal_cost_tables(equal_cost(results)).values()
+    text = table.text(markdown=True)
     assert text.startswith("### cifar100-reduced, resnet20: baseline trained for as many FLOPs\n")
     assert "resnet8" not in text
-    cells = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in text.splitlines()[4:]}
+    cells = {
+        line.split("|")[1].strip(): line.split("|")[2:-1]
+        for line in text.splitlines()
+        if line[:1] == "|"
+    }
     row = [cell.strip() for cell in cells["ffsd"]]
     assert row == [
         "10", "67.00", "4.000", "65.50", "40", "+1.50", "-4.85 to +7.85", "0.500", "2"
     ]  # fmt: skip
     assert [cell.strip() for cell in cells["far"]][3:] == ["n/a"] * 5 + ["0"]
+    assert table.notes == ["n/a: no baseline was trained for as many FLOPs, to 5%."]
+
+
+def test_a_control_of_several_versions_has_the_seeds_of_all():
+    """As in the leaderboard; a stretched control is often made later than the others."""
+    first, second, third = make("baseline", 65.0, 66.0, 67.0, epochs=40, flops=4e15)
+    identity = third.identity.model_copy(update={"method_hash": "another0hash"})
+    results = [first, second, third.model_copy(update={"identity": identity})]
+    results += make("ffsd", 66.0, 68.0, 70.0, flops=4e15)
+    results += make("baseline", 60.0, method_hash="a0third0hash")
+    found = equal_cost(results)
+    assert found.method.tolist() == ["ffsd"]
+    assert found.difference[0].values == {0: 1.0, 1: 2.0, 2: 3.0}
+    (table,) = equal_cost_tables(found).values()
+    assert table.notes == ["Seeds of baseline are of several versions of it."]
+    assert table.rows[0]["its epochs"] == "40"
+
+
+def test_two_stretched_controls_of_one_suite_serve_the_methods_that_they_match():
+    results = make("ffsd", 66.0, flops=4e15) + make("one", 61.0, flops=2e15)
+    results += make("baseline", 65.0, epochs=40, flops=4e15)
+    results += make("baseline", 63.0, epochs=20, flops=2e15, method_hash="another0hash")
+    assert equal_cost(results).control_epochs.tolist() == [40, 20]
+    (table,) = equal_cost_tables(equal_cost(results)).values()
+    assert len(table.rows) == 2 and table.notes == []
+
+
+@pytest.mark.parametrize(
+    ("form", "title"),
+    [
+        ("terminal", "baseline trained for as many FLOPs\nmethod  "),
+        ("markdown", "baseline trained for as many FLOPs\n\n|"),
+        ("latex", r"resnet20: baseline trained for as many FLOPs.}"),
+    ],
+)
+def test_every_table_for_readers_has_the_controls_below(tmp_path, form, title):
+    for result in make("ffsd", 66.0) + make("baseline", 65.0, epochs=30):
+        save(tmp_path, result)
+    assert make_report(tmp_path, None, form, "baseline").text.count(title) == 1
+
+
+def test_a_suite_of_another_name_is_not_among_the_points():
+    """Even where it is the same recipe."""
+    results = make("baseline", 60.0) + make("ffsd", 66.0)
+    mine = REDUCED.model_copy(update={"name": "mine"})
+    others = make("one", 61.0, suite=mine) + make("baseline", 61.0, suite=mine, epochs=30)
+    costs = cost_frame(results + others)
+    assert costs.key.nunique() == 1
+    (board,) = boards(results, "baseline")
+    assert set(cost_points(board, costs, "baseline")[0].name) == {"baseline", "ffsd"}
+
+
+def test_two_versions_of_the_reference_that_cost_the_same_are_the_unit():
+    first, second = make("baseline", 60.0, 61.0)
+    identity = second.identity.model_copy(update={"method_hash": "another0hash"})
+    results = [first, second.model_copy(update={"identity": identity})]
+    results += make("ffsd", 66.0, flops=3e15)
+    (board,) = boards(results, "baseline")
+    points, label = cost_points(board, cost_frame(results), "baseline")
+    assert sorted(points.cost) == [1, 1, 3] and "times those of baseline" in label

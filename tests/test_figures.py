@@ -7,8 +7,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+from made_results import FLOPS
+from made_results import drawable as made
 from matplotlib.container import ErrorbarContainer
-from page_results import FLOPS, made
 
 from kdbench.report import figures
 from kdbench.report.boards import boards, curves, losses, roles
@@ -94,12 +95,12 @@ def test_the_same_recipe_over_other_epochs_stands_in_the_figure_of_cost():
 def test_the_pareto_front_has_what_no_other_beats():
     points = pd.DataFrame(
         {
-            "name": ["cheap", "worse", "dear", "as dear", "dearest"],
-            "cost": [1.0, 2.0, 3.0, 3.0, 4.0],
-            "student_top1": [50.0, 49.0, 60.0, 55.0, 60.0],
+            "name": ["cheap", "worse", "dear", "as dear", "dearest", "the same"],
+            "cost": [1.0, 2.0, 3.0, 3.0, 4.0, 1.0],
+            "student_top1": [50.0, 49.0, 60.0, 55.0, 60.0, 50.0],
         }
     )
-    assert figures.pareto(points).name.tolist() == ["cheap", "dear"]
+    assert figures.pareto(points).name.tolist() == ["cheap", "the same", "dear"]
 
 
 def test_equal_costs_stand_side_by_side():
@@ -128,7 +129,23 @@ def test_curves_have_each_seed_their_mean_and_the_reference():
     assert list(first) == [37.0, 38.0, 39.0, 40.0]
     assert list(mean) == list(reference) == [37.5, 38.5, 39.5, 40.5]
     assert list(second) == [38.0, 39.0, 40.0, 41.0]
+    assert "dashed: mean of baseline." in all_drawn(results)["curves"].caption
     assert len(lost) == 2 and panels["dml"][3].get_linestyle() == ":"
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        [made("dml"), made("one")],
+        [made("baseline"), made("baseline", 1)],
+        [made("baseline", 0, None), made("dml")],
+    ],
+    ids=["no reference", "the reference alone", "a lost reference"],
+)
+def test_a_line_that_is_not_drawn_has_no_words(results):
+    caption = all_drawn(results)["curves"].caption
+    assert caption.startswith("Thick: mean over seeds; thin: each seed.")
+    assert "dashed" not in caption
 
 
 def test_losses_are_summed_over_networks_by_kind():

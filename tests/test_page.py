@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 from conftest import is_one_sentence
-from page_results import made
+from made_results import FLOPS
+from made_results import drawable as made
+from made_results import made as plain
 
 from kdbench import store
 from kdbench.report.page import render_page
 from kdbench.store import Damaged
+from kdbench.suite import load_suite
 
 HOSTILE = (
     """</script><script>alert(1)</script><img src=x onerror=alert()>'"${x}{{ 1234*5678 }}$\\x$"""
@@ -121,12 +124,32 @@ def other_board():
     return result.model_copy(update={"identity": identity})
 
 
+def test_two_recipes_of_one_name_are_said():
+    other = made("dml", identity=made("dml").identity.model_copy(update={"suite_hash": "0" * 16}))
+    page = page_of(made("baseline"), other)
+    assert "2 recipes go by the name &#39;digits@epochs=4&#39;" in page
+    assert re.search(r'<h2 id="board-1">digits@epochs=4 \(0{8}\), resnet8</h2>', page)
+    assert "recipes go by" not in page_of(made("baseline"), made("dml"))
+
+
 def test_each_board_is_a_section_with_its_recipe():
     page = page_of(made("baseline"), other_board())
     headings = re.findall(r'<h2 id="board-\d+">(.*?)</h2>', page)
     assert headings == ["digits@epochs=4, resnet20", "digits@epochs=4, resnet8"]
     assert "a smoke test that ranks nothing." in page
     assert "digits, 1,437 training images, 10 classes; 4 epochs, batch 64" in page
+
+
+def test_a_control_at_equal_cost_has_a_table():
+    longer = load_suite("digits").with_epochs(12)
+    cost = {"training_flops": 3 * FLOPS}
+    control = plain("baseline", top1=55.0, suite=longer, cost=cost, architecture="resnet8")
+    results = [made("baseline"), made("dml", flops=3 * FLOPS)]
+    assert "At equal cost" not in page_of(*results)
+    page = page_of(*results, control)
+    title = "digits, resnet8: baseline trained for as many FLOPs."
+    assert page.count(f'<p class="quiet">{title}</p>') == 2  # at the method's and at the control's
+    assert re.search(r"<td[^>]*>55.00</td><td[^>]*>12</td><td[^>]*>-5.00</td>", page)
 
 
 def test_a_run_says_how_it_was_made_or_why_not():

@@ -2,7 +2,8 @@
 
 import pytest
 from browser import CHROMIUM, opened
-from page_results import FLOPS, made
+from made_results import FLOPS
+from made_results import drawable as made
 from test_page import HOSTILE, hostile_page, page_of
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")

@@ -6,6 +6,7 @@ import pytest
 from made_results import CIFAR, IMAGENET, made, made_seeds
 
 from kdbench.report.command import make_report
+from kdbench.report.page import render_page
 from kdbench.report.published import (
     TITLE,
     Source,
@@ -121,6 +122,19 @@ def test_sources_are_cited_once_with_their_protocols(committed):
     assert authors.endswith("TNNLS 2022, https://github.com/SJLeo/FFSD)")
     assert f"\n{authors}\n" in render(board, "terminal", sources=committed)
     assert "\n- Li et al. 2022, README: The recipe" in render(board, "markdown", sources=committed)
+
+
+def test_the_page_ends_with_what_nothing_of_ours_stands_beside(committed):
+    apart = '<h2 id="published">'
+    reduced = render_page([made("dml")], "baseline", committed)
+    _, _, listed = reduced.partition(apart)
+    count = sum(len(table.entries) for source in committed for table in source.tables)
+    assert listed.partition("</section>")[0].count("<tr>") == count + 1
+    assert "Li et al. 2022, README: The recipe" in listed and "rank</th>" not in listed
+    full = made("dml", suite=CIFAR, architecture="resnet32")
+    beside, _, rest = render_page([full], "baseline", committed).partition(apart)
+    assert "73.68 ± 0.14" in beside and "73.68 ± 0.14" not in rest
+    assert "68.80 to 69.10" in rest  # of resnet20
 
 
 def test_they_are_not_ranked(tmp_path):

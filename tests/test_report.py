@@ -91,15 +91,6 @@ def test_two_recipes_of_one_name_are_two_leaderboards(make):
     assert "tiny@epochs=1 (another0), resnet8" in render(board, "terminal")
 
 
-def test_rates_of_different_devices_are_not_mixed(make):
-    other = make("a", 1, 50.0)
-    elsewhere = other.environment.model_copy(update={"device": "another device"})
-    results = [make("a", 0, 50.0), other.model_copy(update={"environment": elsewhere})]
-    row = leaderboard(runs_frame(results)).iloc[0]
-    assert pd.isna(row.training_seconds)
-    assert row.n == 2
-
-
 def test_waiting_has_a_column_where_it_was_measured(make):
     plain = make("a", 0, 50.0)
     assert "waiting" not in render(leaderboard(runs_frame([plain])), "terminal")

@@ -2,11 +2,13 @@
 
 import io
 import json
+import math
 
 import pandas as pd
 import pytest
 from made_results import CIFAR, made, made_seeds
 
+from kdbench.report.columns import columns
 from kdbench.report.statistics import paired, seeds_needed
 from kdbench.report.summary import leaderboard, runs_frame
 from kdbench.report.tables import render
@@ -120,3 +122,28 @@ def test_a_protocol_that_cannot_be_read_is_unknown():
     strange = made("a").model_copy(update={"protocol": {"name": "x"}})
     assert pd.isna(board_of(strange).epochs["a"])
     assert "50.00" in render(leaderboard(runs_frame([strange])), "terminal")
+
+
+def test_rates_of_several_ways_are_those_of_the_way_that_most_methods_have():
+    """A mean of two devices is none of either; a way of no other method compares with nothing."""
+    slow, fast = {"training_seconds": 100.0}, {"training_seconds": 10.0}
+    results = [
+        made("a", 0, cost=slow, environment={"device": "old"}),
+        made("a", 1, cost=slow, environment={"device": "old"}),
+        made("a", 2, cost=fast, environment={"device": "new"}),
+        made("b", 0, cost=fast, environment={"device": "new"}),
+        made("c", 0, cost=slow, environment={"device": "old", "threads": 9}),
+        made("d", 0, cost=slow, environment={"device": "old", "threads": 8}),
+        made("d", 1, cost=slow, environment={"device": "old", "threads": 7}),
+    ]
+    board = leaderboard(runs_frame(results)).set_index("method")
+    assert board.training_seconds[["a", "b", "c"]].tolist() == [10.0, 10.0, 100.0]
+    assert math.isnan(board.training_seconds["d"]) and board.n["a"] == 3
+    rates = columns(board, ["rate"], "baseline")[0]
+    told = {method: rates.text(row).partition(" ")[2] for method, row in board.iterrows()}
+    assert told == {
+        "a": "(new, threads 2)",
+        "b": "(new, threads 2)",
+        "c": "(old, threads 9)",
+        "d": "",
+    }

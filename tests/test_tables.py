@@ -52,7 +52,7 @@ def test_a_difference_stands_with_its_interval_and_a_verdict(several):
     assert shown["dml"]["vs baseline"] == f"{row.difference:+.2f} {interval}"
     assert shown["dml"]["verdict"] == f"better (p = {row.p_holm:.3f})"
     needed = several.set_index("method").seeds_needed["one"]
-    assert shown["one"]["verdict"] == f"not distinguishable (needs ~{needed:.0f})"
+    assert shown["one"]["verdict"] == f"not distinguishable at n = 8 (needs ~{needed:.0f})"
     assert shown["baseline"]["verdict"] == "reference"
 
 

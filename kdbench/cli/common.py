@@ -1,13 +1,17 @@
 """What several commands share: options, and how they speak."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from rich.console import Console
 from typer import Option
 
 from kdbench.errors import printable
+
+if TYPE_CHECKING:
+    from kdbench.store import Damaged
 
 RESULTS = Path("results")
 RUNS = Path("runs")
@@ -58,3 +62,12 @@ def complain(message: str) -> None:
     """On standard error, in one line."""
     console = Console(stderr=True, soft_wrap=True)
     console.print(f"kdbench: {printable(message)}", markup=False, highlight=False)
+
+
+def complain_of(damaged: "Sequence[Damaged]") -> bool:
+    """Whether there was anything to complain of."""
+    from kdbench.validation import sentence
+
+    for item in damaged:
+        complain(sentence([f"'{item.file}' is not valid and was left out: {item.reason}"]))
+    return bool(damaged)

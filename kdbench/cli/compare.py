@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from kdbench.cli.common import RESULTS, ResultsDir, TableFormat, complain
+from kdbench.cli.common import RESULTS, ResultsDir, TableFormat, complain_of
 
 
 def compare(
@@ -19,7 +19,5 @@ def compare(
 
     found = comparison.compare(a, b, results_dir)
     print(comparison.render(found, format_.value), end="")
-    for damaged in found.damaged:
-        complain(f"'{damaged.file}' is no valid result and was left out: {damaged.reason}.")
-    if found.damaged:
+    if complain_of(found.damaged):
         raise typer.Exit(2)

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 from typer import Option
 
-from kdbench.cli.common import RESULTS, ResultsDir, complain, names_of
+from kdbench.cli.common import RESULTS, ResultsDir, complain_of, names_of
 from kdbench.errors import UserError
 
 if TYPE_CHECKING:
     from kdbench.report.style import ImageFormat
     from kdbench.report.tables import Format
-    from kdbench.store import Damaged
 
 SITE = Path("site")
 
@@ -75,7 +74,7 @@ def print_report(
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     made = make_report(results, suite, cast("Format", form.value), against, columns, width)
     print(made.text, end="")
-    return _complain_of(made.damaged)
+    return complain_of(made.damaged)
 
 
 def _write_report(
@@ -97,15 +96,7 @@ def _write_report(
     else:
         raise UserError(f"--columns is for tables; --format {form} has none.")
     print(written.text, end="")
-    return _complain_of(written.damaged)
-
-
-def _complain_of(damaged: "list[Damaged]") -> bool:
-    from kdbench.validation import sentence
-
-    for item in damaged:
-        complain(sentence([f"'{item.file}' is not valid and was left out: {item.reason}"]))
-    return bool(damaged)
+    return complain_of(written.damaged)
 
 
 def list_() -> None:

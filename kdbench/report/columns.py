@@ -9,6 +9,7 @@ import pandas as pd
 
 from kdbench.errors import UserError, unknown
 from kdbench.report.statistics import MOST_SEEDS
+from kdbench.report.summary import WAY
 
 MISSING = "n/a"
 
@@ -115,16 +116,20 @@ def _result_columns(board: pd.DataFrame, against: str) -> list[Column]:
 
 
 def _cost_columns(board: pd.DataFrame, against: str) -> list[Column]:
-    mixed = board.step.nunique() > 1
+    differing = [name for name in WAY if board[name].nunique() > 1]
     kinds = sorted(board.memory_kind.dropna().unique())
     hours = " or ".join("GPU-hours" if kind == "device" else "hours" for kind in kinds) or "hours"
 
     def rate(row: pd.Series) -> str:
-        """Rates of runs that shared a device are none; compiled and eager ones are told apart."""
+        """Rates of runs that shared a device are none; those of several ways are told apart."""
         if row.shared:
             return "shared"
         text = _formatted("images_per_second", ",.0f")(row)
-        return f"{text} ({row.step})" if mixed and text != MISSING else text
+        ways = [
+            row[name] if isinstance(row[name], str) else f"{name} {row[name]:.0f}"
+            for name in differing
+        ]
+        return f"{text} ({', '.join(ways)})" if ways and text != MISSING else text
 
     def memory(row: pd.Series) -> float | None:
         taken = _number("peak_memory_bytes")(row)
@@ -217,7 +222,7 @@ def _verdict(row: pd.Series) -> str:
         return MISSING
     if row.distinguishable:
         return f"{'better' if row.difference > 0 else 'worse'} (p = {row.p_holm:.3f})"
-    text = "not distinguishable"
+    text = f"not distinguishable at n = {row.pairs:.0f}"
     if row.seeds_needed > row.pairs:
         return f"{text} (needs ~{row.seeds_needed:.0f})"
     beyond = math.isnan(row.seeds_needed) and row.difference != 0 and row.difference_sd > 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdbench.errors import UserError, unknown
 from kdbench.paths import built_in_files
-from kdbench.report.cost import equal_cost, equal_cost_table
+from kdbench.report.cost import equal_cost, equal_cost_tables
 from kdbench.report.published import Source, read_published
 from kdbench.report.summary import leaderboard, runs_frame
 from kdbench.report.tables import Format, render
@@ -52,10 +52,9 @@ def make_report(
     found = gather(results, suite, against)
     board = leaderboard(runs_frame(found.results), against)
     text = render(board, form, against, names, found.published, width)
-    if form in ("terminal", "markdown"):
-        controls = equal_cost(found.results, against)
-        table = equal_cost_table(controls, against, markdown=form == "markdown")
-        text += f"\n{table}" if table else ""
+    if form not in ("csv", "json"):
+        for table in equal_cost_tables(equal_cost(found.results, against), against).values():
+            text += f"\n{table.latex() if form == 'latex' else table.text(form == 'markdown')}"
     return Report(text, found.damaged)
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -13,7 +13,7 @@ from kdbench.report.columns import interval_text, number_text
 from kdbench.report.protocol import suite_of
 from kdbench.report.statistics import LEVEL, Difference, holm, paired
 from kdbench.report.summary import WAY
-from kdbench.report.tables import titled_table
+from kdbench.report.tables import TextTable
 from kdbench.store import Result
 from kdbench.suite import Suite
 
@@ -22,8 +22,11 @@ GROUP = ["suite", "key", "architecture"]
 
 ROW = [*GROUP, "method", "epochs"]
 
-SHOWN = [*ROW, "student_top1", "training_flops", "control_top1", "control_epochs", "difference"]
-"""Columns of equal cost; the last three are of the control."""
+CONTROL = ["control_top1", "control_epochs", "control_versions", "difference"]
+"""Columns of equal cost that are of the control."""
+
+ByGroup = dict[tuple[Hashable, ...], TextTable]
+"""Tables, each of one suite, key and architecture."""
 
 SHAPE = 1000
 """Epochs that schedules are brought to, to tell whether they have one shape."""
@@ -38,9 +41,9 @@ def cost_frame(results: Iterable[Result]) -> pd.DataFrame:
     `suite` is the name without its epochs; `key` is a hash of what else was the same: the
     protocol but for its epochs, the precision and the images. `student_top1` is the mean in per
     cent. `training_flops` is NaN where no run has it, `training_seconds` where runs shared a device
-    or were made in several ways; `way` is the one, and times of two ways have no common axis.
-    `pareto`: no other row of its group is at least as accurate for no more FLOPs and better in one
-    of them. Results of suites that this version cannot read are left out.
+    or were made in several ways; `way` is the one, and times of two ways have no common axis. Two
+    versions of a method are two rows, told apart by their hash; `base` is the name without it.
+    Results of suites that this version cannot read are left out.
     """
     return _frame(_runs(results))
 
@@ -49,11 +52,13 @@ def equal_cost(results: Iterable[Result], against: str = "baseline") -> pd.DataF
     """For each method the run of a control that cost the same FLOPs: the nearest within TOLERANCE.
 
     Columns: those of ROW, `student_top1` and `training_flops` of the method; of the control, which
-    is the method named `against`, `control_top1` and `control_epochs`, NaN where there is none.
+    is the method named `against`, `control_top1` and `control_epochs`, NaN where there is none, and
+    `control_versions`: as in the leaderboard, the reference may have some seeds of each version.
     `difference` is a paired `Difference`, method minus control; None where there is no control or
     no common seed.
     """
     runs = _runs(results)
+    runs["method"] = runs.method.where(runs.base != against, against)
     frame = _frame(runs)
     accuracy: dict[Any, dict[Any, float]] = {
         key: made.set_index("seed").student_top1.to_dict() for key, made in runs.groupby(ROW)
@@ -64,21 +69,31 @@ def equal_cost(results: Iterable[Result], against: str = "baseline") -> pd.DataF
         difference = None
         if control is not None:
             ours, theirs = (accuracy[tuple(run[name] for name in ROW)] for run in (row, control))
-            row |= {"control_top1": control["student_top1"], "control_epochs": control["epochs"]}
+            row |= {"control_top1": control["student_top1"]}
+            row |= {f"control_{name}": control[name] for name in ("epochs", "versions")}
             difference = paired(ours, theirs)
         rows.append({**row, "difference": difference})
-    return pd.DataFrame(rows, columns=SHOWN).astype({"difference": object})
+    columns = [*ROW, "student_top1", "training_flops", *CONTROL]
+    return pd.DataFrame(rows, columns=columns).astype({"difference": object})
 
 
-def equal_cost_table(found: pd.DataFrame, against: str = "baseline", markdown: bool = False) -> str:
-    """What `equal_cost` found: a table for each group with a control of other epochs."""
-    tables = []
-    for (suite, _, architecture), rows in found.groupby(GROUP, sort=True):
+def equal_cost_tables(found: pd.DataFrame, against: str = "baseline") -> ByGroup:
+    """What `equal_cost` found, by GROUP: a table for each with a control of other epochs."""
+    tables = {}
+    for key, rows in found.groupby(GROUP, sort=True):
         # A method that costs what the control does is beside it in the leaderboard already.
         if (rows.control_epochs.notna() & (rows.control_epochs != rows.epochs)).any():
+            suite, _, architecture = map(str, key)
             title = f"{suite}, {architecture}: {against} trained for as many FLOPs"
-            tables.append(titled_table(title, _cells(rows, against), markdown))
-    return "\n".join(tables)
+            notes = []
+            if rows.control_epochs.isna().any():
+                notes.append(
+                    f"n/a: no {against} was trained for as many FLOPs, to {TOLERANCE:.0%}."
+                )
+            if (rows.control_versions > 1).any():
+                notes.append(f"Seeds of {against} are of several versions of it.")
+            tables[key] = TextTable(title, _cells(rows, against), words=("method",), notes=notes)
+    return tables
 
 
 def _runs(results: Iterable[Result]) -> pd.DataFrame:
@@ -88,7 +103,7 @@ def _runs(results: Iterable[Result]) -> pd.DataFrame:
         for result in results
         if result.status == "finished" and result.last and (suite := suite_of(result))
     ]
-    columns = [*ROW, "hash", "seed", "student_top1", *WAY, "jobs", "flops", "seconds"]
+    columns = [*ROW, "base", "hash", "seed", "student_top1", *WAY, "jobs", "flops", "seconds"]
     runs = pd.DataFrame(rows, columns=columns)
     # Two versions of a method are two rows.
     clashes = runs.groupby([*GROUP, "method"]).hash.transform("nunique") > 1
@@ -101,7 +116,7 @@ def _run(result: Result, suite: Suite) -> dict[str, object]:
     identity, cost = result.identity, result.cost
     alike = [suite.digest(schedule=False), result.environment.precision]
     alike.append(str(result.notes.get("images", "")))
-    alike.append(suite.schedule.scaled(SHAPE).model_dump_json())
+    alike.append(_shape(suite))
     name, _, changes = identity.suite.partition("@")
     kept = [change for change in changes.split(",") if change and not change.startswith("epochs=")]
     return {
@@ -109,6 +124,7 @@ def _run(result: Result, suite: Suite) -> dict[str, object]:
         "key": hashlib.sha256(json.dumps(alike).encode()).hexdigest()[:16],
         "architecture": identity.architecture,
         "method": identity.method,
+        "base": identity.method,
         "epochs": suite.schedule.epochs,
         "hash": printable(identity.method_hash),
         "seed": identity.seed,
@@ -120,13 +136,19 @@ def _run(result: Result, suite: Suite) -> dict[str, object]:
     }
 
 
+def _shape(suite: Suite) -> str:
+    """Of the schedule. Rounded: a third of 90 epochs is not to the last bit one of 92."""
+    whole = suite.schedule.scaled(SHAPE).model_dump(mode="json")
+    starts = [round(epoch, 6) for epoch in (whole["warmup_epochs"], *whole["milestones"])]
+    return f"{starts}, {whole['gamma']}"
+
+
 def _frame(runs: pd.DataFrame) -> pd.DataFrame:
     groups = runs.groupby(ROW, sort=True)
     rows = [dict(zip(ROW, key, strict=True)) | _row(made) for key, made in groups]
-    columns = [*ROW, "n", "student_top1", "student_top1_sd"]
+    columns = [*ROW, "base", "versions", "n", "student_top1", "student_top1_sd"]
     columns += ["training_flops", "training_seconds", "way"]
-    frame = pd.DataFrame(rows, columns=columns)
-    return frame.assign(pareto=[_on_front(frame, row) for row in _records(frame)])
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -137,6 +159,8 @@ def _row(made: pd.DataFrame) -> dict[str, object]:
     alone = made[made.jobs == 1]
     comparable = len(alone[WAY].drop_duplicates()) == 1
     return {
+        "base": made.base.iloc[0],
+        "versions": made.hash.nunique(),
         "n": len(made),
         "student_top1": made.student_top1.mean(),
         "student_top1_sd": made.student_top1.std(ddof=1),
@@ -146,22 +170,9 @@ def _row(made: pd.DataFrame) -> dict[str, object]:
     }
 
 
-def _group(frame: pd.DataFrame, row: Mapping[str, Any]) -> pd.DataFrame:
-    return frame[(frame[GROUP] == [row[name] for name in GROUP]).all(axis=1)]
-
-
-def _on_front(frame: pd.DataFrame, row: Mapping[str, Any]) -> bool:
-    """Not for a row whose cost is unknown."""
-    group = _group(frame, row)
-    top1, flops = row["student_top1"], row["training_flops"]
-    no_worse = (group.student_top1 >= top1) & (group.training_flops <= flops)
-    better = (group.student_top1 > top1) | (group.training_flops < flops)
-    return not math.isnan(flops) and not (no_worse & better).any()
-
-
 def _control(frame: pd.DataFrame, row: Mapping[str, Any], against: str) -> dict[str, Any] | None:
-    group = _group(frame, row)
-    controls = group[group.method == against]
+    group = (frame[GROUP] == [row[name] for name in GROUP]).all(axis=1)
+    controls = frame[group & (frame.method == against)]
     distance = (controls.training_flops / row["training_flops"] - 1).abs()
     near = distance[distance <= TOLERANCE]
     return None if near.empty else _records(controls.loc[[near.idxmin()]])[0]
@@ -176,13 +187,17 @@ def _cells(rows: pd.DataFrame, against: str) -> list[dict[str, str]]:
             "method": row["method"],
             "epochs": str(row["epochs"]),
             "student top-1 %": number_text(row["student_top1"], ".2f"),
-            "PFLOP": number_text(row["training_flops"] / 1e15, ",.3f"),
+            "PFLOP": _pflop(row["training_flops"]),
             f"{against} %": number_text(row["control_top1"], ".2f"),
             "its epochs": number_text(row["control_epochs"], ".0f"),
         }
         | _difference(found, next(adjusted) if found else math.nan)
         for row, found in zip(_records(rows), differences, strict=True)
     ]
+
+
+def _pflop(flops: float) -> str:
+    return number_text(flops / 1e15, ".2g" if flops < 1e14 else ",.3f")
 
 
 def _difference(found: Difference | None, p: float) -> dict[str, str]:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from kdbench.report import figures
 from kdbench.report.boards import Board, curves, losses, roles
-from kdbench.report.cost import cost_frame
+from kdbench.report.cost import GROUP, cost_frame
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,14 @@ def cost_points(board: Board, costs: pd.DataFrame, against: str) -> tuple[pd.Dat
     several ways; nowhere a mix of both.
     """
     here = cost_frame(board.results)
-    costs = costs[
-        costs.key.isin(here.key)
-        & costs.architecture.isin(here.architecture)
-        & costs.student_top1.notna()
-    ]
+    costs = costs.merge(here[GROUP].drop_duplicates())
     elsewhere = ~costs.epochs.isin(here.epochs)
     epochs = ", " + costs.epochs.astype(str) + " epochs"
     costs = costs.assign(name=costs.method + epochs.where(elsewhere, ""))
     if costs.training_flops.count() >= costs.training_seconds.count():
-        own = costs[(costs.method == against) & ~elsewhere].training_flops.dropna()
+        own = costs[(costs.base == against) & ~elsewhere].training_flops.dropna().unique()
         if len(own) == 1:
-            return costs.assign(cost=costs.training_flops / own.iloc[0]), (
+            return costs.assign(cost=costs.training_flops / own[0]), (
                 f"training FLOPs, times those of {figures.short(against)}"
             )
         return costs.assign(cost=costs.training_flops / 1e15), "training FLOPs, 10¹⁵"
@@ -128,7 +124,10 @@ def _curves(epochs: pd.DataFrame, against: str) -> Drawn:
     summary = f"Student top-1 by epoch. In epoch {epochs.epoch.max()}: " + ", ".join(
         f"{method} {top1:.2f}" for method, top1 in last.items()
     )
-    caption = f"Thick: mean over seeds; thin: each seed; dashed: mean of {against}."
+    caption = "Thick: mean over seeds; thin: each seed"
+    if against in epochs.method[epochs.finished].values and epochs.method.nunique() > 1:
+        caption += f"; dashed: mean of {against}"
+    caption += "."
     if not epochs.finished.all():
         caption += " Dotted, with a cross at its end: a run that did not finish."
     return Drawn(

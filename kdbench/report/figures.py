@@ -16,7 +16,7 @@ from kdbench.report.style import INK, MARKERS, PALETTE, QUIET, Look, looks, visi
 
 WIDTH = 10.0
 """Inches."""
-LONGEST = 28
+LONGEST = 32
 """Letters of a name; what is longer is cut."""
 FEW_SEEDS = 5
 """That lines can still be told apart for."""
@@ -74,9 +74,13 @@ def beside(costs: pd.Series) -> pd.Series:
 
 
 def pareto(points: pd.DataFrame) -> pd.DataFrame:
-    """The points that no other beats in cost and accuracy, from cheap to dear."""
+    """The points that no other beats in cost and accuracy, from cheap to dear; ties are all on it.
+
+    No other is at least as accurate for no more cost, and better in one of them.
+    """
     ordered = points.sort_values(["cost", "student_top1"], ascending=[True, False])
-    return ordered[ordered.student_top1 > ordered.student_top1.cummax().shift(fill_value=-np.inf)]
+    first = ordered.student_top1 > ordered.student_top1.cummax().shift(fill_value=-np.inf)
+    return ordered[first.groupby([ordered.cost, ordered.student_top1]).transform("any")]
 
 
 def _name_points(axes: Axes, points: pd.DataFrame, look: Mapping[str, Look]) -> None:

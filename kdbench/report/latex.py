@@ -2,12 +2,11 @@
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import pandas as pd
 
 from kdbench.report.columns import ACCURACIES, MISSING, Column
-from kdbench.report.published import TITLE, WORDS
 
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -39,12 +38,13 @@ def leaderboard_table(title: str, rows: pd.DataFrame, shown: Sequence[Column], a
     return _table(caption, pd.DataFrame(cells), [column.words for column in shown])
 
 
-def published_table(title: str, cells: Sequence[Mapping[str, str]], notes: Sequence[str]) -> str:
-    """What others have published, in a table of its own; its caption says where."""
+def plain_table(
+    caption: Sequence[str], cells: Sequence[Mapping[str, str]], words: Container[str]
+) -> str:
+    """Rows of texts under a caption of several sentences; columns of `words` stand on the left."""
     frame = pd.DataFrame([{escape(k): escape(v) for k, v in row.items()} for row in cells])
-    words = [heading in WORDS for heading in frame]
-    caption = ". ".join(escape(text.rstrip(".")) for text in (title, TITLE, *notes))
-    return _table(f"{caption}.", frame, words)
+    sentences = ". ".join(escape(text.rstrip(".")) for text in caption)
+    return _table(f"{sentences}.", frame, [heading in words for heading in cells[0]])
 
 
 def escape(text: str) -> str:

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -14,12 +14,13 @@ from markupsafe import Markup
 
 from kdbench.report.boards import Board, boards
 from kdbench.report.columns import Column, columns
-from kdbench.report.cost import cost_frame
+from kdbench.report.cost import GROUP, ByGroup, cost_frame, equal_cost, equal_cost_tables
 from kdbench.report.drawn import Drawn, drawn
 from kdbench.report.fidelity import FIDELITY, fidelity
 from kdbench.report.protocol import suite_of
-from kdbench.report.published import Source, published_cells, published_notes
+from kdbench.report.published import Source, published_apart, published_cells, published_notes
 from kdbench.report.style import drawing, inline_svg, visible
+from kdbench.report.summary import clashes
 from kdbench.store import Damaged, Result
 
 
@@ -64,6 +65,8 @@ class Section:
     """Numbers of others, under their own protocols."""
     published_notes: list[str]
     """Where they stand, and those protocols."""
+    equal_cost: dict[str, Table]
+    """Controls that were trained for as many FLOPs, by title."""
     figures: dict[str, tuple[Drawn, Markup | None]]
     folds: dict[str, list[Fold]]
     """By method."""
@@ -94,9 +97,12 @@ def render_page(
         lstrip_blocks=True,
     )
     costs = cost_frame(results)
+    controls = equal_cost_tables(equal_cost(results, against), against)
     templates = resources.files("kdbench.report") / "templates"
     script, style = ((templates / name).read_text("utf-8") for name in ("page.js", "page.css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    shown = boards(results, against)
+    others, notes = published_apart(sources, [board.rows for board in shown])
     return environment.get_template("page.html.j2").render(
         sections=[
             _section(
@@ -104,11 +110,15 @@ def render_page(
                 board,
                 columns(board.rows, names, against),
                 costs,
+                controls,
                 sources,
                 against,
             )
-            for index, board in enumerate(boards(results, against), start=1)
+            for index, board in enumerate(shown, start=1)
         ],
+        clashes=clashes(pd.concat([board.rows for board in shown])),
+        published=_table(others) if others else None,
+        published_notes=notes,
         against=against,
         runs=len(results),
         damaged=damaged,
@@ -128,6 +138,7 @@ def _section(
     board: Board,
     shown: list[Column],
     costs: pd.DataFrame,
+    controls: ByGroup,
     sources: Sequence[Source],
     against: str,
 ) -> Section:
@@ -148,6 +159,7 @@ def _section(
         },
         _published(sources, board),
         published_notes(sources, board.rows),
+        _equal_cost(controls, board),
         figures,
         {method: [_fold(run) for run in runs] for method, runs in board.runs.items()},
     )
@@ -155,7 +167,18 @@ def _section(
 
 def _published(sources: Sequence[Source], board: Board) -> Table | None:
     cells = published_cells(sources, board.rows)
-    return Table(list(cells[0]), [list(row.values()) for row in cells]) if cells else None
+    return _table(cells) if cells else None
+
+
+def _equal_cost(controls: ByGroup, board: Board) -> dict[str, Table]:
+    """Of the board's recipe, over any number of epochs."""
+    groups = cost_frame(board.results)[GROUP].drop_duplicates().itertuples(index=False, name=None)
+    found = [controls[group] for group in groups if group in controls]
+    return {" ".join([f"{table.title}.", *table.notes]): _table(table.rows) for table in found}
+
+
+def _table(cells: Sequence[Mapping[str, str]]) -> Table:
+    return Table(list(cells[0]), [list(row.values()) for row in cells])
 
 
 def _inlined(item: Drawn, salt: str) -> Markup | None:

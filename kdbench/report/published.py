@@ -129,6 +129,25 @@ def published_notes(sources: Sequence[Source], board: pd.DataFrame) -> list[str]
     return [printable(note) for note in dict.fromkeys(notes)]
 
 
+def published_apart(
+    sources: Sequence[Source], boards: Sequence[pd.DataFrame]
+) -> tuple[list[dict[str, str]], list[str]]:
+    """Cells and notes of what may stand beside none of the boards: nothing of ours compares."""
+    beside = [id(entry) for board in boards for *_, entry in _beside(sources, board)]
+    cells, notes = [], []
+    for source in sources:
+        for table in source.tables:
+            for entry in table.entries:
+                if id(entry) in beside:
+                    continue
+                row = _cells(source, table, entry, pd.Series(dtype=float))
+                del row["ours less theirs"]
+                row = {"data set": table.dataset, "architecture": entry.architecture} | row
+                cells.append({key: printable(text) for key, text in row.items()})
+                notes.append(printable(_note(source, table)))
+    return cells, list(dict.fromkeys(notes))
+
+
 def _note(source: Source, table: Table) -> str:
     dated = " ".join(str(part) for part in (source.venue, source.year) if part is not None)
     about = [part for part in (source.authors, source.title, dated, source.url) if part]

@@ -68,7 +68,8 @@ def leaderboard(runs: pd.DataFrame, against: str = "baseline") -> pd.DataFrame:
     it by Student's t, `bootstrap_low` and `bootstrap_high` by resampled seeds. `p_holm` is `p`
     adjusted for all methods of the board that are compared, `distinguishable` where it is no more
     than 1 - LEVEL, and `seeds_needed` how many would show a difference like this one. `cost` is in
-    training FLOPs, those of `against` being 1.
+    training FLOPs, those of `against` being 1. Rates, times and memory are of runs alone on their
+    device; where a method was run in several ways, of the one that most methods of the board have.
     """
     boards = [_board(board, against) for _, board in runs.groupby(BOARD, sort=True)]
     return pd.concat(boards, ignore_index=True) if boards else pd.DataFrame()
@@ -86,6 +87,15 @@ def each_board(table: pd.DataFrame) -> Iterator[tuple[str, dict[str, str], pd.Da
         if recipes[name] > 1:
             name = f"{name} ({key['suite_hash'][:8]})"
         yield f"{name}, {key['architecture']}", key, rows
+
+
+def clashes(table: pd.DataFrame) -> list[str]:
+    """A sentence for each suite of a leaderboard whose name stands for several recipes."""
+    return [
+        f"{count} recipes go by the name '{suite}': tables are told apart by their hash."
+        for suite, count in table.groupby("suite").suite_hash.nunique().items()
+        if count > 1
+    ]
 
 
 def row_names(board: pd.DataFrame) -> "pd.Series[str]":
@@ -153,8 +163,9 @@ def _protocol(result: Result) -> dict[str, object]:
 def _board(board: pd.DataFrame, against: str) -> pd.DataFrame:
     key = board[BOARD].iloc[0].to_dict()
     protocol = board[PROTOCOL].iloc[0].to_dict()
+    usual = _usual_way(board)
     rows = [
-        {**key, "method": name, **_method(runs, against), **protocol}
+        {**key, "method": name, **_method(runs, against, usual), **protocol}
         for name, runs in board.groupby(row_names(board), sort=True)
     ]
     frame = pd.DataFrame(rows)
@@ -166,12 +177,19 @@ def _board(board: pd.DataFrame, against: str) -> pd.DataFrame:
     return frame.sort_values("student_top1", ascending=False, na_position="last", kind="stable")
 
 
-def _method(runs: pd.DataFrame, against: str) -> dict[str, object]:
+def _usual_way(board: pd.DataFrame) -> list[object]:
+    """In which most methods of a board have runs alone on their device, and then most runs."""
+    alone = board[(board.status == "finished") & (board.jobs == 1)]
+    counts = alone.groupby(WAY).method.agg(["nunique", "size"]).sort_values(["nunique", "size"])
+    return list(counts.index[-1]) if len(counts) else []
+
+
+def _method(runs: pd.DataFrame, against: str, usual: list[object]) -> dict[str, object]:
     finished = runs[runs.status == "finished"]
     alone = finished[finished.jobs == 1]
     # Rates of different devices, or of compiled and eager steps, have no common mean.
-    ways = alone[WAY].drop_duplicates()
-    comparable = alone if len(ways) == 1 else alone[:0]
+    several = len(alone[WAY].drop_duplicates()) > 1
+    comparable = alone[(alone[WAY] == usual).all(axis=1)] if several else alone
     accuracies = finished[list(ACCURACIES)]
     return {
         "n": len(finished),
@@ -181,7 +199,7 @@ def _method(runs: pd.DataFrame, against: str) -> dict[str, object]:
         **accuracies.mean(),
         **accuracies.std(ddof=1).add_suffix("_sd"),
         "shared": bool(len(finished)) and alone.empty,
-        "step": comparable.step.max(),
+        **comparable[WAY].max(),
         "images_per_second": comparable.images_per_second.median(),
         "peak_memory_bytes": comparable.peak_memory_bytes.max(),
         "memory_kind": comparable.memory_kind.max(),
@@ -192,7 +210,7 @@ def _method(runs: pd.DataFrame, against: str) -> dict[str, object]:
         "parameters_trained": finished.parameters_trained.max(),
         "parameters_deployed": finished.parameters_deployed.max(),
         "reference": bool((runs.method == against).all()),
-        "made_of": " ".join(sorted({*finished.precision, *finished.images})),
+        "made_of": " ".join(sorted({*finished.precision, *finished.images} - {""})),
     }
 
 

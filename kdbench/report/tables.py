@@ -10,9 +10,9 @@ import pandas as pd
 from tabulate import tabulate
 
 from kdbench.report.columns import DISPENSABLE, Column, columns
-from kdbench.report.latex import leaderboard_table, published_table
+from kdbench.report.latex import leaderboard_table, plain_table
 from kdbench.report.published import SPARE, TITLE, WORDS, Source, published_cells, published_notes
-from kdbench.report.summary import each_board
+from kdbench.report.summary import clashes, each_board
 
 Format = Literal["terminal", "markdown", "latex", "csv", "json"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -37,19 +37,19 @@ def render(
     if form == "json":
         return board.to_json(orient="records", indent=1, double_precision=15)
     sections = []
-    recipes = board.groupby("suite").suite_hash.nunique()
     for title, _, rows in each_board(board):
         shown = columns(rows, names, against)
         others, notes = published_cells(sources, rows), published_notes(sources, rows)
         if form == "latex":
             sections.append(leaderboard_table(title, rows, shown, against))
-            sections += [published_table(title, others, notes)] if others else []
+            sections += [table.latex(title) for table in _published(others, notes)]
         else:
             tables = [_leaderboard(title, rows, shown), *_published(others, notes)]
             if width is not None and names is None and form == "terminal":
                 tables = [table.to_fit(width) for table in tables]
             sections += [table.text(markdown=form == "markdown") for table in tables]
-    return "\n".join([*_clashes(recipes, comment=form == "latex"), *sections])
+    mark = "% " if form == "latex" else ""
+    return "\n".join([*(f"{mark}{said}\n" for said in clashes(board)), *sections])
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,10 @@ class TextTable:
             lines.append(f"Left out to fit: {', '.join(self.left_out)}; a pipe gets them all.")
         return "\n".join([*lines, *self.notes]) + "\n"
 
+    def latex(self, *before: str) -> str:
+        """Its title and notes are the caption, after the sentences `before`."""
+        return plain_table([*before, self.title, *self.notes], self.rows, self.words)
+
     def _table(self, style: str) -> str:
         aligned = ["left" if heading in self.words else "right" for heading in self.rows[0]]
         return tabulate(
@@ -113,16 +117,6 @@ def _leaderboard(title: str, rows: pd.DataFrame, shown: Sequence[Column]) -> Tex
 
 def _published(cells: Sequence[Mapping[str, str]], notes: Sequence[str]) -> list[TextTable]:
     return [TextTable(TITLE, cells, words=WORDS, spare=SPARE, notes=notes)] if cells else []
-
-
-def _clashes(recipes: "pd.Series[int]", comment: bool) -> list[str]:
-    """A line for each suite whose name stands for several recipes."""
-    mark = "% " if comment else ""
-    return [
-        f"{mark}{count} recipes go by the name '{suite}': tables are told apart by their hash.\n"
-        for suite, count in recipes.items()
-        if count > 1
-    ]
 
 
 def escape_markdown(text: str) -> str:
