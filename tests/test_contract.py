@@ -21,10 +21,45 @@ VARIANTS = [
     ("okddip", {"networks": "4"}),
 ]
 
+PAPERS = {
+    "baseline": {},
+    "independent": {},
+    "label_smoothing": {"smoothing": 0.1},
+    "dml": {"temperature": 1.0},
+    "one": {"temperature": 3.0, "ramp_share": 80 / 300},
+    "cl_ilr": {"temperature": 2.0, "beta": 0.5},
+    "kdcl": {"variant": "minlogit", "temperature": 2.0, "weight": 1.0, "held_out_share": 0.02},
+    "okddip": {"form": "network", "temperature": 3.0, "ramp_share": 80 / 300},
+    "ffsd": {
+        "temperature": 2.0,
+        "diversity_weight": 1e-5,
+        "fusion_weight": 10.0,
+        "reconstruction_weight": 1000.0,
+        "warmup_epochs": 5,
+        "fusion_weight_decay": 1e-5,
+        "adam_learning_rate": 1e-3,
+    },
+    "mcl": {
+        "vcl_weight": 0.1,
+        "icl_weight": 0.1,
+        "soft_vcl_weight": 1.0,
+        "soft_icl_weight": 1.0,
+        "contrast_temperature": 0.07,
+        "temperature": 3.0,
+        "size": 128,
+    },
+}
+
 
 def subject_of(method: str, settings: dict[str, str] | None = None) -> Subject:
     (entry,) = find_methods([method])
     return Subject(entry, entry.options(settings or {}))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_options_are_those_of_the_papers(method):
+    (entry,) = find_methods([method])
+    assert entry.options({}).model_dump(exclude={"networks"}) == PAPERS[method]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -298,6 +298,19 @@ def test_8_checkpoints_of_another_run_make_way(make_run):
     assert watcher.steps == 8
 
 
+def test_8_what_a_killed_process_left_half_written_makes_way(make_run):
+    run = make_run("baseline")
+    run.folder.mkdir(parents=True)
+    half = run.folder / ".checkpoint-000000004.pt.99999999.tmp"
+    half.write_bytes(b"half")
+    run.train()
+    assert {file.name for file in run.folder.iterdir()} == {
+        "checkpoint-000000008.pt",
+        "checkpoint-000000012.pt",
+        "log.jsonl",
+    }
+
+
 def test_8_a_checkpoint_of_a_version_that_noted_more_or_less_counts():
     written = asdict(Progress(epochs_done=2, part=PartOfEpoch(3)))
     del written["waiting_seconds"]

@@ -65,3 +65,18 @@ def test_its_table_is_what_report_prints_from_the_committed_results(text):
     made = make_report(results, "cifar100-reduced", "markdown", "baseline")
     assert made.damaged == []
     assert table.strip() == made.text.partition("\n")[2].strip()
+
+
+def test_the_tests_that_the_reliability_page_names_exist():
+    root = Path(kdbench.__file__).parents[1]
+    page = (root / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(test_\w+\.py)?(?:::(test_\w+))?`", page)
+    file, functions = "", 0
+    for other, function in named:
+        file = other or file  # of two tests of a file the second is named without it
+        assert (root / "tests" / file).is_file(), file
+        if function:
+            source = (root / "tests" / file).read_text(encoding="utf-8")
+            assert re.search(rf"^def {function}\(", source, re.MULTILINE), function
+            functions += 1
+    assert functions > 40

@@ -1,7 +1,9 @@
 """Runs that are killed again and again, at moments drawn at random, beside runs that never were.
 
 `python tests/reliability/kills.py` prints a table of what was done and lost. Moments are counted,
-not timed: every step, evaluated batch and stage of writing a file is one, however short it is.
+not timed: every step, evaluated batch and stage of writing a file is one, however short it is, and
+each kind of moment is as likely as any other. Processes that train a run together are killed all at
+once, at a moment that is timed.
 """
 
 import argparse
@@ -18,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,17 +53,21 @@ class Harm:
     """Files of results or checkpoints that a kill left half."""
 
 
+Moment = tuple[str, int]
+"""A kind, and which of them, counted from 1."""
+
+
 class Moments:
     """Counts what happens, and dies of the one that is fatal."""
 
-    def __init__(self, fatal: int | None):
+    def __init__(self, fatal: Moment | None):
         self.fatal = fatal
-        self.seen = 0
+        self.seen = Counter[str]()
 
-    def __call__(self, name: str) -> None:
-        self.seen += 1
-        if self.seen == self.fatal:
-            Path("moment").write_text(name)
+    def __call__(self, kind: str) -> None:
+        self.seen[kind] += 1
+        if (kind, self.seen[kind]) == self.fatal:
+            Path("moment").write_text(kind)
             os.kill(os.getpid(), signal.SIGKILL)
 
     def install(self) -> None:
@@ -77,38 +83,41 @@ class Moments:
             self("in an evaluation")
             return count(*arguments)
 
-        @contextlib.contextmanager
-        def written(file: Path, durable: bool = True) -> Iterator[Any]:
-            self("before writing a file")
-            with writing(file, durable) as stream:
-                yield Halting(stream, self)
-                self("before a file gets its name")
-            self("after writing a file")
+        def written_as(kind: str) -> Any:
+            @contextlib.contextmanager
+            def written(file: Path, durable: bool = True) -> Iterator[Any]:
+                self(f"before writing {kind}")
+                with writing(file, durable) as stream:
+                    yield Halting(stream, lambda: self(f"amid writing {kind}"))
+                    self(f"before {kind} gets its name")
+                self(f"after writing {kind}")
+
+            return written
 
         TrainingStep.__call__ = stepped  # type: ignore[method-assign]
         evaluate._count = counted
-        for module in (checkpoint, store):
-            module.written_whole = written  # type: ignore[attr-defined]
+        checkpoint.written_whole = written_as("a checkpoint")  # type: ignore[attr-defined]
+        store.written_whole = written_as("a result")  # type: ignore[attr-defined]
 
 
 class Halting:
     """A stream with a moment amid each write."""
 
-    def __init__(self, stream: Any, moments: Moments):
-        self.stream, self.moments = stream, moments
+    def __init__(self, stream: Any, moment: Callable[[], None]):
+        self.stream, self.moment = stream, moment
 
     def write(self, content: Any) -> None:
         view = memoryview(content)
         self.stream.write(view[: len(view) // 2])
         self.stream.flush()
-        self.moments("amid writing a file")
+        self.moment()
         self.stream.write(view[len(view) // 2 :])
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
 
-def attempt(command: list[str], folder: Path, fatal: int | None) -> None:
+def attempt(command: list[str], folder: Path, fatal: Moment | None) -> None:
     """In a process of its own."""
     torch.set_num_threads(1)
     os.chdir(folder)
@@ -120,10 +129,10 @@ def attempt(command: list[str], folder: Path, fatal: int | None) -> None:
         try:
             cli.main()
         finally:
-            Path("count").write_text(str(moments.seen))
+            Path("moments").write_text(json.dumps(moments.seen))
 
 
-def run(command: list[str], folder: Path, fatal: int | None = None) -> bool:
+def run(command: list[str], folder: Path, fatal: Moment | None = None) -> bool:
     """Whether it ended; it was killed otherwise."""
     multiprocessing.set_forkserver_preload(["reliability.kills"])
     context = multiprocessing.get_context("forkserver")
@@ -169,15 +178,17 @@ def numbers(folder: Path) -> Numbers:
     result = json.loads(file.read_text())
     assert result["status"] == "finished", result["reason"]
     del result["cost"]
+    del result["environment"]["commit"], result["environment"]["dirty"]  # someone may work on it
     last = max(folder.glob("runs/*/*/*/*/checkpoint-*.pt"))
     content = checkpoint._read(last, torch.device("cpu"))
     assert content is not None
     return result, {"method": content["method"], "optimizers": content["optimizers"]}
 
 
-def same(ours: Numbers, theirs: Numbers) -> bool:
-    """Bit for bit."""
-    return ours[0] == theirs[0] and _same(ours[1], theirs[1])
+def differing(ours: Numbers, theirs: Numbers) -> list[str]:
+    """What is not the same bit for bit: keys of the result, and parts of the state."""
+    results = [key for key in ours[0] | theirs[0] if ours[0].get(key) != theirs[0].get(key)]
+    return results + [part for part in theirs[1] if not _same(ours[1][part], theirs[1][part])]
 
 
 def _same(ours: Any, theirs: Any) -> bool:
@@ -207,9 +218,10 @@ def harm(command: list[str], kills: int, place: Path, draw: random.Random, proce
         (folder / "tiny.toml").write_text(TINY)
     if processes == 1:
         assert run(command, clean)
-        moments = int((clean / "count").read_text())
+        moments = json.loads((clean / "moments").read_text())
     else:
         assert run_group(command, clean, None)
+        moments = {}
     expected = numbers(clean)
     while done.kills < kills:
         for folder in ("results", "runs"):
@@ -218,7 +230,7 @@ def harm(command: list[str], kills: int, place: Path, draw: random.Random, proce
             assert attempts < 100, "it does not get on"
             left = done.kills < kills
             if processes == 1:
-                ended = run(command, victim, draw.randint(1, moments) if left else None)
+                ended = run(command, victim, drawn(moments, draw) if left else None)
             else:
                 ended = run_group(command, victim, draw.uniform(0, 2) if left else None)
             if ended:
@@ -227,20 +239,26 @@ def harm(command: list[str], kills: int, place: Path, draw: random.Random, proce
             done.moments[(victim / "moment").read_text()] += 1
             done.damaged += half_files(victim)
         done.finished += 1
-        done.equal += same(numbers(victim), expected)
+        differ = differing(numbers(victim), expected)
+        done.equal += not differ
+        if differ:
+            print(f"{done.command}: another {', '.join(differ)}", file=sys.stderr, flush=True)
     return done
 
 
-def campaign(kills: int, compiled: int, grouped: int, seed: int) -> Iterator[Harm]:
-    """So many kills of each method; of some compiled, and of some trained by two processes."""
+def drawn(moments: dict[str, int], draw: random.Random) -> Moment:
+    kind = draw.choice(sorted(moments))
+    return kind, draw.randint(1, moments[kind])
+
+
+def campaign(kills: int, compiled: int, grouped: int, some: list[str], seed: int) -> Iterator[Harm]:
+    """So many kills of each method, and of some compiled and in two processes."""
     draw = random.Random(seed)
     base = ["run", "--suite", "tiny.toml", "--methods"]
-    plans = [([*base, method], kills, 1) for method in METHODS]
-    if compiled:
-        plans += [([*base, m, "--compile", "inductor"], compiled, 1) for m in ("dml", "ffsd")]
-    if grouped:
-        two = ["--epochs", "6", "--num-processes", "2"]
-        plans += [([*base, m, *two], grouped, 2) for m in ("dml", "ffsd")]
+    two = ["--epochs", "6", "--num-processes", "2"]
+    plans = [([*base, m], kills, 1) for m in METHODS if kills]
+    plans += [([*base, m, "--compile", "inductor"], compiled, 1) for m in some if compiled]
+    plans += [([*base, m, *two], grouped, 2) for m in some if grouped]
     with tempfile.TemporaryDirectory() as place:
         for number, (command, count, processes) in enumerate(plans):
             yield harm(command, count, Path(place) / str(number), draw, processes)
@@ -248,13 +266,16 @@ def campaign(kills: int, compiled: int, grouped: int, seed: int) -> Iterator[Har
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=6, help="of each method")
-    parser.add_argument("--compiled", type=int, default=3, help="of each of two methods, compiled")
-    parser.add_argument("--grouped", type=int, default=3, help="of each of two, in two processes")
+    parser.add_argument("--kills", type=int, default=4, help="of each method")
+    parser.add_argument("--compiled", type=int, default=3, help="of some, compiled")
+    parser.add_argument("--grouped", type=int, default=3, help="of some, in two processes")
+    parser.add_argument("--some", default="dml,ffsd", help="of one optimizer, and of two")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     rows, moments = [], Counter[str]()
-    for done in campaign(asked.kills, asked.compiled, asked.grouped, asked.seed):
+    for done in campaign(
+        asked.kills, asked.compiled, asked.grouped, asked.some.split(","), asked.seed
+    ):
         print(done, file=sys.stderr, flush=True)
         moments += done.moments
         rows.append(

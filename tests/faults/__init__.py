@@ -1,0 +1,12 @@
+"""Single faults to plant in a copy of kdbench, and what is expected to catch each.
+
+Run by `python tests/reliability/mutations.py`, which shows that tests catch them, and by
+`python tests/planted_faults.py`, which shows which of them the gate does.
+"""
+
+from faults import harness, methods
+from faults.planting import ROOT, Fault, function, planted
+
+__all__ = ["FAULTS", "ROOT", "Fault", "function", "planted"]
+
+FAULTS = (*methods.FAULTS, *harness.FAULTS)

@@ -1,0 +1,183 @@
+"""In what trains, judges, keeps and reports."""
+
+from faults.planting import Fault, batches, contract, invariant, reference
+
+BATCHES = "kdbench/data/batches.py"
+CHECKPOINT = "kdbench/engine/checkpoint.py"
+EVALUATE = "kdbench/engine/evaluate.py"
+LOSSES = "kdbench/losses.py"
+OPTIMIZERS = "kdbench/engine/optimizers.py"
+RUN = "kdbench/engine/run.py"
+SCHEDULE = "kdbench/engine/schedule.py"
+STEP = "kdbench/engine/step.py"
+SUMMARY = "kdbench/report/summary.py"
+
+OPTIMIZER_STATE = (
+    '        optimizer.load_state_dict({"state": state["state"], "param_groups": groups})'
+)
+
+FAULTS = (
+    # A step and its schedule
+    Fault(
+        "gradients added up over steps",
+        ((STEP, "            optimizer.zero_grad()\n", "            pass\n"),),
+        (reference("ffsd"),),
+    ),
+    Fault(
+        "milestones a step late",
+        ((SCHEDULE, "step >= round", "step > round"),),
+        (invariant("3_learning_rates_of_cifar100_step_at_epochs_150_and_225"),),
+        "baseline,independent",
+    ),
+    Fault(
+        "milestones an epoch late",
+        ((SCHEDULE, "round(milestone * steps", "round((milestone + 1) * steps"),),
+        (invariant("3_learning_rates_of_cifar100_step_at_epochs_150_and_225"),),
+        "baseline,independent",
+    ),
+    Fault(
+        "warm-up from zero",
+        ((SCHEDULE, "return (step + 1) / warmup_steps", "return step / warmup_steps"),),
+        (invariant("3_warm_up_rises_linearly_per_step"),),
+    ),
+    Fault(
+        "weight decay 5e-4 for 1e-4",
+        ((OPTIMIZERS, "recipe.weight_decay if", "5 * recipe.weight_decay if"),),
+        ("test_engine.py::test_ffsd_trains_its_modules_as_its_authors_did", reference("one")),
+        "baseline,cl_ilr",
+    ),
+    Fault(
+        "no Nesterov momentum",
+        ((OPTIMIZERS, "nesterov=recipe.nesterov", "nesterov=False"),),
+        ("test_engine.py::test_ffsd_trains_its_modules_as_its_authors_did", reference("one")),
+        "baseline,independent",
+    ),
+    # Data, and what makes runs of a seed paired
+    Fault(
+        "augmentation lost",
+        (
+            (
+                BATCHES,
+                "torch.randint(0, 2 * self.padding + 1, (*shape, 2), generator=source)",
+                "torch.full((*shape, 2), self.padding)",
+            ),
+        ),
+        (batches("every_crop_and_both_directions_occur_independently_of_each_other"),),
+        "baseline,independent",
+    ),
+    Fault(
+        "an order that depends on the number of views",
+        ((BATCHES, "epoch_order(self.seed, epoch,", "epoch_order(self.seed + self.views, epoch,"),),
+        (
+            batches("order_and_view_0_are_the_same_whatever_the_number_of_views"),
+            invariant("1_all_methods_see_the_same_images_in_the_same_order"),
+        ),
+    ),
+    Fault(
+        "weights that depend on the cohort",
+        (
+            (
+                "kdbench/method.py",
+                '"weights", index)',
+                '"weights", index + self.size)',
+            ),
+        ),
+        (
+            invariant("2_network_i_starts_from_the_same_weights_in_all_methods"),
+            invariant("2_the_student_of_independent_is_the_baseline_to_the_last_bit"),
+        ),
+    ),
+    Fault(
+        "each process trains on the first share of a batch",
+        ((BATCHES, "slice(rank * share, (rank + 1) * share)", "slice(0, share)"),),
+        (batches("the_slices_of_all_processes_make_the_global_batch"),),
+    ),
+    # Evaluation
+    Fault(
+        "eval mode left on",
+        (
+            (EVALUATE, "    method.train()\n", ""),
+            (
+                RUN,
+                "            self.method.train()\n            self.method.begin_epoch",
+                "            self.method.begin_epoch",
+            ),
+        ),
+        (
+            invariant("networks_train_in_train_mode_in_every_epoch_and_are_judged_in_eval_mode"),
+            contract("train and eval mode", "dml"),
+        ),
+        "dml",
+    ),
+    Fault(
+        "evaluation in train mode",
+        ((EVALUATE, "    method.eval()\n", ""),),
+        (
+            invariant("networks_train_in_train_mode_in_every_epoch_and_are_judged_in_eval_mode"),
+            contract("train and eval mode", "dml"),
+        ),
+    ),
+    Fault(
+        "the incomplete last batch left out of evaluation",
+        (
+            (
+                BATCHES,
+                "        for pixels, labels in pairs:\n",
+                "        for pixels, labels in pairs:\n"
+                "            if len(labels) < self.batch_size:\n                return\n",
+            ),
+        ),
+        (
+            batches("evaluation_shows_each_image_once_and_only_normalises"),
+            invariant("5_evaluation_of_a_run_covers_the_test_set"),
+        ),
+    ),
+    Fault(
+        "labels smoothed in evaluation",
+        ((EVALUATE, 'reduction="sum", ignore', 'reduction="sum", label_smoothing=0.1, ignore'),),
+        (invariant("5_every_image_counts_once_also_in_the_incomplete_last_batch"),),
+    ),
+    Fault(
+        "ensemble of logits",
+        (
+            (
+                LOSSES,
+                "return torch.logsumexp(stacked, dim=0) - math.log(len(logits))",
+                "return torch.stack(list(logits)).mean(dim=0)",
+            ),
+        ),
+        (invariant("7_the_ensemble_is_the_argmax_of_mean_probabilities"),),
+        "independent",
+    ),
+    Fault(
+        "best epoch for the last",
+        ((RUN, "self.history[-1].metrics if", "best.metrics if best and"),),
+        (invariant("6_the_headline_is_the_last_epoch_and_the_best_is_kept_apart"),),
+    ),
+    Fault(
+        "standard deviation with ddof 0",
+        ((SUMMARY, "accuracies.std(ddof=1)", "accuracies.std(ddof=0)"),),
+        ("test_report.py::test_mean_and_sample_deviation_over_seeds",),
+    ),
+    Fault(
+        "deviation of differences with ddof 0",
+        (("kdbench/report/statistics.py", "sample.std(ddof=1)", "sample.std(ddof=0)"),),
+        ("test_statistics.py::test_figures_are_those_of_the_formulas",),
+    ),
+    # What is kept
+    Fault(
+        "state of the optimizers not restored",
+        ((CHECKPOINT, OPTIMIZER_STATE, "        pass"),),
+        (invariant("8_a_killed_run_ends_with_the_same_numbers[ffsd]"),),
+    ),
+    Fault(
+        "random state not restored amid an epoch",
+        ((RUN, "            set_random_state(part.noise)\n", "            pass\n"),),
+        (invariant("8_a_run_stopped_in_mid_epoch_ends_with_the_same_numbers[./drawing.py]"),),
+    ),
+    Fault(
+        "checkpoints not compared with their checksum",
+        ((CHECKPOINT, "hashlib.sha256(content).digest() != checksum", "False"),),
+        (invariant("8_of_two_checkpoints_the_whole_one_counts"),),
+    ),
+)

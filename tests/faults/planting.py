@@ -1,0 +1,68 @@
+"""A fault, and a copy of the repository with one in it."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Fault:
+    name: str
+    patches: tuple[tuple[str, str, str], ...]
+    """File, what stands there once, what is to stand there."""
+    tests: tuple[str, ...] = ()
+    """Node ids below tests/, each of which must fail; of several parameters, for some."""
+    methods: str = ""
+    """That the gate runs: those in which it should see the fault."""
+
+
+def reference(name: str) -> str:
+    return f"test_reference.py::test_three_steps_of_the_authors_code[{name}]"
+
+
+def contract(check: str, method: str) -> str:
+    return f"test_contract.py::test_methods_keep_the_contract[{check}-{method}]"
+
+
+def plain(method: str) -> str:
+    return f"test_plain_methods.py::test_losses_are_those_of_the_formulas[{method}]"
+
+
+def invariant(name: str) -> str:
+    return f"test_invariants.py::test_{name}"
+
+
+def batches(name: str) -> str:
+    return f"test_batches.py::test_{name}"
+
+
+def function(test: str) -> str:
+    """A node id without parameters."""
+    return test.partition("[")[0]
+
+
+@contextmanager
+def planted(fault: Fault | None, *folders: str) -> Iterator[Path]:
+    """A copy of some folders and files of the repository, with the fault in it.
+
+    Raises:
+        ValueError: what the fault replaces does not stand there once.
+    """
+    with TemporaryDirectory(prefix="planted-") as place:
+        copy = Path(place)
+        for name in folders:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("*.pyc"))
+            else:
+                shutil.copy(ROOT / name, copy / name)
+        for name, before, after in fault.patches if fault else ():
+            text = (copy / name).read_text(encoding="utf-8")
+            if text.count(before) != 1:
+                raise ValueError(f"{fault.name}: {name} does not hold once what is replaced")
+            (copy / name).write_text(text.replace(before, after), encoding="utf-8")
+        yield copy

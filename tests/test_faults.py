@@ -1,0 +1,48 @@
+"""The list of planted faults stays one of this repository; reliability/mutations.py plants them."""
+
+import re
+
+import pytest
+from faults import FAULTS, ROOT, function, planted
+from planted_faults import GATE_ONLY
+
+ALL = (*FAULTS, *GATE_ONLY)
+
+
+def readme() -> str:
+    return (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("fault", ALL, ids=lambda fault: fault.name)
+def test_what_a_fault_replaces_stands_there_once(fault):
+    for file, before, after in fault.patches:
+        assert (ROOT / file).read_text(encoding="utf-8").count(before) == 1
+        assert after != before
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_what_should_catch_a_fault_exists(fault):
+    assert fault.tests
+    for test in map(function, fault.tests):
+        file, _, name = test.partition("::")
+        assert re.search(rf"^def {name}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE)
+
+
+def test_names_are_no_others():
+    assert len({fault.name for fault in ALL}) == len(ALL)
+
+
+def test_the_readme_shows_each_fault_and_what_caught_it():
+    rows = re.findall(r"^\| (.+?) \| `.+? \| (.+) \|$", readme(), re.MULTILINE)
+    found = dict(row for row in rows if "::" in row[1])
+    assert found == {f.name: "; ".join(f"`{test}`" for test in f.tests) for f in FAULTS}
+
+
+def test_a_fault_that_cannot_be_planted_is_an_error():
+    (fault,) = (fault for fault in FAULTS if fault.name == "evaluation in train mode")
+    with planted(fault, "kdbench") as copy:
+        assert "method.eval()" not in (copy / fault.patches[0][0]).read_text()
+    ((file, before, after),) = fault.patches
+    gone = type(fault)(fault.name, ((file, before + "?", after),))
+    with pytest.raises(ValueError, match="evaluation in train mode"), planted(gone, "kdbench"):
+        pass
