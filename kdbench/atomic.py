@@ -6,7 +6,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from kdbench.errors import UserError
+from kdbench.errors import UnwritableError
+
+
+@contextlib.contextmanager
+def refused(what: str) -> Iterator[None]:
+    """Inside, the disk is asked for something: that it does not give it is the user's to mend.
+
+    Raises:
+        UnwritableError: what could not be done, and why.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UnwritableError(what, error.strerror or str(error)) from error
+
+
+def exists(path: Path) -> bool:
+    """Whether it is there; not where it may not be looked for."""
+    return os.access(path, os.F_OK)
 
 
 @contextlib.contextmanager
@@ -17,19 +35,18 @@ def written_whole(file: Path, durable: bool = True) -> Iterator[BinaryIO]:
     `durable` does not wait for the disk, and a power cut may lose it.
 
     Raises:
-        UserError: the folder or the disk does not take it.
+        UnwritableError: the folder or the disk does not take it.
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            yield stream
-            stream.flush()
-            if durable:
-                os.fsync(stream.fileno())
-        temporary.replace(file)
-    except OSError as error:
-        raise UserError(f"Cannot write '{file}': {error.strerror or error}.") from error
+        with refused(f"write '{file}'"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as stream:
+                yield stream
+                stream.flush()
+                if durable:
+                    os.fsync(stream.fileno())
+            temporary.replace(file)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -10,6 +10,14 @@ class UserError(Exception):
     exit_code = 2
 
 
+class UnwritableError(UserError):
+    """A folder or a disk does not take a file. What needs it fails, and no other run."""
+
+    def __init__(self, what: str, reason: str, remedy: str = ""):
+        super().__init__(f"Cannot {what}: {reason}{remedy}.")
+        self.reason = reason
+
+
 class PlanInterruptedError(Exception):
     """Ctrl-C; the message says what is kept and how to go on."""
 

@@ -15,13 +15,16 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kdbench.atomic import written_whole
-from kdbench.errors import UserError
+from kdbench.errors import UnwritableError
 from kdbench.validation import FolderName, describe
 
 SCHEMA_VERSION: Final = 1
 
 LARGEST = 32 * 2**20
 """Bytes of a result; one of 300 epochs has less than 1 MiB."""
+
+BLOCK = 4096
+"""Bytes; a full disk may still have place for names of empty files."""
 
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
@@ -178,24 +181,29 @@ def check_writable(folder: Path) -> None:
     """Fail before hours of compute rather than after.
 
     Raises:
-        UserError: the folder cannot be made or written.
+        UnwritableError: the folder cannot be made, or takes no block.
     """
     probe = folder / f".kdbench-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        try:
+            with probe.open("wb") as stream:
+                stream.write(bytes(BLOCK))
+                stream.flush()
+                os.fsync(stream.fileno())
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(
-            f"Cannot write to '{folder}': {error.strerror or error}; choose another folder."
-        ) from error
+        remedy = "; make room, or choose another folder"
+        reason = error.strerror or str(error)
+        raise UnwritableError(f"write to '{folder}'", reason, remedy) from error
 
 
 def save(results: Path, result: Result) -> Path:
     """Write a result where it belongs, whole or not at all.
 
     Raises:
-        UserError: the folder cannot be written.
+        UnwritableError: the folder or the disk does not take it.
     """
     file = result_path(results, result.identity)
     text = json.dumps(result.model_dump(mode="json"), indent=1) + "\n"
@@ -256,11 +264,30 @@ def read_apart(results: Path, suite: str | None = None) -> tuple[list[Result], l
 
 def read_all(results: Path, suite: str | None = None) -> Iterator[Result | Damaged]:
     """All results of a folder, or of one suite in it."""
-    for file in sorted(results.glob("*/*/*/seed*.json")):
-        name = file.relative_to(results).parts[0]
-        if suite is None or name == suite:
-            found = read(file)
-            if isinstance(found, Result) and file != result_path(results, found.identity):
-                place = result_path(results, found.identity).relative_to(results)
-                found = Damaged(file, f"it is the result that belongs at '{place}'")
-            yield found
+    for file in _files(results, 3, suite):
+        if isinstance(file, Damaged):
+            yield file
+            continue
+        found = read(file)
+        if isinstance(found, Result) and file != result_path(results, found.identity):
+            place = result_path(results, found.identity).relative_to(results)
+            found = Damaged(file, f"it is the result that belongs at '{place}'")
+        yield found
+
+
+def _files(folder: Path, depth: int, name: str | None = None) -> Iterator[Path | Damaged]:
+    """Files of results so many folders below, of all or of the one named, and what cannot be
+    listed.
+    """
+    try:
+        found = sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):  # or it vanished meanwhile
+        return
+    except OSError as error:
+        yield Damaged(folder, error.strerror or str(error))
+        return
+    for path in found:
+        if depth and name in (None, path.name):
+            yield from _files(path, depth - 1)
+        elif not depth and path.match("seed*.json"):
+            yield path

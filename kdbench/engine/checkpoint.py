@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.optim import Optimizer
 
-from kdbench.atomic import written_whole
+from kdbench.atomic import refused, written_whole
 from kdbench.method import Method
 
 CHECKSUM_BYTES = hashlib.sha256().digest_size
@@ -66,7 +66,7 @@ def save_checkpoint(
     """Write the checkpoint after so many steps; of those before, the last is kept too.
 
     Raises:
-        UserError: the folder cannot be written.
+        UnwritableError: the folder or the disk does not take it.
     """
     content = {
         "fingerprint": fingerprint,
@@ -87,7 +87,7 @@ def save_checkpoint(
     before = next((other for other in others if other < file), None)
     for other in others:
         if other != before:
-            other.unlink(missing_ok=True)
+            _remove(other)
 
 
 def load_checkpoint(
@@ -130,8 +130,17 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Forget what a run did so far."""
+    """Forget what a run did so far.
+
+    Raises:
+        UnwritableError: one cannot be removed.
+    """
     for file in _files(folder):
+        _remove(file)
+
+
+def _remove(file: Path) -> None:
+    with refused(f"remove '{file}'"):
         file.unlink(missing_ok=True)
 
 

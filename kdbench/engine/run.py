@@ -12,13 +12,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from kdbench.data import Evaluation, ImageSet, evaluation_batches, training_batches
-from kdbench.engine.checkpoint import (
-    PartOfEpoch,
-    Progress,
-    load_checkpoint,
-    save_checkpoint,
-)
+from kdbench.engine.checkpoint import PartOfEpoch, Progress, load_checkpoint
 from kdbench.engine.evaluate import evaluate
+from kdbench.engine.files import RunFiles
 from kdbench.engine.intake import Intake, undecodable_notes, waiting_share
 from kdbench.engine.measure import MemoryMeter, StepClock, count_parameters, forward_flops
 from kdbench.engine.observer import Observer
@@ -53,6 +49,7 @@ class Run:
     ):
         self.spec = spec
         self.folder = folder
+        self.files = RunFiles(folder, observer.on_message)
         self.accelerator = accelerator
         self.observer = observer
         self.stop = stop or Stop()
@@ -159,7 +156,7 @@ class Run:
             if progress.place == self.place:
                 self.clock.windows = list(progress.windows)
         if self.accelerator.is_main_process:
-            self._log().write_text("".join(e.model_dump_json() + "\n" for e in self.history))
+            self.files.write_log(self.history)
         for epoch in self.history:
             self.observer.on_epoch(epoch, resumed=True)
         if self.progress.part is not None:
@@ -266,8 +263,7 @@ class Run:
         )
         self.history.append(record)
         if self.accelerator.is_main_process:
-            with self._log().open("a", encoding="utf-8") as log:
-                log.write(record.model_dump_json() + "\n")
+            self.files.write_log(self.history)
         self.accelerator.log(dict(scalars(record)), step=epoch + 1)
         self.progress.epochs_done = epoch + 1
         self.progress.part = None
@@ -283,7 +279,7 @@ class Run:
         progress.peak_memory_bytes = max(progress.peak_memory_bytes, self._peak_memory())
         if self.accelerator.is_main_process:
             steps = self._steps_done()
-            save_checkpoint(self.folder, self.key, self.method, self.optimizers, progress, steps)
+            self.files.save_checkpoint(self.key, self.method, self.optimizers, progress, steps)
         self.accelerator.wait_for_everyone()
         self.saved_at = time.monotonic()
 
@@ -340,7 +336,3 @@ class Run:
     def _on_fallback(self, reason: str) -> None:
         how = "eagerly" if self.step.mode == "eager" else f"with {self.step.mode}"
         self.observer.on_message(f"'{self.spec.entry.name}' {reason}; its steps run {how}.")
-
-    def _log(self) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return self.folder / "log.jsonl"

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from kdbench.atomic import refused, written_whole
 from kdbench.errors import UserError
 from kdbench.launch.claim import TakenError, made_meanwhile
 from kdbench.launch.death import OURS, how_it_ended, last_words, record_death
@@ -31,7 +32,8 @@ class Child:
         """Start it.
 
         Raises:
-            UserError: the run's folder cannot be written, or its method changed.
+            UnwritableError: the run's folder cannot be written.
+            UserError: its method changed.
         """
         self.order, self.spec, self.shares = order, order.spec(), shares
         self.log = order.folder / f"worker-{os.getpid()}.log"  # another command has its own
@@ -39,9 +41,12 @@ class Child:
         self._asked = False
         check_writable(order.folder)
         self._result_before = self._result_written()
-        with self.log.open("wb") as log:
+        command = self._command()
+        with refused(f"write '{self.log}'"):
+            log = self.log.open("wb")
+        with log:
             self.process = subprocess.Popen(
-                self._command(),
+                command,
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -104,7 +109,8 @@ class Child:
         if processes == 1:
             return [sys.executable, "-u", "-P", "-m", WORKER]
         file = self.order.folder / f"order-{os.getpid()}.json"
-        file.write_text(self.order.model_dump_json())
+        with written_whole(file, durable=False) as stream:
+            stream.write(self.order.model_dump_json().encode())
         return torchrun(processes, WORKER, str(file))
 
     def _result_written(self) -> int | None:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from kdbench.atomic import exists, refused
 from kdbench.engine.spec import RunSpec
-from kdbench.errors import UserError
+from kdbench.errors import UnwritableError, UserError
+from kdbench.launch.death import record_unwritable
 from kdbench.launch.execution import ALONE, Execution, run_folder
 from kdbench.launch.plan import PlannedRun
 from kdbench.launch.ranks import Ranks
@@ -42,7 +44,7 @@ def claimed(
 
     Raises:
         TakenError: another process has it, and this one is not to wait.
-        UserError: its folder cannot be written.
+        UnwritableError: its folder cannot be written.
     """
     folder = run_folder(how.runs, spec)
     with _lock(folder, spec.label, wait) if ranks.is_main else contextlib.nullcontext():
@@ -56,9 +58,11 @@ def each_claimed(
 ) -> Generator[tuple[PlannedRun, Result | None]]:
     """Run after run, each this process's until the next is asked for; those of others last.
 
+    A run whose folder cannot be written has failed.
+
     Raises:
         TakenError: several processes train together, and another has one of their runs.
-        UserError: the folder of a run cannot be written.
+        UnwritableError: the same, and the main one cannot write.
     """
     waiting, refused = deque(todo), 0
     while waiting:
@@ -75,17 +79,23 @@ def each_claimed(
             if refused >= len(waiting):
                 on_wait(WAITING)
                 time.sleep(POLL_SECONDS)
+        except UnwritableError as error:
+            if ranks.count > 1:
+                raise
+            yield run, record_unwritable(run.spec, how, error)
 
 
 def is_claimed(folder: Path) -> bool:
     """Whether some process has the run whose folder this is."""
-    if not (folder / FILE).exists():
+    if not exists(folder / FILE):
         return False
     try:
         with _lock(folder, "", wait=False):
             return False
     except TakenError:
         return True
+    except UnwritableError:  # whoever takes it will say so
+        return False
 
 
 def made_meanwhile(spec: RunSpec, how: Execution) -> Result | None:
@@ -104,13 +114,12 @@ def made_meanwhile(spec: RunSpec, how: Execution) -> Result | None:
 @contextlib.contextmanager
 def _lock(folder: Path, label: str, wait: bool) -> Iterator[None]:
     lock = FileLock(folder / FILE)
-    try:
+    with refused(f"write to '{folder}'"):
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=-1 if wait else 0, poll_interval=POLL_SECONDS)
-    except Timeout:
-        raise TakenError(label) from None
-    except OSError as error:
-        raise UserError(f"Cannot write to '{folder}': {error.strerror or error}.") from error
+        try:
+            lock.acquire(timeout=-1 if wait else 0, poll_interval=POLL_SECONDS)
+        except Timeout:
+            raise TakenError(label) from None
     try:
         yield
     finally:

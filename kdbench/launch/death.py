@@ -1,32 +1,48 @@
-"""Runs whose process died: what to make of its end, and a result that says so."""
+"""Runs whose process died, or could not write: what to make of it, and a result that says so."""
 
+import contextlib
+import os
 import signal
 from pathlib import Path
 
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.outcome import empty_result
 from kdbench.engine.spec import RunSpec
-from kdbench.launch.execution import without_paths
+from kdbench.errors import UnwritableError
+from kdbench.launch.execution import Execution, run_folder, without_paths
 from kdbench.launch.order import WorkOrder
-from kdbench.launch.status import change_status
+from kdbench.launch.status import leave_word
 from kdbench.store import Result, save
 
 OURS = "kdbench: "
 """Begins what kdbench says, among what others print."""
 
 
-def record_death(order: WorkOrder, spec: RunSpec, reason: str, threads: int) -> Result:
-    """Write the failed result of a run whose process could not; it had that many threads.
+UNWRITABLE = os.EX_IOERR
+"""Exit code of a process whose files, its words among them, the disk does not take."""
 
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    told = without_paths(reason), order.how.processes
-    result = empty_result(spec, make_accelerator(), "failed", *told)
+
+def record_death(order: WorkOrder, spec: RunSpec, reason: str, threads: int) -> Result:
+    """The failed result of a run whose process could not write it; it had that many threads."""
+    result = empty_result(
+        spec, make_accelerator(), "failed", without_paths(reason), order.how.processes
+    )
     environment = result.environment.model_copy(update={"threads": threads})
-    result = result.model_copy(update={"environment": environment})
-    save(order.how.results, result)
-    change_status(order.folder, "failed", reason)
+    return _left(result.model_copy(update={"environment": environment}), spec, order.how, reason)
+
+
+def record_unwritable(spec: RunSpec, how: Execution, error: UnwritableError) -> Result:
+    """The failed result of a run that the disk does not take, or whose result it does not."""
+    reason = str(error).removesuffix(".")
+    result = empty_result(spec, make_accelerator(), "failed", without_paths(reason), how.processes)
+    return _left(result, spec, how, reason)
+
+
+def _left(result: Result, spec: RunSpec, how: Execution, reason: str) -> Result:
+    """It is told in any case, and written where the disk takes it."""
+    with contextlib.suppress(UnwritableError):
+        save(how.results, result)
+    leave_word(run_folder(how.runs, spec), "failed", reason)
     return result
 
 
@@ -37,7 +53,9 @@ def how_it_ended(code: int, log: Path) -> str:
         return f"its process was killed by {names.get(-code, f'signal {-code}')}"
     last = last_words(log)
     if last.startswith(OURS):
-        return last.removeprefix(OURS)
+        return last.removeprefix(OURS).removesuffix(".")
+    if code == UNWRITABLE:
+        return "the disk does not take its files"
     return f"its process ended with code {code} and no result" + (f": {last}" if last else "")
 
 

@@ -11,7 +11,7 @@ import torch
 from kdbench.errors import UserError
 from kdbench.launch.death import how_it_ended, record_death
 from kdbench.launch.dispatch import read_order
-from kdbench.launch.status import RunStatus, change_status, read_status
+from kdbench.launch.status import RunStatus, leave_word, read_status
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     try:
         record_death(order, order.spec(), how_it_ended(code, log), torch.get_num_threads())
     except UserError as error:
-        change_status(order.folder, "failed", str(error))
+        leave_word(order.folder, "failed", str(error))
 
 
 def _said_how_it_ended(status: RunStatus | None) -> bool:

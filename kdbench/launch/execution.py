@@ -124,7 +124,7 @@ def run_and_save(
     `jobs` runs share the device, this one included. The main process of `ranks` writes.
 
     Raises:
-        UserError: a folder that cannot be written.
+        UnwritableError: the disk does not take its result, or to begin anew.
         PlanAbandonedError: the run failed, and its processes are out of step.
         StoppedError: it was asked to stop, and has no result yet.
     """
@@ -157,7 +157,7 @@ def run_one(
     """One run; whatever goes wrong in it is recorded as its result, so that the others go on.
 
     Raises:
-        UserError: checkpoints cannot be written; the other runs could not write theirs either.
+        UserError: the disk does not take its result.
         PlanAbandonedError: the run failed, and its processes are out of step.
         StoppedError: it was asked to stop.
     """

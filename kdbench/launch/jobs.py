@@ -9,14 +9,17 @@ from pathlib import Path
 import torch
 
 from kdbench.data import Source, open_images
+from kdbench.engine.files import goes_on_without
+from kdbench.errors import UnwritableError
 from kdbench.launch.child import Child, end_all, interrupted_by_signals
 from kdbench.launch.claim import WAITING, TakenError, is_claimed
+from kdbench.launch.death import record_unwritable
 from kdbench.launch.display import Display
 from kdbench.launch.execution import Execution, run_folder
 from kdbench.launch.order import WorkOrder
 from kdbench.launch.plan import PlannedRun
 from kdbench.launch.shares import Shares
-from kdbench.store import Result
+from kdbench.store import Result, check_writable
 
 POLL_SECONDS = 0.2
 
@@ -41,9 +44,13 @@ def run_in_processes(
             while waiting or running:
                 for slot in set(range(jobs)) - set(running):
                     run = _first_free(waiting, how.runs)
-                    if run is not None:
+                    if run is None:
+                        continue
+                    try:
                         running[slot] = Followed(run, how, shares, slot, display)
-                if not running:
+                    except UnwritableError as error:
+                        yield record_unwritable(run.spec, how, error)
+                if waiting and not running:
                     display.say(WAITING)
                 time.sleep(POLL_SECONDS)
                 for slot, followed in list(running.items()):
@@ -98,4 +105,8 @@ class Followed:
             self.line.leave()
             raise
         self.line.finish(result)
+        try:
+            check_writable(self.child.order.folder)
+        except UnwritableError as error:  # its status, in which it said so, was lost too
+            self.line.on_message(goes_on_without(self.child.order.folder, error))
         return result

@@ -5,13 +5,16 @@ from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 
+from kdbench.atomic import exists
 from kdbench.data import Source, is_cached, locate
 from kdbench.engine.device import make_accelerator
+from kdbench.engine.files import goes_on_without
 from kdbench.engine.mode import step_mode
 from kdbench.engine.observer import Observers
 from kdbench.engine.stop import Stop
-from kdbench.errors import PlanInterruptedError, UserError, counted
+from kdbench.errors import PlanInterruptedError, UnwritableError, UserError, counted
 from kdbench.launch.claim import each_claimed
+from kdbench.launch.death import record_unwritable
 from kdbench.launch.display import Display
 from kdbench.launch.execution import (
     ALONE,
@@ -48,8 +51,9 @@ def execute(plan: list[PlannedRun], how: Execution, ranks: Ranks = ALONE) -> lis
     source = locate(todo[0].spec.suite.data, how.data_dir, is_cached)
     if ranks.is_main:
         _check_not_under_way(todo, how.runs)
-        check_writable(how.results)
         check_writable(how.runs)
+        for folder in {how.results, *(_existing(run.file.parent) for run in todo)}:
+            check_writable(folder)
     jobs = at_a_time(plan, how.jobs)
     done: list[Result] = []
     try:
@@ -66,6 +70,11 @@ def execute(plan: list[PlannedRun], how: Execution, ranks: Ranks = ALONE) -> lis
         finished = len(plan) - len(todo) + len(done)
         raise PlanInterruptedError(_interrupted(finished, len(plan), how.overwrite)) from None
     return done
+
+
+def _existing(folder: Path) -> Path:
+    """The folder itself, or the nearest one above that is there."""
+    return folder if exists(folder) else _existing(folder.parent)
 
 
 def _check_not_under_way(todo: list[PlannedRun], runs: Path) -> None:
@@ -94,13 +103,20 @@ def _run_here(
             current = display.start(run.spec)
             if made is None:
                 mode = step_mode(how.compile, run.spec.suite, run.spec.architecture, *place)
-                with _reporter(run, how, ranks) as reporter:
-                    ranks.on_left = partial(tell, reporter)
-                    watching = Observers(current, reporter)
-                    made = run_and_save(
-                        run.spec, images, how, accelerator, watching, mode, ranks=ranks, stop=stop
-                    )
-                    reporter.end(made.status, made.reason)
+                try:
+                    with _reporter(run, how, ranks) as reporter:
+                        ranks.on_left = partial(tell, reporter)
+                        watching = Observers(current, reporter)
+                        made = run_and_save(
+                            run.spec, images, how, accelerator, watching, mode, 1, ranks, stop
+                        )
+                        reporter.end(made.status, made.reason)
+                    if reporter.unwritten is not None:
+                        current.on_message(goes_on_without(reporter.folder, reporter.unwritten))
+                except UnwritableError as error:
+                    if ranks.count > 1:
+                        raise
+                    made = record_unwritable(run.spec, how, error)
             current.finish(made)
             yield made
 

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 import kdbench
+from kdbench.atomic import exists
 from kdbench.backbones import ARCHITECTURES
 from kdbench.discovery import BrokenMethodError, MethodEntry, find_methods
 from kdbench.engine.spec import RunSpec
@@ -147,7 +148,7 @@ def _options_by_method(
 
 def _planned(spec: RunSpec, results: Path, overwrite: Overwrite) -> PlannedRun:
     file = result_path(results, spec.identity())
-    existing = read(file) if file.exists() else None
+    existing = read(file) if exists(file) else None
     if overwrite == "all" or existing is None:
         return PlannedRun(spec, file, "to run")
     stale = isinstance(existing, Damaged) or existing.fingerprint != spec.fingerprint()

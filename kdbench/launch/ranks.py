@@ -17,7 +17,7 @@ import torch
 from torch import distributed
 
 from kdbench.engine.device import COLLECTIVE_TIMEOUT, make_accelerator, trains_on_cpu
-from kdbench.errors import PlanAbandonedError, PlanInterruptedError, UserError
+from kdbench.errors import PlanAbandonedError, PlanInterruptedError, UnwritableError, UserError
 from kdbench.launch.place import Place
 from kdbench.launch.shares import check_gpus, cores, threads_are_the_users
 from kdbench.launch.status import NoReporter, StatusReporter
@@ -172,8 +172,9 @@ class Ranks:
             return  # the main thread ends the process
         if self.is_main:
             self.on_end()
-            if ending.reason is not None and self.on_failure is not None:
-                self.on_failure(ending.reason)
+            with contextlib.suppress(UnwritableError):  # the sentence has the reason too
+                if ending.reason is not None and self.on_failure is not None:
+                    self.on_failure(ending.reason)
             if self.on_left is not None:
                 self.on_left(ending)
             self._speak(ending.sentence)

@@ -1,5 +1,6 @@
 """How far a run is: a small file in its folder, which whoever watches the run reads."""
 
+import contextlib
 import os
 import threading
 import time
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 
 from kdbench.atomic import written_whole
 from kdbench.engine.observer import Unobserved
-from kdbench.errors import PlanAbandonedError, UserError
+from kdbench.errors import PlanAbandonedError, UnwritableError, UserError
 from kdbench.store import Epoch, Record
 
 if TYPE_CHECKING:
@@ -105,10 +106,17 @@ def change_status(folder: Path, state: State, reason: str | None = None) -> None
         write_status(folder, status.model_copy(update=changes))
 
 
+def leave_word(folder: Path, state: State, reason: str | None = None) -> None:
+    """The same, where the disk takes it: of a run that is over for another reason already."""
+    with contextlib.suppress(UnwritableError):
+        change_status(folder, state, reason)
+
+
 class StatusReporter:
     """Observes a run and keeps its status file up to date.
 
     In a `with` block it also gives signs of life while no step ends, and says why a run was left.
+    A folder that takes no status takes no run; one that takes it no more ends none.
     """
 
     def __init__(
@@ -130,11 +138,13 @@ class StatusReporter:
             updated=now,
         )
         self.step = 0
+        self.unwritten: UnwritableError | None = None
+        """Why the last word could not be written."""
         self._written = 0.0
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
-        self._write()
+        write_status(folder, self.status)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -189,12 +199,19 @@ class StatusReporter:
         with self._lock:
             changes |= {"step": self.step, "updated": datetime.now(UTC)}
             self.status = self.status.model_copy(update=changes)
-            write_status(self.folder, self.status)
+            self.unwritten = None
+            try:
+                write_status(self.folder, self.status)
+            except UnwritableError as error:
+                self.unwritten = error
             self._written = time.monotonic()
 
 
 class NoReporter(Unobserved):
     """In the place of one, for a process that has no say about the run's files."""
+
+    unwritten = None
+    folder = Path()
 
     def __enter__(self) -> Self:
         return self

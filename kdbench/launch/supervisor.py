@@ -15,7 +15,7 @@ from kdbench.launch.child import Child, end_all, interrupted_by_signals
 from kdbench.launch.dispatch import is_cancelled, read_orders
 from kdbench.launch.order import WorkOrder
 from kdbench.launch.shares import Shares
-from kdbench.launch.status import change_status, read_status
+from kdbench.launch.status import leave_word, read_status
 
 POLL_SECONDS = 0.2
 
@@ -42,20 +42,20 @@ def supervise(folder: Path, parallel: int) -> None:
     finally:
         end_all(list(running.values()))
         for order in waiting:
-            change_status(order.folder, "stopped", "its supervisor was told to stop")
+            leave_word(order.folder, "stopped", "its supervisor was told to stop")
 
 
 def _start(order: WorkOrder, folder: Path, shares: Shares, slot: int) -> Child | None:
     """None where there is nothing to run: the user wants it no more, or has to mend something."""
     if is_cancelled(order, folder):
-        change_status(order.folder, "stopped", "cancelled")
+        leave_word(order.folder, "stopped", "cancelled")
         return None
     how = replace(order.how, jobs=shares.jobs)  # they share the cores, also to decode
     changes = {"parent": os.getpid(), "jobs": shares.on_a_device, "how": how}
     try:
         return Child(order.model_copy(update=changes), shares, slot)
     except UserError as error:
-        change_status(order.folder, "failed", str(error))
+        leave_word(order.folder, "failed", str(error))
         return None
 
 
@@ -67,12 +67,12 @@ def _is_over(child: Child, folder: Path) -> bool:
         return False
     status = read_status(child.order.folder)
     if status is not None and status.state == "stopped":
-        change_status(child.order.folder, "stopped", "cancelled" if cancelled else None)
+        leave_word(child.order.folder, "stopped", "cancelled" if cancelled else None)
         return True
     try:
         child.outcome()
     except UserError as error:
-        change_status(child.order.folder, "failed", str(error))
+        leave_word(child.order.folder, "failed", str(error))
     return True
 
 

@@ -55,19 +55,19 @@ class Task:
         After SIGTERM alone Slurm knows whether it comes again: it is pre-empted, or cancelled.
         """
         from kdbench.launch.dispatch import is_cancelled
-        from kdbench.launch.status import change_status
+        from kdbench.launch.status import leave_word
 
         asked = [n for n in stop.received if n in REQUEUE and callable(signal.getsignal(n))]
         if is_cancelled(order, self.order.parent):
-            change_status(order.folder, "stopped", "cancelled")
+            leave_word(order.folder, "stopped", "cancelled")
         elif not asked:
-            change_status(order.folder, "stopped", f"told to by {stop.received[-1].name}")
+            leave_word(order.folder, "stopped", f"told to by {stop.received[-1].name}")
         else:
-            change_status(order.folder, "queued", "goes on when its turn comes again")
+            leave_word(order.folder, "queued", "goes on when its turn comes again")
             try:
                 signal.raise_signal(asked[0])
             except UncompletedJobError:
-                change_status(order.folder, "stopped", "out of time as often as it may be")
+                leave_word(order.folder, "stopped", "out of time as often as it may be")
             except (subprocess.SubprocessError, OSError) as error:
-                change_status(order.folder, "stopped", f"could not be sent again: {error}")
+                leave_word(order.folder, "stopped", f"could not be sent again: {error}")
         sys.exit(NO_RESULT)

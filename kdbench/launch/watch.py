@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from kdbench.atomic import exists
 from kdbench.errors import UserError, counted
 from kdbench.launch import slurm
 from kdbench.launch.status import FILE, RunStatus, Ticket, read_status
@@ -77,7 +78,7 @@ def watch(runs: Path, folders: Sequence[Path] | None = None) -> list[Watched]:
     """All runs of a folder that ever had a status, or those named."""
     chosen = sorted(file.parent for file in runs.glob(f"*/*/*/seed*/{FILE}"))
     if folders is not None:
-        chosen = [folder for folder in folders if (folder / FILE).exists()]
+        chosen = [folder for folder in folders if exists(folder / FILE)]
     places = Places(runs)
     before = {folder: read_status(folder) for folder in chosen}
     jobs = {

@@ -5,6 +5,7 @@ code 0 where the result is written, and with 2 and one sentence where the user c
 Where torchrun starts several to train the run together, the order is a file that they are given.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -17,13 +18,14 @@ from kdbench.engine.mode import step_mode
 from kdbench.engine.observer import Observer
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.stop import Stop
-from kdbench.errors import PlanAbandonedError, UserError
+from kdbench.errors import PlanAbandonedError, UnwritableError, UserError
 from kdbench.launch.claim import claimed
+from kdbench.launch.death import UNWRITABLE
 from kdbench.launch.execution import open_images_together, run_and_save
 from kdbench.launch.order import WorkOrder
 from kdbench.launch.place import Place, end_with
 from kdbench.launch.ranks import Ranks, tell, together
-from kdbench.launch.status import NoReporter, StatusReporter, change_status
+from kdbench.launch.status import NoReporter, StatusReporter, leave_word
 from kdbench.signals import SIGNALS
 from kdbench.store import Result
 
@@ -44,7 +46,7 @@ def work(order: WorkOrder, stop: Stop) -> Result:
             spec = order.spec()
         except UserError as error:
             if ranks.is_main:
-                change_status(order.folder, "failed", str(error))
+                leave_word(order.folder, "failed", str(error))
             raise
         # What was sent to a cluster has nobody who would send it again later.
         with claimed(spec, order.how, ranks, wait=order.ticket is not None) as made:
@@ -71,7 +73,7 @@ def main() -> None:
         except (UserError, PlanAbandonedError) as error:
             if Place.of_this_process().rank == 0:
                 _say(str(error))
-            sys.exit(error.exit_code)
+            sys.exit(UNWRITABLE if isinstance(error, UnwritableError) else error.exit_code)
         except KeyboardInterrupt:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -96,7 +98,8 @@ def _train(order: WorkOrder, spec: RunSpec, ranks: Ranks, observer: Observer, st
 
 
 def _say(sentence: str) -> None:
-    print(f"kdbench: {sentence}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # they go to a file, and the disk may be full
+        print(f"kdbench: {sentence}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

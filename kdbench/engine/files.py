@@ -1,0 +1,52 @@
+"""What a run keeps in its folder while it trains: its log, and its checkpoints.
+
+It needs neither to come to its result. Where the disk takes them no more, it says so and goes on.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdbench.atomic import written_whole
+from kdbench.engine.checkpoint import save_checkpoint
+from kdbench.errors import UnwritableError
+from kdbench.store import Epoch
+
+LOG = "log.jsonl"
+
+
+def goes_on_without(folder: Path, error: UnwritableError) -> str:
+    """What the user should know of a run whose folder takes no file."""
+    return (
+        f"Cannot write to '{folder}': {error.reason}; the run goes on, and until that is mended a "
+        "kill costs what it did since its last checkpoint."
+    )
+
+
+class RunFiles:
+    """Of one run; its main process writes them."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None]):
+        self.folder = folder
+        self._say = say
+        self._said = False
+
+    def write_log(self, history: Sequence[Epoch]) -> None:
+        """All epochs so far, a line each; whole, so that a full disk leaves no half line."""
+        with self._said_once(), written_whole(self.folder / LOG, durable=False) as stream:
+            stream.writelines(epoch.model_dump_json().encode() + b"\n" for epoch in history)
+
+    def save_checkpoint(self, *content: Any) -> None:
+        """What `save_checkpoint` of the module for checkpoints takes, the folder left out."""
+        with self._said_once():
+            save_checkpoint(self.folder, *content)
+
+    @contextlib.contextmanager
+    def _said_once(self) -> Iterator[None]:
+        try:
+            yield
+        except UnwritableError as error:
+            if not self._said:
+                self._said = True
+                self._say(goes_on_without(self.folder, error))
