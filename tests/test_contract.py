@@ -277,3 +277,14 @@ def test_a_constructor_that_raises_is_named_with_its_line(tmp_path):
     line = source[: source.index("raise")].count("\n") + 1
     assert outcome.result == "FAILED"
     assert f"mine.py, line {line}: RuntimeError: no memory" in outcome.reason
+
+
+def test_a_file_that_is_not_there_is_named():
+    with pytest.raises(BrokenMethodError, match=r"'gone\.py' does not exist"):
+        find_methods(["./gone.py"])
+
+
+def test_options_of_another_kind_are_refused(tmp_path):
+    odd = GOOD.replace("    def __init__", "    Options = dict\n\n    def __init__", 1)
+    with pytest.raises(BrokenMethodError, match="Options must derive from MethodOptions"):
+        find_methods([str(written(tmp_path, odd, "odd"))])

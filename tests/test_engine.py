@@ -133,8 +133,11 @@ def test_an_installed_package_brings_a_method(monkeypatch):
     (entry,) = find_methods(["theirs"])
     assert (entry.name, entry.method) == ("theirs", dml.method)
     assert "theirs" in [e.name for e in find_methods(["all"])]
-    point.load = lambda: dict
-    with pytest.raises(UserError, match=r"'theirs' (cannot be loaded|.* is not a Method)"):
+    point.load = lambda: SimpleNamespace
+    with pytest.raises(UserError, match=r"'theirs' of group .* is not a Method class"):
+        find_methods(["theirs"])
+    point.load = lambda: 1 / 0
+    with pytest.raises(UserError, match=r"'theirs' cannot be loaded: ZeroDivisionError"):
         find_methods(["theirs"])
 
 
