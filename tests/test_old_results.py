@@ -1,0 +1,90 @@
+"""Results of earlier versions, and suites of later ones: read as what they are, or refused.
+
+`old_results/` holds a file of each schema version, as some commit made it; nothing rewrites them.
+Where fields came that earlier files do not have, the first file of the version is there too.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from made_results import made
+
+from kdbench.report.command import make_report
+from kdbench.store import SCHEMA_VERSION, Damaged, Result, read, read_apart, result_path, save
+from kdbench.suite import load_suite
+
+FOLDER = Path(__file__).parent / "old_results"
+DIGESTS = {
+    "version1-first.json": "1f93d52fd46440461bf69aa510a50efba237d7ebef5ae381f8c2095a0fbf1b4c",
+    "version1.json": "5effd65f9cd47e3fd50c7576a1ddfd305be87e810d1003acb2dd5c3bb3183a76",
+}
+
+
+def test_each_schema_version_has_a_file_that_is_as_it_was():
+    files = sorted(FOLDER.iterdir())
+    assert {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files} == DIGESTS
+    versions = {json.loads(file.read_text())["schema_version"] for file in files}
+    assert versions == set(range(1, SCHEMA_VERSION + 1))
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_it_loads_with_every_number_and_stands_in_the_table(tmp_path, name):
+    content = json.loads((FOLDER / name).read_text())
+    old = read(FOLDER / name)
+    assert isinstance(old, Result) and old.cost is not None
+    for key, value in old.model_dump(mode="json").items():
+        if isinstance(value, dict):  # of what came later, the default
+            value = {k: v for k, v in value.items() if k in content[key]}
+        assert value == content[key], key
+    file = result_path(tmp_path, old.identity)
+    file.parent.mkdir(parents=True)
+    file.write_bytes((FOLDER / name).read_bytes())
+    # Made of the same suite as what is made today, so that both stand in one table.
+    assert old.identity.suite_hash == load_suite(old.identity.suite).digest()
+    save(tmp_path, made("one", top1=99.0, architecture=old.identity.architecture))
+    report = make_report(tmp_path, None, "csv", "baseline")
+    header, first, second = report.text.strip().splitlines()
+    row = dict(zip(header.split(","), second.split(","), strict=True))
+    assert row["method"] == old.identity.method and "one" in first.split(",")
+    assert float(row["student_top1"]) == content["last"]["student"]["top1"]
+
+
+@pytest.mark.parametrize("version", [0, SCHEMA_VERSION + 1, str(SCHEMA_VERSION), None])
+def test_another_version_is_refused_in_one_sentence(tmp_path, kdbench, version):
+    content = json.loads((FOLDER / "version1.json").read_text())
+    content["schema_version"] = version
+    file = result_path(Path("results"), made("ffsd").identity)
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(content))
+    (damaged,) = read_apart(Path("results"))[1]
+    assert isinstance(damaged, Damaged)
+    newer = f"newer kdbench (schema_version {version}, and this one reads {SCHEMA_VERSION})"
+    assert (newer if version == SCHEMA_VERSION + 1 else "schema_version") in damaged.reason
+    save(Path("results"), made("one"))
+    code, out, err = kdbench("report")
+    assert code == 2 and err.count("\n") == 1 and str(file) in err
+    assert "one" in out and "ffsd" not in out
+
+
+def test_a_changed_suite_of_the_same_name_is_never_mixed_in(run_tiny):
+    assert run_tiny("--methods", "baseline")[0] == 0
+    file = Path("tiny.toml")
+    file.write_text(file.read_text().replace("batch_size = 40", "batch_size = 32"))
+    code, _, err = run_tiny("--methods", "baseline")
+    assert code == 2 and err.count("\n") == 1
+    assert "another version of suite 'tiny'" in err and "--overwrite-stale" in err
+    code, out, err = run_tiny("--methods", "independent")
+    assert (code, err) == (0, "")
+    tables = [block for block in out.split("\n\n") if "rank" in block]
+    methods = [[line.split()[1] for line in table.splitlines() if "±" in line] for table in tables]
+    assert sorted(methods) == [["baseline"], ["independent"]]
+
+
+@pytest.mark.parametrize("version", ["0", "2", '"1"'])
+def test_a_suite_of_another_version_is_refused_in_one_sentence(run_tiny, version):
+    file = Path("tiny.toml")
+    file.write_text(file.read_text().replace("version = 1", f"version = {version}"))
+    code, out, err = run_tiny("--dry-run")
+    assert (code, out) == (2, "") and err.count("\n") == 1 and "version" in err

@@ -1,0 +1,43 @@
+"""The short form of `python tests/reliability/soak.py`, and that it finds what it looks for."""
+
+from dataclasses import replace
+
+import pytest
+from reliability.soak import Sample, Soaked, differing, soak
+
+
+def test_many_runs_leave_nothing_behind_and_are_equal_in_both_forms(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    methods = ["baseline", "dml", "ffsd"]
+    one, two = (soak(form, methods, 4, tmp_path / form) for form in ("one process", "--jobs 2"))
+    for soaked in (one, two):
+        assert len(soaked.samples) == len(soaked.numbers) == 12
+        assert soaked.faults(leak=5.0) == []  # so few runs do not tell a leak from a warm-up
+    assert differing(one, two) == []
+
+
+GOOD = Soaked(
+    "one process",
+    methods=2,
+    seeds=3,
+    numbers={str(run): {"top1": 1.0} for run in range(6)},
+    samples=[Sample(100.0 + (run == 3), 10, 3) for run in range(6)],
+    left=0,
+    seconds=1.0,
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"numbers": {}}, "6 results are not there"),
+        ({"left": 1}, "1 processes are left"),
+        ({"samples": [Sample(100, 10 + n, 3) for n in range(6)]}, "open files went from 12 to 14"),
+        ({"samples": [Sample(100 + n, 9, 3) for n in range(6)]}, "memory grew by 1.00 MiB a run"),
+    ],
+)
+def test_what_grows_or_is_missing_is_a_fault(change, fault):
+    assert GOOD.faults() == [] and differing(GOOD, GOOD) == []
+    found = replace(GOOD, **change)
+    assert len(found.faults()) == 1 and found.faults()[0].startswith(fault)
+    assert bool(differing(GOOD, found)) is ("numbers" in change)
