@@ -49,7 +49,7 @@ def made(
             "identity": template.identity.model_copy(update=changes | identity),
             "protocol": suite.model_dump(mode="json") if suite else template.protocol,
             "last": last,
-            "cost": template.cost.model_copy(update=cost or {}),
+            "cost": template.cost.model_copy(update={"training_flops": None} | (cost or {})),
             "environment": template.environment.model_copy(update=environment or {}),
         }
     )
