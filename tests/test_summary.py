@@ -142,8 +142,8 @@ def test_rates_of_several_ways_are_those_of_the_way_that_most_methods_have():
     rates = columns(board, ["rate"], "baseline")[0]
     told = {method: rates.text(row).partition(" ")[2] for method, row in board.iterrows()}
     assert told == {
-        "a": "(new, threads 2)",
-        "b": "(new, threads 2)",
+        "a": "(new, threads 1)",
+        "b": "(new, threads 1)",
         "c": "(old, threads 9)",
         "d": "",
     }
