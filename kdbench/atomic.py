@@ -10,16 +10,16 @@ from kdbench.errors import UnwritableError
 
 
 @contextlib.contextmanager
-def refused(what: str) -> Iterator[None]:
+def refused(what: str, remedy: str = "") -> Iterator[None]:
     """Inside, the disk is asked for something: that it does not give it is the user's to mend.
 
     Raises:
-        UnwritableError: what could not be done, and why.
+        UnwritableError: what could not be done, why, and a remedy if there is one.
     """
     try:
         yield
     except OSError as error:
-        raise UnwritableError(what, error.strerror or str(error)) from error
+        raise UnwritableError(what, error.strerror or str(error), remedy) from error
 
 
 def exists(path: Path) -> bool:

@@ -14,8 +14,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kdbench.atomic import written_whole
-from kdbench.errors import UnwritableError
+from kdbench.atomic import refused, written_whole
 from kdbench.validation import FolderName, describe
 
 SCHEMA_VERSION: Final = 1
@@ -184,7 +183,7 @@ def check_writable(folder: Path) -> None:
         UnwritableError: the folder cannot be made, or takes no block.
     """
     probe = folder / f".kdbench-{os.getpid()}"
-    try:
+    with refused(f"write to '{folder}'", "; make room, or choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with probe.open("wb") as stream:
@@ -193,10 +192,6 @@ def check_writable(folder: Path) -> None:
                 os.fsync(stream.fileno())
         finally:
             probe.unlink(missing_ok=True)
-    except OSError as error:
-        remedy = "; make room, or choose another folder"
-        reason = error.strerror or str(error)
-        raise UnwritableError(f"write to '{folder}'", reason, remedy) from error
 
 
 def save(results: Path, result: Result) -> Path:

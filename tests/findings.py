@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import stats
 from tabulate import tabulate
 
+from kdbench.report.columns import MISSING, number_text
 from kdbench.report.statistics import LEVEL, Difference, holm, paired
 from kdbench.report.summary import leaderboard, runs_frame
 from kdbench.store import read_apart
@@ -43,11 +44,11 @@ def sharing(runs: pd.DataFrame) -> str:
     """Students and ensembles against those of as many networks that share nothing."""
     others = [method for method in sorted(set(runs.method)) if method != "independent"]
     rows: dict[str, dict[str, str]] = {method: {"method": method} for method in others}
-    for role, heading in (("student", "student"), ("ensemble", "ensemble")):
+    for role in ("student", "ensemble"):
         column = f"{role}_top1"
         reference = by_seed(runs, "independent", column)
         found = {method: paired(by_seed(runs, method, column), reference) for method in others}
-        describe(rows, found, f"{heading} - independent's")
+        describe(rows, found, f"{role} - independent's")
     return table(rows.values())
 
 
@@ -75,7 +76,8 @@ def cost(runs: pd.DataFrame) -> str:
         "deployed": board.parameters_deployed / one.parameters_deployed,
     }
     rows = [
-        {"method": method} | {name: number(values[method]) for name, values in shares.items()}
+        {"method": method}
+        | {name: number_text(values[method], ".2f") for name, values in shares.items()}
         for method in board.index
     ]
     return table(rows)
@@ -115,12 +117,8 @@ def describe(
     adjusted = dict(zip(known, holm([d.p for d in known.values()]), strict=True))
     for method, row in rows.items():
         difference = known.get(method)
-        row[heading] = "n/a" if difference is None else words(difference)
-        row[f"p ({heading.split()[0]})"] = f"{adjusted[method]:.2f}" if difference else "n/a"
-
-
-def number(value: float) -> str:
-    return "n/a" if math.isnan(value) else f"{value:.2f}"
+        row[heading] = MISSING if difference is None else words(difference)
+        row[f"p ({heading.split()[0]})"] = f"{adjusted[method]:.2f}" if difference else MISSING
 
 
 def words(difference: Difference) -> str:

@@ -1,11 +1,14 @@
 """Methods that misbehave or take their time, and what is left of runs in other processes."""
 
+import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from kdbench import cli
 from kdbench.launch.status import RunStatus, read_status
 
 METHOD = """
@@ -33,6 +36,18 @@ PACED = "time.sleep(float(Path('pace').read_text()) if time.monotonic() < END el
 def write_method(name: str, statement: str) -> str:
     Path(f"{name}.py").write_text(METHOD.format(name=name.title(), statement=statement))
     return f"./{name}.py"
+
+
+def carry_out(command: list[str], folder: Path, at_its_end: Callable[[], object]) -> None:
+    """A command in the process that this is called in, and for good: in a folder, into its log."""
+    os.chdir(folder)
+    sys.argv = ["kdbench", *command]
+    with Path("log").open("a") as log, contextlib.redirect_stdout(log):
+        sys.stderr = log
+        try:
+            cli.main()
+        finally:
+            at_its_end()
 
 
 def folder_of(method: str, seed: int = 0, suite: str = "tiny") -> Path:

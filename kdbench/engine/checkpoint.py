@@ -78,7 +78,7 @@ def save_checkpoint(
     torch.save(content, buffer)
     file = folder / f"checkpoint-{step:09d}.pt"
     for unfinished in folder.glob(".checkpoint-*.tmp"):  # of processes that were killed at it
-        unfinished.unlink(missing_ok=True)
+        _remove(unfinished)
     with written_whole(file) as stream:
         stream.write(hashlib.sha256(buffer.getbuffer()).digest())
         stream.write(buffer.getbuffer())

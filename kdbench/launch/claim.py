@@ -64,19 +64,19 @@ def each_claimed(
         TakenError: several processes train together, and another has one of their runs.
         UnwritableError: the same, and the main one cannot write.
     """
-    waiting, refused = deque(todo), 0
+    waiting, taken = deque(todo), 0
     while waiting:
         run = waiting.popleft()
         try:
             with claimed(run.spec, how, ranks) as made:
-                refused = 0
+                taken = 0
                 yield run, made
         except TakenError:
             if ranks.count > 1:
                 raise
             waiting.append(run)
-            refused += 1
-            if refused >= len(waiting):
+            taken += 1
+            if taken >= len(waiting):
                 on_wait(WAITING)
                 time.sleep(POLL_SECONDS)
         except UnwritableError as error:

@@ -17,29 +17,25 @@ from kdbench.store import Result, save
 OURS = "kdbench: "
 """Begins what kdbench says, among what others print."""
 
-
 UNWRITABLE = os.EX_IOERR
 """Exit code of a process whose files, its words among them, the disk does not take."""
 
 
 def record_death(order: WorkOrder, spec: RunSpec, reason: str, threads: int) -> Result:
     """The failed result of a run whose process could not write it; it had that many threads."""
-    result = empty_result(
-        spec, make_accelerator(), "failed", without_paths(reason), order.how.processes
-    )
-    environment = result.environment.model_copy(update={"threads": threads})
-    return _left(result.model_copy(update={"environment": environment}), spec, order.how, reason)
+    return _failed(spec, order.how, reason, threads=threads)
 
 
 def record_unwritable(spec: RunSpec, how: Execution, error: UnwritableError) -> Result:
     """The failed result of a run that the disk does not take, or whose result it does not."""
-    reason = str(error).removesuffix(".")
-    result = empty_result(spec, make_accelerator(), "failed", without_paths(reason), how.processes)
-    return _left(result, spec, how, reason)
+    return _failed(spec, how, str(error).removesuffix("."))
 
 
-def _left(result: Result, spec: RunSpec, how: Execution, reason: str) -> Result:
+def _failed(spec: RunSpec, how: Execution, reason: str, **environment: int) -> Result:
     """It is told in any case, and written where the disk takes it."""
+    result = empty_result(spec, make_accelerator(), "failed", without_paths(reason), how.processes)
+    told = result.environment.model_copy(update=environment)
+    result = result.model_copy(update={"environment": told})
     with contextlib.suppress(UnwritableError):
         save(how.results, result)
     leave_word(run_folder(how.runs, spec), "failed", reason)

@@ -112,7 +112,8 @@ def _run_here(
                         )
                         reporter.end(made.status, made.reason)
                     if reporter.unwritten is not None:
-                        current.on_message(goes_on_without(reporter.folder, reporter.unwritten))
+                        folder = run_folder(how.runs, run.spec)
+                        current.on_message(goes_on_without(folder, reporter.unwritten))
                 except UnwritableError as error:
                     if ranks.count > 1:
                         raise

@@ -211,7 +211,6 @@ class NoReporter(Unobserved):
     """In the place of one, for a process that has no say about the run's files."""
 
     unwritten = None
-    folder = Path()
 
     def __enter__(self) -> Self:
         return self

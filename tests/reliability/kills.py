@@ -31,8 +31,9 @@ from tabulate import tabulate
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import METHODS, TINY
+from launched import carry_out
 
-from kdbench import atomic, cli, store
+from kdbench import atomic, store
 from kdbench.engine import checkpoint, evaluate
 from kdbench.engine.step import TrainingStep
 
@@ -120,16 +121,9 @@ class Halting:
 def attempt(command: list[str], folder: Path, fatal: Moment | None) -> None:
     """In a process of its own."""
     torch.set_num_threads(1)
-    os.chdir(folder)
     moments = Moments(fatal)
     moments.install()
-    sys.argv = ["kdbench", *command]
-    with Path("log").open("a") as log, contextlib.redirect_stdout(log):
-        sys.stderr = log
-        try:
-            cli.main()
-        finally:
-            Path("moments").write_text(json.dumps(moments.seen))
+    carry_out(command, folder, lambda: Path("moments").write_text(json.dumps(moments.seen)))
 
 
 def run(command: list[str], folder: Path, fatal: Moment | None = None) -> bool:

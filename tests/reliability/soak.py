@@ -4,7 +4,6 @@
 """
 
 import argparse
-import contextlib
 import json
 import multiprocessing
 import os
@@ -23,8 +22,9 @@ from tabulate import tabulate
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import METHODS
+from launched import carry_out
 
-from kdbench import cli, store
+from kdbench import store
 from kdbench.launch import execution
 from kdbench.launch.jobs import Followed
 
@@ -102,7 +102,6 @@ class Soaked:
 
 def _inside(command: list[str], folder: Path) -> None:
     """In a process of its own: the command, with a sample after each run."""
-    os.chdir(folder)
     this = psutil.Process()
     samples: list[Sample] = []
 
@@ -120,14 +119,12 @@ def _inside(command: list[str], folder: Path) -> None:
         Followed.poll = sampled(Followed.poll)  # type: ignore[method-assign]
     else:
         execution.save = sampled(execution.save)
-    sys.argv = ["kdbench", *command]
-    with Path("log").open("w") as log, contextlib.redirect_stdout(log):
-        sys.stderr = log
-        try:
-            cli.main()
-        finally:
-            left = len(this.children(recursive=True))
-            Path("samples.json").write_text(json.dumps({"samples": samples, "left": left}))
+
+    def keep() -> None:
+        left = len(this.children(recursive=True))
+        Path("samples.json").write_text(json.dumps({"samples": samples, "left": left}))
+
+    carry_out(command, folder, keep)
 
 
 def soak(form: str, methods: list[str], seeds: int, folder: Path) -> Soaked:
