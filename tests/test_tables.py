@@ -156,8 +156,8 @@ def test_latex_marks_best_and_second_and_ties_alike():
         *(made(name, 0, top1) for name, top1 in zip("abcd", (60, 60, 50, 40), strict=True))
     )
     text = render(board, "latex", against="baseline")
-    bold = re.findall(r"^\S+ & (\w) & \\textbf\{60.00\}", text, flags=re.MULTILINE)
-    second = re.findall(r"^\S+ & (\w) & \\underline\{50.00\}", text, flags=re.MULTILINE)
+    bold = re.findall(r"^(\w) & \\textbf\{60.00\}", text, flags=re.MULTILINE)
+    second = re.findall(r"^(\w) & \\underline\{50.00\}", text, flags=re.MULTILINE)
     assert (bold, second) == (["a", "b"], ["c"])
     assert text.count(r"\textbf") == 2 and text.count(r"\underline") == 1
 
@@ -177,7 +177,23 @@ def test_latex_escapes_what_has_a_meaning_there():
     assert escape("cifar100-reduced [-0.30, 2]") == "cifar100-reduced [$-$0.30, 2]"
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def compiled(body: str, folder: Path) -> str:
+    """What pdflatex says of it, on a page of two columns."""
+    head = r"\documentclass{article}\usepackage{booktabs}\textwidth=516pt\begin{document}"
+    (folder / "t.tex").write_text(head + body + r"\end{document}", encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
+    assert ran.returncode == 0, ran.stdout[-2000:]
+    assert (folder / "t.pdf").stat().st_size > 0
+    return ran.stdout
+
+
+needs_latex = pytest.mark.skipif(
+    shutil.which("pdflatex") is None, reason="pdflatex is not installed"
+)
+
+
+@needs_latex
 def test_latex_compiles_with_article_and_booktabs(tmp_path):
     name = "dml@note=<b>a_b%#&${}~^\\|\"'`éð中"
     baseline = made_seeds("baseline", BASELINE, suite=CIFAR)
@@ -186,9 +202,11 @@ def test_latex_compiles_with_article_and_booktabs(tmp_path):
     table = Table(dataset="cifar100", protocol="", entries=(entry,))
     body = render(board, "latex", names=["all"], sources=[Source(name="A & B", tables=(table,))])
     assert "A \\& B" in body
-    document = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}{body}"
-    (tmp_path / "t.tex").write_text(document + r"\end{document}", encoding="utf-8")
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
-    assert ran.returncode == 0, ran.stdout[-2000:]
-    assert (tmp_path / "t.pdf").stat().st_size > 0
+    compiled(body, tmp_path)
+
+
+@needs_latex
+def test_latex_fits_a_page_unless_asked_for_more(tmp_path):
+    board = board_of(*made_seeds("baseline", BASELINE), *made_seeds("label_smoothing", BETTER))
+    assert "Overfull" not in compiled(render(board, "latex"), tmp_path)
+    assert "Overfull" in compiled(render(board, "latex", names=["all"]), tmp_path)

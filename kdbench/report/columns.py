@@ -24,6 +24,9 @@ DEFAULT = (
     *("cost", "memory", "hours", "waiting", "params"),
 )
 
+PAPER = ("method", "top1", "top5", "n", "vs", "peers", "ensemble", "cost")
+"""Of the default columns, those for which a printed page is wide enough."""
+
 DISPENSABLE = (
     *("waiting", "params", "hours", "memory", "peers", "rate", "cost", "ensemble", "top5"),
     "verdict",
@@ -47,7 +50,12 @@ class Column:
     better: Literal["high", "low"] | None = None
 
 
-def columns(board: pd.DataFrame, names: Sequence[str] | None, against: str) -> list[Column]:
+def columns(
+    board: pd.DataFrame,
+    names: Sequence[str] | None,
+    against: str,
+    default: Sequence[str] = DEFAULT,
+) -> list[Column]:
     """The named columns of a leaderboard, or with None those that a table usually has.
 
     Usually, top-5 stands where there are more than 100 classes or images are encoded, and a
@@ -59,7 +67,7 @@ def columns(board: pd.DataFrame, names: Sequence[str] | None, against: str) -> l
     every = {column.name: column for column in _every(board, against)}
     if names is None:
         hard = board.encoded.eq(True).any() or bool((board.classes.dropna() > 100).any())
-        usual = [every[name] for name in DEFAULT if hard or name != "top5"]
+        usual = [every[name] for name in default if hard or name != "top5"]
         return [column for column in usual if column.name in ALWAYS or _says(column, board)]
     if not names:
         raise UserError(f"--columns names no column; choose from: {', '.join([*every, 'all'])}.")

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import pandas as pd
 from tabulate import tabulate
 
-from kdbench.report.columns import DISPENSABLE, Column, columns
+from kdbench.report.columns import DEFAULT, DISPENSABLE, PAPER, Column, columns
 from kdbench.report.latex import leaderboard_table, plain_table
 from kdbench.report.published import SPARE, TITLE, WORDS, Source, published_cells, published_notes
 from kdbench.report.summary import clashes, each_board
@@ -38,7 +38,7 @@ def render(
         return board.to_json(orient="records", indent=1, double_precision=15)
     sections = []
     for title, _, rows in each_board(board):
-        shown = columns(rows, names, against)
+        shown = columns(rows, names, against, PAPER if form == "latex" else DEFAULT)
         others, notes = published_cells(sources, rows), published_notes(sources, rows)
         if form == "latex":
             sections.append(leaderboard_table(title, rows, shown, against))
