@@ -50,3 +50,10 @@ def written_whole(file: Path, durable: bool = True) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, name: str = "*") -> None:
+    """Remove what killed processes left of a file, or of all in a folder; no other may be at it."""
+    for left in folder.glob(f".{name}.*.tmp"):
+        with contextlib.suppress(OSError):
+            left.unlink()

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 from kdbench import cli
 from kdbench.launch.status import RunStatus, read_status
 
@@ -88,3 +90,11 @@ def group_exists(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def left_here() -> list[psutil.Process]:
+    """Processes of this working folder, and dead ones that nobody waited for, this one left out."""
+    here, children = str(Path.cwd()), psutil.Process().children(recursive=True)
+    zombies = [child for child in children if child.status() == psutil.STATUS_ZOMBIE]
+    working = [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == here]
+    return zombies + [process for process in working if process.pid != os.getpid()]

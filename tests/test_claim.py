@@ -66,6 +66,18 @@ def test_a_dead_owner_holds_no_run(spec, how):
         assert is_claimed(folder)
 
 
+def test_halves_that_a_kill_left_go_with_the_next_owner(spec, how):
+    mine = [folder_of("baseline") / ".checkpoint-000000004.pt.17.tmp"]
+    results = Path("results/tiny/resnet8/baseline")
+    mine.append(results / ".seed0.json.17.tmp")
+    others = results / ".seed1.json.18.tmp"
+    for file in (*mine, others):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("half")
+    with claimed(spec, how):
+        assert not any(file.exists() for file in mine) and others.exists()
+
+
 def test_a_result_counts_that_was_made_since_the_command_was_given(make_run, spec, how):
     result = make_run("baseline").train()
     file = save(how.results, result)

@@ -1,10 +1,14 @@
 """Runs on images that stay encoded: end to end, resumed, with bad files, and what they say."""
 
+import gc
 import json
+import multiprocessing
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from conftest import Watcher, is_one_sentence
@@ -21,7 +25,7 @@ from encoded_data import (
 )
 from test_invariants import Fixed
 
-from kdbench.data import UNJUDGED
+from kdbench.data import UNJUDGED, workers
 from kdbench.discovery import find_methods
 from kdbench.engine import run as run_module
 from kdbench.engine.checkpoint import Progress
@@ -102,6 +106,42 @@ def test_two_processes_share_what_stays_encoded(kdbench):
         assert mine.losses == pytest.approx(theirs.losses, rel=0.1, abs=0.01)
         hits = mine.metrics["student"].top1 * TEST / 100
         assert hits == pytest.approx(round(hits), abs=1e-9)  # each test image counts once
+
+
+DOES = """
+import multiprocessing, os, signal
+from methods.baseline import Baseline
+
+class Does(Baseline):
+    def forward(self, views, labels):
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, signal.{signal})
+        return super().forward(views, labels)
+"""
+
+
+@pytest.mark.parametrize(
+    ("signal", "reason"),
+    [("SIGKILL", "a process that decodes images died"), ("SIGSTOP", "was decoded for 6 seconds")],
+)
+def test_workers_that_die_or_hang_cost_one_run_of_the_plan(kdbench, monkeypatch, signal, reason):
+    monkeypatch.setattr(workers, "POLL_SECONDS", 1)
+    monkeypatch.setattr(workers, "PATIENCE_SECONDS", 6)
+    photo_suite()
+    smaller = Path("photos.toml").read_text().replace("\nbatch_size = 8", "\nbatch_size = 2")
+    Path("photos.toml").write_text(smaller)  # more batches than are decoded ahead
+    Path("does.py").write_text(DOES.format(signal=signal))
+    folder = str(write_folders(Path("photos")))
+    run = ("run", "--suite", "photos.toml", "--methods", "./does.py,baseline", "--workers", "1")
+    code, out, err = kdbench(*run, "--data-dir", folder)
+    assert code == 1 and "Traceback" not in err
+    assert "does resnet8 seed 0 failed: " in err and reason in err and "1 failed" in out
+    assert result_of("does").status == "failed" and reason in (result_of("does").reason or "")
+    assert result_of("baseline").status == "finished"
+    gc.collect()  # what the command is made of ends with it; here the process goes on
+    assert not multiprocessing.active_children()
+    server = psutil.Process(forkserver._forkserver._forkserver_pid)
+    assert not server.children()  # nor one that is dead and that nobody waited for
 
 
 def test_a_step_is_timed_on_noise_of_the_size_of_the_crops(kdbench):

@@ -298,17 +298,14 @@ def test_8_checkpoints_of_another_run_make_way(make_run):
     assert watcher.steps == 8
 
 
-def test_8_what_a_killed_process_left_half_written_makes_way(make_run):
-    run = make_run("baseline")
-    run.folder.mkdir(parents=True)
-    half = run.folder / ".checkpoint-000000004.pt.99999999.tmp"
-    half.write_bytes(b"half")
-    run.train()
-    assert {file.name for file in run.folder.iterdir()} == {
-        "checkpoint-000000008.pt",
-        "checkpoint-000000012.pt",
-        "log.jsonl",
-    }
+def test_8_a_checkpoint_of_another_version_is_no_start_and_is_said(make_run):
+    with pytest.raises(KeyboardInterrupt):
+        make_run("baseline", seed=1, watcher=Watcher(stop_after=6)).train()
+    watcher = Watcher()
+    assert make_run("baseline", watcher=watcher).train().status == "finished"
+    assert (watcher.resumed_at, watcher.steps) == (0, 12)
+    (said,) = watcher.messages
+    assert "checkpoint-000000004.pt is of another version of its suite, its method" in said
 
 
 def test_8_a_checkpoint_of_a_version_that_noted_more_or_less_counts():

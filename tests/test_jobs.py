@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import is_one_sentence
-from launched import KILLED, eventually, folder_of, result_of, status_of, write_method
+from launched import (
+    KILLED,
+    eventually,
+    folder_of,
+    left_here,
+    result_of,
+    status_of,
+    write_method,
+)
 
 from kdbench.discovery import find_methods
 from kdbench.engine.device import make_accelerator
@@ -88,7 +96,7 @@ def test_a_killed_process_is_recorded_and_the_others_go_on(run_tiny):
     spec = RunSpec(load_suite("tiny.toml"), "resnet8", entry, entry.options({}), 0)
     save(Path("results"), empty_result(spec, make_accelerator(), "failed", "an old reason"))
     code, out, err = run_tiny("--methods", ",".join(methods), "--jobs", "2")
-    assert code == 1
+    assert code == 1 and not left_here()
     assert "killed resnet8 seed 0 failed: its process was killed by SIGKILL." in err
     reason = "its process ended with code 3 and no result: cannot open secret.bin"
     assert f"quits resnet8 seed 0 failed: {reason}." in err

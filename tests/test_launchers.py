@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 from conftest import finish, is_one_sentence
+from launched import left_here
 from tiny_data import FIRST, SECOND, write_parquet
 
 from kdbench.paths import SUITES
@@ -57,7 +58,7 @@ def test_a_killed_process_is_named_and_the_next_run_goes_on(run_tiny, monkeypatc
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     methods = f"{write_method('killed', KILLED)},baseline"
     code, out, err = run_tiny("--methods", methods, "--num-processes", "2", "--jobs", "2")
-    assert code == 1
+    assert code == 1 and eventually(lambda: not left_here())
     reason = "process 1 of 2 was killed by SIGKILL"
     assert err == f"kdbench: killed resnet8 seed 0 failed: {reason}.\n"
     assert out.count("tiny, resnet8") == 1

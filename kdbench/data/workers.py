@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from kdbench.data.crops import FLIP, random_resized_box
 from kdbench.data.decode import Box, UndecodableError, decode_center, decode_crop
 from kdbench.data.encoded import EncodedImages
+from kdbench.data.watchdog import Watchdog
 from kdbench.sections import RandomResizedCrop
 from kdbench.signals import end_with_parent, leave_to_the_run
 
@@ -195,11 +196,14 @@ class DecodePool:
             self.close()
             chunks = self._start()
         self._busy = True
+        # The loader's own time-out does not hold while it fetches pixels from a worker that hangs.
+        processes = getattr(chunks, "_workers", [])
         try:
-            while (chunk := _next(chunks)) is not None:
-                if chunk.failure is not None:
-                    raise LoaderError(chunk.failure)
-                yield pending.popleft(), chunk
+            with Watchdog(processes, PATIENCE_SECONDS + POLL_SECONDS) as watchdog:
+                while (chunk := _next(chunks, watchdog)) is not None:
+                    if chunk.failure is not None:
+                        raise LoaderError(chunk.failure)
+                    yield pending.popleft(), chunk
         except BaseException:
             self.close()  # workers that died, hang or still decode serve no other pass
             raise
@@ -268,7 +272,7 @@ def _context() -> BaseContext:
     return context
 
 
-def _next(chunks: Iterator[Chunk]) -> Chunk | None:
+def _next(chunks: Iterator[Chunk], watchdog: Watchdog) -> Chunk | None:
     """The next chunk; None after the last.
 
     The loader notices a dead worker only when it looks up, so it is made to look up often.
@@ -276,16 +280,21 @@ def _next(chunks: Iterator[Chunk]) -> Chunk | None:
     started = time.monotonic()
     while True:
         try:
-            return next(chunks, None)
+            with watchdog.waiting():
+                return next(chunks, None)
         except (EOFError, OSError) as error:  # it died while its pixels were fetched
-            raise LoaderError(DIED) from error
+            raise LoaderError(_hangs() if watchdog.has_bitten else DIED) from error
         except RuntimeError as error:
             if "exited unexpectedly" in str(error):
-                raise LoaderError(DIED) from error
+                raise LoaderError(_hangs() if watchdog.has_bitten else DIED) from error
             if "timed out" not in str(error):
                 raise
             if time.monotonic() - started >= PATIENCE_SECONDS:
-                raise LoaderError(
-                    f"no image was decoded for {PATIENCE_SECONDS} seconds: the disk or a process "
-                    "that decodes hangs"
-                ) from error
+                raise LoaderError(_hangs()) from error
+
+
+def _hangs() -> str:
+    return (
+        f"no image was decoded for {PATIENCE_SECONDS} seconds: the disk or a process that decodes "
+        "hangs"
+    )

@@ -18,6 +18,9 @@ from kdbench.method import Method
 
 CHECKSUM_BYTES = hashlib.sha256().digest_size
 
+Refused = Callable[[Path, str], None]
+"""Told which checkpoint is not gone on from, and what it is, as a clause without a subject."""
+
 
 @dataclass
 class PartOfEpoch:
@@ -77,8 +80,6 @@ def save_checkpoint(
     buffer = io.BytesIO()
     torch.save(content, buffer)
     file = folder / f"checkpoint-{step:09d}.pt"
-    for unfinished in folder.glob(".checkpoint-*.tmp"):  # of processes that were killed at it
-        _remove(unfinished)
     with written_whole(file) as stream:
         stream.write(hashlib.sha256(buffer.getbuffer()).digest())
         stream.write(buffer.getbuffer())
@@ -96,14 +97,14 @@ def load_checkpoint(
     method: Method,
     optimizers: list[Optimizer],
     accelerator: Accelerator,
-    on_damaged: Callable[[Path], None],
+    on_refused: Refused,
 ) -> Progress | None:
     """Restore the run's state; None where there is no checkpoint of this very run.
 
     The main process reads the files and hands the last whole one to the others, who may lie on
-    other disks. A damaged one is told, and the one before it counts.
+    other disks. One that is damaged or of another run is told, and the one before it counts.
     """
-    content = _read_by_main(folder, fingerprint, accelerator, on_damaged)
+    content = _read_by_main(folder, fingerprint, accelerator, on_refused)
     if content is None:
         return None
     progress = _progress(content["progress"])
@@ -120,7 +121,7 @@ def load_checkpoint(
 
 def read_checkpoint(folder: Path, fingerprint: str) -> tuple[dict[str, Tensor], Progress] | None:
     """The method's state, on the CPU, and progress; None without a whole checkpoint of this run."""
-    content = _last(folder, fingerprint, torch.device("cpu"), on_damaged=lambda file: None)
+    content = _last(folder, fingerprint, torch.device("cpu"), on_refused=lambda file, why: None)
     return None if content is None else (content["method"], _progress(content["progress"]))
 
 
@@ -145,27 +146,29 @@ def _remove(file: Path) -> None:
 
 
 def _read_by_main(
-    folder: Path, fingerprint: str, accelerator: Accelerator, on_damaged: Callable[[Path], None]
+    folder: Path, fingerprint: str, accelerator: Accelerator, on_refused: Refused
 ) -> dict[str, Any] | None:
     if accelerator.num_processes == 1:
-        return _last(folder, fingerprint, accelerator.device, on_damaged)
+        return _last(folder, fingerprint, accelerator.device, on_refused)
     shared: list[dict[str, Any] | None] = [None]
     if accelerator.is_main_process:
-        shared = [_last(folder, fingerprint, torch.device("cpu"), on_damaged)]
+        shared = [_last(folder, fingerprint, torch.device("cpu"), on_refused)]
     broadcast_object_list(shared)
     return shared[0]
 
 
 def _last(
-    folder: Path, fingerprint: str, device: torch.device, on_damaged: Callable[[Path], None]
+    folder: Path, fingerprint: str, device: torch.device, on_refused: Refused
 ) -> dict[str, Any] | None:
     """The last whole one of this very run."""
     for file in _files(folder):
         content = _read(file, device)
         if content is None:
-            on_damaged(file)
+            on_refused(file, "is damaged")
         elif content["fingerprint"] == fingerprint:
             return content
+        else:
+            on_refused(file, "is of another version of its suite, its method or kdbench")
     return None
 
 

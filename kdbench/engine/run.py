@@ -147,7 +147,7 @@ class Run:
             self.method,
             self.optimizers,
             self.accelerator,
-            self._on_damaged,
+            self._on_refused,
         )
         if progress is not None:
             progress.jobs = max(progress.jobs, self.progress.jobs)
@@ -292,10 +292,10 @@ class Run:
         part = self.progress.part
         return self.progress.epochs_done * len(self.training) + (part.steps if part else 0)
 
-    def _on_damaged(self, checkpoint: Path) -> None:
+    def _on_refused(self, checkpoint: Path, why: str) -> None:
         self.observer.on_message(
-            f"{self.spec.label}: its checkpoint {checkpoint} is damaged; the one before it counts, "
-            "or it starts anew."
+            f"{self.spec.label}: its checkpoint {checkpoint} {why}; the one before it counts, or "
+            "it starts anew."
         )
 
     def _peak_memory(self) -> int:

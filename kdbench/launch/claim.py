@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from kdbench.atomic import exists, refused
+from kdbench.atomic import exists, refused, sweep
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UnwritableError, UserError
 from kdbench.launch.death import record_unwritable
@@ -48,7 +48,12 @@ def claimed(
     """
     folder = run_folder(how.runs, spec)
     with _lock(folder, spec.label, wait) if ranks.is_main else contextlib.nullcontext():
-        made = made_meanwhile(spec, how) if ranks.is_main else None
+        made = None
+        if ranks.is_main:
+            file = result_path(how.results, spec.identity())
+            sweep(folder)
+            sweep(file.parent, file.name)
+            made = made_meanwhile(spec, how)
         told, *_ = ranks.exchange(f"made/{spec.label}", made.model_dump_json() if made else "")
         yield Result.model_validate_json(told) if told else None
 
