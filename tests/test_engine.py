@@ -13,6 +13,7 @@ from kdbench.engine import measure
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.measure import StepClock, count_parameters, forward_flops
 from kdbench.engine.optimizers import build_optimizers
+from kdbench.engine.outcome import DivergedError
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
 from kdbench.launch.execution import run_one
@@ -49,6 +50,19 @@ def test_ffsd_trains_its_modules_as_its_authors_did(make_run):
     assert [g["weight_decay"] for g in sgd.param_groups] == [1e-4, 1e-5]
     assert [(g["lr"], g["weight_decay"]) for g in adam.param_groups] == [(1e-3, 1e-4)]
     assert all(g["nesterov"] and g["momentum"] == 0.9 for g in sgd.param_groups)
+
+
+def test_a_weight_that_is_no_number_after_the_last_step_is_found(make_run):
+    class Poison(Watcher):
+        def on_step(self) -> None:
+            super().on_step()
+            if self.steps == 12:  # the last: no loss and no evaluation sees this module again
+                run.method.transfer[0].weight.data[0] = torch.nan
+
+    run = make_run("ffsd", watcher=Poison())
+    with pytest.raises(DivergedError, match=r"^'transfer.0.weight' is not finite after epoch 3$"):
+        run.train()
+    assert len(run.history) == 2
 
 
 def test_the_clock_takes_the_median_over_windows_without_the_first(monkeypatch):

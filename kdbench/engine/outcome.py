@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from kdbench.engine.environment import environment
 from kdbench.engine.spec import RunSpec
@@ -12,19 +13,27 @@ from kdbench.store import Epoch, Metrics, Result, Status
 
 
 class DivergedError(Exception):
-    """A loss is not finite any more; names the first epoch and term."""
+    """A loss or a weight is not finite any more; names the first epoch and term."""
 
 
-def check_finite(epoch: int, losses: dict[str, float], metrics: dict[str, Metrics]) -> None:
-    """Find out that an epoch, counted from 1, made no numbers.
+def check_finite(
+    epoch: int, losses: dict[str, float], metrics: dict[str, Metrics], module: nn.Module
+) -> None:
+    """Find out that an epoch, counted from 1, made no numbers; waits for the device once.
 
     Raises:
-        DivergedError: a term or an evaluation is not finite.
+        DivergedError: a term, an evaluation or a parameter is not finite.
     """
     values = losses | {f"evaluation of {role}": m.loss for role, m in metrics.items()}
     for name, value in values.items():
         if not math.isfinite(value):
             raise DivergedError(f"'{name}' is {value} in epoch {epoch}")
+    # What predicts nothing shows in no evaluation.
+    weights = dict(module.named_parameters())
+    finite = torch.stack([weight.isfinite().all() for weight in weights.values()])
+    for name, holds in zip(weights, finite.tolist(), strict=True):
+        if not holds:
+            raise DivergedError(f"'{name}' is not finite after epoch {epoch}")
 
 
 def empty_result(

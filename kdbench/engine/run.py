@@ -92,7 +92,7 @@ class Run:
         """All epochs that are left, with an evaluation and a checkpoint after each.
 
         Raises:
-            DivergedError: a loss term is not finite.
+            DivergedError: a loss or a weight is not finite.
             StoppedError: it was asked to stop, and did after its step.
         """
         # Several processes would have to agree on a step, and one may be gone: they end at once.
@@ -121,7 +121,7 @@ class Run:
             self.intake.account(self.progress, self.progress.training_seconds - before)
             if losses is None:
                 self._save()
-        check_finite(epoch + 1, losses, metrics)
+        check_finite(epoch + 1, losses, metrics, self.method)
         self._record(epoch, losses, metrics)
 
     def result(self, status: Status, reason: str | None = None) -> Result:
