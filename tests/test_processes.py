@@ -6,7 +6,8 @@ Held here, for all methods and two processes against one at the same global batc
   within 10 %, those of the evaluation within 2 %.
 - Where no image's output depends on others of its batch, all losses agree to 1e-6. MCL contrasts
   images within each process's share, as its docstring says, and is excepted.
-- So does a run that is begun with two processes and goes on with one, and the other way round.
+- So do those of a run that is begun with two processes and goes on with one, and the other way
+  round; MCL's agree as above.
 """
 
 import json
@@ -45,15 +46,13 @@ def made(tmp_path_factory):
         with two_ranks.normalised_per_sample():
             exact = folder / "one exact"
             one["exact"] = {m: two_ranks.train(m, exact, accelerator) for m in METHODS}
-            for method in two_ranks.RESUMED:
+            for method in METHODS:
                 two_ranks.stop(method, folder / "one, stopped", accelerator)
         code, _, said = finish(torchrun(2, "two_ranks", str(folder)))
         assert (code, said) == (0, [])
         with two_ranks.normalised_per_sample():
             stopped = folder / "two, stopped"
-            one["resumed"] = {
-                m: two_ranks.train(m, stopped, accelerator) for m in two_ranks.RESUMED
-            }
+            one["resumed"] = {m: two_ranks.train(m, stopped, accelerator) for m in METHODS}
     two = json.loads((folder / "made.json").read_text())
     assert two["processes"] == 2
     return one, two
@@ -107,13 +106,14 @@ def test_losses_are_those_of_one_process_where_images_do_not_mix(made, method):
     assert evaluated(two) == pytest.approx(evaluated(one), rel=1e-6)
 
 
-@pytest.mark.parametrize("method", two_ranks.RESUMED)
+@pytest.mark.parametrize("method", METHODS)
 def test_8_a_run_goes_on_with_another_number_of_processes(made, method):
     whole = made[0]["exact"][method]
+    losses, evaluation = (1e-6, 1e-6) if method in SHARED else (0.1, 0.02)
     for resumed in (each["resumed"][method] for each in made):
         assert resumed["steps"] == 4  # the second epoch only
-        assert totals(resumed) == pytest.approx(totals(whole), rel=1e-6)
-        assert evaluated(resumed) == pytest.approx(evaluated(whole), rel=1e-6)
+        assert totals(resumed) == pytest.approx(totals(whole), rel=losses)
+        assert evaluated(resumed) == pytest.approx(evaluated(whole), rel=evaluation)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_before_anything_else(run_tiny):

@@ -24,9 +24,6 @@ from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import state_tensors
 from kdbench.suite import Suite, load_suite
 
-RESUMED = ["dml", "ffsd"]
-"""One optimizer, two optimizers."""
-
 
 def odd_suite() -> Suite:
     """Two epochs of four steps; 99 test images, which two processes cannot share evenly."""
@@ -125,8 +122,8 @@ def main(folder: Path) -> None:
     made["as it is"] = {m: train(m, folder / "two" / "as it is", accelerator) for m in METHODS}
     with normalised_per_sample():
         made["exact"] = {m: train(m, folder / "two" / "exact", accelerator) for m in METHODS}
-        made["resumed"] = {m: train(m, folder / "one, stopped", accelerator) for m in RESUMED}
-        for method in RESUMED:
+        made["resumed"] = {m: train(m, folder / "one, stopped", accelerator) for m in METHODS}
+        for method in METHODS:
             stop(method, folder / "two, stopped", accelerator)
     if accelerator.is_main_process:
         (folder / "made.json").write_text(json.dumps(made))

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,16 @@ from launched import carry_out
 from kdbench import atomic, store
 from kdbench.engine import checkpoint, evaluate
 from kdbench.engine.step import TrainingStep
+
+COMPILED = ["--compile", "inductor"]
+TOGETHER = ["--epochs", "6", "--num-processes", "2"]
+FORMS: dict[str, tuple[list[str], int]] = {
+    "plain": ([], 1),
+    "compiled": (COMPILED, 1),
+    "together": (TOGETHER, 2),
+    "both": ([*TOGETHER, *COMPILED], 2),
+}
+"""Options of the command and how many processes train the run."""
 
 Numbers = tuple[dict[str, Any], dict[str, Any]]
 """A result without what depends on the machine's load, and the state it ended with."""
@@ -150,7 +160,7 @@ def run_group(command: list[str], folder: Path, seconds: float | None) -> bool:
     )
     begun = time.time()
     while process.poll() is None and not _newer(folder, begun):
-        assert time.time() < begun + 100, f"{command} wrote no checkpoint in 100 seconds"
+        assert time.time() < begun + 300, f"{command} wrote no checkpoint in 300 seconds"
         time.sleep(0.02)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
@@ -245,31 +255,26 @@ def drawn(moments: dict[str, int], draw: random.Random) -> Moment:
     return kind, draw.randint(1, moments[kind])
 
 
-def campaign(kills: int, compiled: int, grouped: int, some: list[str], seed: int) -> Iterator[Harm]:
-    """So many kills of each method, and of some compiled and in two processes."""
+def campaign(kills: Sequence[int], methods: list[str], seed: int) -> Iterator[Harm]:
+    """So many kills of each method, for each of FORMS."""
     draw = random.Random(seed)
-    base = ["run", "--suite", "tiny.toml", "--methods"]
-    two = ["--epochs", "6", "--num-processes", "2"]
-    plans = [([*base, m], kills, 1) for m in METHODS if kills]
-    plans += [([*base, m, "--compile", "inductor"], compiled, 1) for m in some if compiled]
-    plans += [([*base, m, *two], grouped, 2) for m in some if grouped]
     with tempfile.TemporaryDirectory() as place:
-        for number, (command, count, processes) in enumerate(plans):
-            yield harm(command, count, Path(place) / str(number), draw, processes)
+        for (form, (options, processes)), count in zip(FORMS.items(), kills, strict=True):
+            for method in methods if count else []:
+                command = ["run", "--suite", "tiny.toml", "--methods", method, *options]
+                yield harm(command, count, Path(place) / form / method, draw, processes)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=4, help="of each method")
-    parser.add_argument("--compiled", type=int, default=3, help="of some, compiled")
-    parser.add_argument("--grouped", type=int, default=3, help="of some, in two processes")
-    parser.add_argument("--some", default="dml,ffsd", help="of one optimizer, and of two")
+    for form, default in zip(FORMS, (4, 1, 2, 1), strict=True):
+        parser.add_argument(f"--{form}", type=int, default=default, help="kills of each method")
+    parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
+    kills = [getattr(asked, form) for form in FORMS]
     rows, moments = [], Counter[str]()
-    for done in campaign(
-        asked.kills, asked.compiled, asked.grouped, asked.some.split(","), asked.seed
-    ):
+    for done in campaign(kills, asked.methods.split(","), asked.seed):
         print(done, file=sys.stderr, flush=True)
         moments += done.moments
         rows.append(
