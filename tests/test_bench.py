@@ -23,18 +23,27 @@ def test_work_is_the_bytes_and_flops_of_every_operation():
         y.add_(1.0)  # reads and writes 8*4
         return x[:1].expand(8, 16).sum(0)  # reads one row of 16, writes 16
 
-    work = step_work(lambda: x @ w, step)
+    work = step_work(step)
     assert work.bytes == 4 * (8 * 16 + 16 * 4 + 8 * 4 + 2 * 8 * 4 + 8 * 16 + 16)
-    assert work.flops == 3 * 2 * 8 * 16 * 4
+    assert work.flops == 2 * 8 * 16 * 4
     assert work.operations == 3
 
 
 def test_the_backward_pass_is_counted():
     layer = nn.Linear(16, 4, bias=False)
     x = torch.ones(8, 16)
-    forward = step_work(lambda: layer(x), lambda: layer(x)).bytes
-    both = step_work(lambda: layer(x), lambda: layer(x).sum().backward()).bytes
-    assert both > 2 * forward
+    forward = step_work(lambda: layer(x))
+    both = step_work(lambda: layer(x).sum().backward())
+    assert both.bytes > 2 * forward.bytes
+    assert both.flops == 2 * forward.flops  # the input asks for no gradient
+
+
+def test_a_depthwise_convolution_costs_as_little_backward_as_forward():
+    layer = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+    x = torch.ones(2, 8, 4, 4, requires_grad=True)
+    forward = 2 * (2 * 8 * 4 * 4) * 9
+    assert step_work(lambda: layer(x)).flops == forward
+    assert step_work(lambda: layer(x).sum().backward()).flops == 3 * forward
 
 
 def test_the_floor_is_the_longer_of_bytes_and_flops():

@@ -32,7 +32,7 @@ class StepWork:
     bytes: int
     """Read and written by all operations, each on its own."""
     flops: int
-    """3 x forward: the backward pass does the work twice."""
+    """Forward and backward."""
     operations: int
 
     def floor(self, rates: DeviceRates) -> float:
@@ -54,11 +54,15 @@ def measure_rates(device: torch.device, precision: Precision) -> DeviceRates:
     return DeviceRates(2 * source.nbytes / copying, 2 * size**3 / multiplying)
 
 
-def step_work(forward: Callable[[], object], step: Callable[[], object]) -> StepWork:
-    """Counted while a forward pass and a whole step run once."""
-    flops = 3 * count_flops(forward)
-    with _Traffic() as traffic:
-        step()
+def step_work(step: Callable[[], object]) -> StepWork:
+    """Counted while a whole step runs once."""
+    traffic = _Traffic()
+
+    def watched() -> None:
+        with traffic:
+            step()
+
+    flops = count_flops(watched)
     return StepWork(traffic.bytes, flops, traffic.operations)
 
 

@@ -70,8 +70,7 @@ class Subject:
         views, labels = next(self._stream)
         eager = TrainingStep(self.method, self.optimizers, self.spec.suite.precision)
         eager(views, labels)  # optimizers make their state in the first
-        with eager.autocast():
-            return step_work(lambda: self.method(views, labels), lambda: eager(views, labels))
+        return step_work(lambda: eager(views, labels))
 
     def _peak_memory(self, steps: int) -> int:
         held = state_tensors(self.method, self.optimizers)

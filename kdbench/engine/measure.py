@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 WINDOW = 10
 """Steps between two marks: long enough to time, short enough for a median."""
@@ -123,14 +123,35 @@ def forward_flops(network: nn.Module, image_size: int) -> int:
     """FLOPs of one image through a network, 2 per multiply-add."""
     image = next(network.parameters()).new_zeros(1, 3, image_size, image_size)
     training = network.training
-    flops = count_flops(lambda: network.eval()(image))
+    with torch.no_grad():
+        flops = count_flops(lambda: network.eval()(image))
     network.train(training)
     return flops
 
 
-def count_flops(forward: Callable[[], object]) -> int:
-    """FLOPs of a call without gradients, 2 per multiply-add."""
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        forward()
+def count_flops(call: Callable[[], object]) -> int:
+    """FLOPs of a call, gradients and all, 2 per multiply-add."""
+    exact = {torch.ops.aten.convolution_backward: _convolution_backward}
+    counter = FlopCounterMode(display=False, custom_mapping=exact)
+    with counter:
+        call()
     return int(counter.get_total_flops())
+
+
+def _convolution_backward(
+    grad_out_shape: list[int],
+    x_shape: list[int],
+    w_shape: list[int],
+    _bias: object,
+    _stride: object,
+    _padding: object,
+    _dilation: object,
+    transposed: bool,
+    _output_padding: object,
+    _groups: int,
+    output_mask: list[bool],
+    out_shape: object,
+) -> int:
+    """Each gradient takes what forward takes; torch's own formula counts grouped ones as dense."""
+    forward = conv_flop_count(x_shape, w_shape, grad_out_shape, transposed)
+    return int(forward) * (output_mask[0] + output_mask[1])
