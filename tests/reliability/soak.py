@@ -149,11 +149,12 @@ def soak(form: str, methods: list[str], seeds: int, folder: Path) -> Soaked:
 
 
 def _numbers(results: Path) -> dict[str, dict[str, Any]]:
+    load_or_commits = {"cost": True, "environment": {"commit", "dirty"}}  # someone may work on it
     found = {}
     for result in store.read_all(results):
         if isinstance(result, store.Result) and result.status == "finished":
             file = store.result_path(results, result.identity).relative_to(results)
-            found[str(file)] = result.model_dump(exclude={"cost"})
+            found[str(file)] = result.model_dump(exclude=load_or_commits)
     return found
 
 
