@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 from pathlib import Path
+from statistics import mean, stdev
 
 import pandas as pd
 from scipy import stats
@@ -27,17 +28,23 @@ def tables(results: Path = ROOT / "results") -> dict[str, str]:
     """By the name of their place in the page."""
     found, damaged = read_apart(results)
     assert not damaged
-    runs = runs_frame(found)
-    runs = runs[(runs.suite == SUITE) & (runs.status == "finished")]
-    assert (
-        runs.suite_hash.nunique() == 1 and runs.groupby("method").method_hash.nunique().max() == 1
-    )
+    every = runs_frame(found)
+    runs, in_bf16 = finished(every, SUITE), finished(every, f"{SUITE}@precision=bf16")
     return {
         "sharing": sharing(runs),
         "leader": leader(runs),
         "cost": cost(runs),
         "stability": stability(runs),
+        "precision": precision(runs, in_bf16),
     }
+
+
+def finished(runs: pd.DataFrame, suite: str) -> pd.DataFrame:
+    """Of one suite, all of one version of it and of each method."""
+    found = runs[(runs.suite == suite) & (runs.status == "finished")]
+    versions = found.groupby("method").method_hash.nunique()
+    assert found.suite_hash.nunique() == 1 and versions.max() == 1
+    return found
 
 
 def sharing(runs: pd.DataFrame) -> str:
@@ -102,6 +109,24 @@ def stability(runs: pd.DataFrame) -> str:
         {"of the pairs of methods": "smallest p of sign flips", "": f"{smallest:.2f}"},
     ]
     return f"{table(lines)}\n\n{table(counts)}"
+
+
+def precision(runs: pd.DataFrame, in_bf16: pd.DataFrame) -> str:
+    """Students trained under autocast against those that were not."""
+    methods = sorted(set(in_bf16.method))
+    rows: dict[str, dict[str, str]] = {}
+    found = {}
+    for method in methods:
+        full, half = (by_seed(part, method, "student_top1") for part in (runs, in_bf16))
+        found[method] = paired(half, full)
+        rows[method] = {"method": method, "fp32": spread(full), "bf16": spread(half)}
+    describe(rows, found, "bf16 - fp32")
+    return table(rows.values())
+
+
+def spread(accuracies: Accuracies) -> str:
+    values = list(accuracies.values())
+    return f"{mean(values):.2f} ± {stdev(values):.2f} (n = {len(values)})"
 
 
 def by_seed(runs: pd.DataFrame, method: str, column: str) -> Accuracies:
