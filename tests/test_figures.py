@@ -45,6 +45,9 @@ def test_cost_has_a_point_with_its_deviation_for_each_method():
     assert (low, high) == (40.0, 42.0)  # the sample deviation of 40, 41, 42 is 1
     assert points[3.0, 45.0][2] == ()
     assert "where there is more than one" in item.caption
+    assert "The line joins the Pareto front." in item.caption
+    alone = all_drawn(results[:3])["cost"].caption
+    assert "baseline alone is on the Pareto front." in alone
     below, above = axes.get_ylim()
     assert below < 40.0 and above > 45.0
     assert axes.get_xlabel() == "training FLOPs, times those of baseline"

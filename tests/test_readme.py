@@ -11,6 +11,7 @@ import pytest
 import kdbench
 from kdbench.new import write_method
 from kdbench.report.command import make_report
+from kdbench.report.site import write_page
 
 README = Path(kdbench.__file__).parents[1] / "README.md"
 
@@ -65,6 +66,16 @@ def test_its_table_is_what_report_prints_from_the_committed_results(text):
     made = make_report(results, "cifar100-reduced", "markdown", "baseline")
     assert made.damaged == []
     assert table.strip() == made.text.partition("\n")[2].strip()
+
+
+def test_the_page_in_the_docs_is_that_of_the_committed_results(tmp_path):
+    """But for figures, whose strokes are those of a version of matplotlib."""
+    write_page(README.parent / "results", None, "baseline", tmp_path)
+    pages = README.parent / "docs" / "leaderboard", tmp_path
+    mine, made = ((folder / "index.html").read_text(encoding="utf-8") for folder in pages)
+    figures = re.compile(r"<svg.*?</svg>", flags=re.DOTALL)
+    assert figures.sub("", mine) == figures.sub("", made)
+    assert len(figures.findall(mine)) == len(figures.findall(made)) > 5
 
 
 def test_the_tests_that_the_reliability_page_names_exist():

@@ -77,10 +77,11 @@ def _cost(points: pd.DataFrame, label: str) -> Drawn:
         )
         return Drawn("cost", title, "", missing, None)
     best = measured.iloc[measured.student_top1.argmax()]
+    front = list(figures.pareto(measured).name)
     summary = (
         f"{label[0].upper()}{label[1:]} and student top-1 of {len(measured)} methods. Most "
         f"accurate: {best['name']}, {best.student_top1:.2f} % at {best.cost:.3g}. "
-        f"On the Pareto front: {', '.join(figures.pareto(measured).name)}."
+        f"On the Pareto front: {', '.join(front)}."
     )
     single = measured.student_top1_sd.isna()
     caption = "Bars: sample standard deviation over seeds"
@@ -88,7 +89,8 @@ def _cost(points: pd.DataFrame, label: str) -> Drawn:
         caption = "No error bars: one seed each"
     elif single.any():
         caption += ", where there is more than one"
-    caption += ". The line joins the Pareto front. Points of equal cost stand side by side."
+    joined = "The line joins" if front[1:] else f"{front[0]} alone is on"
+    caption += f". {joined} the Pareto front. Points of equal cost stand side by side."
     if lost := sorted(set(points.name) - set(measured.name)):
         caption += f" Cost not measured: {', '.join(lost)}."
     return Drawn("cost", title, summary, caption, figures.cost(measured, label))
