@@ -19,9 +19,11 @@ class UnwritableError(UserError):
 
 
 class PlanInterruptedError(Exception):
-    """Ctrl-C; the message says what is kept and how to go on."""
+    """Ctrl-C or another signal; the message says what is kept and how to go on."""
 
-    exit_code = 130
+    def __init__(self, message: str, exit_code: int = 130):
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class PlanAbandonedError(Exception):

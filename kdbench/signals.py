@@ -13,6 +13,19 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Ctrl-C, and what cluster managers send before they take a node away."""
 
 
+class SignalledError(KeyboardInterrupt):
+    """One of these signals came; a plain KeyboardInterrupt is Ctrl-C."""
+
+    def __init__(self, number: int = signal.SIGINT):
+        super().__init__()
+        self.number = number
+
+
+def exit_code(interrupt: KeyboardInterrupt) -> int:
+    """What shells make of the signal: 130 after Ctrl-C, 143 after SIGTERM."""
+    return 128 + (interrupt.number if isinstance(interrupt, SignalledError) else signal.SIGINT)
+
+
 def leave_to_the_run() -> None:
     """For processes that load data: managers signal all processes of a run.
 

@@ -121,17 +121,18 @@ def test_an_error_of_the_user_in_a_process_is_one_sentence_and_ends_the_others(r
     assert not list(Path("results").rglob("*.json"))
 
 
-def test_ctrl_c_leaves_no_process_and_the_same_command_goes_on(run_tiny):
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_no_process_and_the_same_command_goes_on(run_tiny, number, expected):
     methods = write_method("first", HOLDS), write_method("second", HOLDS)
     Path("hold").touch()
 
     def interrupt() -> None:
         eventually(lambda: has_trained("first") and has_trained("second"))
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=interrupt).start()
     code, _, err = run_tiny("--methods", ",".join(methods), "--jobs", "2")
-    assert code == 130
+    assert code == expected
     assert is_one_sentence(err) and "0 of 2 runs are done" in err
     for method in ("first", "second"):
         found = status_of(method)

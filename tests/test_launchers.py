@@ -194,7 +194,7 @@ def test_processes_that_see_other_images_or_none_are_named(kdbench):
     assert not Path("results").exists() or not list(Path("results").rglob("*.json"))
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_the_command(kdbench, how):
     Path("hold").touch()
     holds = "while os.path.exists('hold'): time.sleep(0.05)"
@@ -213,8 +213,8 @@ def test_no_process_outlives_the_command(kdbench, how):
         process.kill()
     assert eventually(lambda: not any(rank.is_running() for rank in ranks))
     Path("hold").unlink()
-    if how == signal.SIGINT:
-        assert process.returncode == 130
+    if how != signal.SIGKILL:
+        assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[how]
         assert is_one_sentence(err) and "0 of 1 runs are done" in err
 
 

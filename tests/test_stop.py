@@ -89,7 +89,7 @@ def test_a_run_stopped_in_its_evaluation_evaluates_again_and_trains_no_step_twic
     assert (watcher.resumed_at, watcher.steps) == (4, 8)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR2])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_plan_that_is_stopped_in_mid_epoch_goes_on_there(run_tiny, monkeypatch, number):
     code, _, _ = run_tiny("--methods", "baseline", "--results-dir", "alone", "--runs-dir", "a")
     assert code == 0
@@ -102,7 +102,7 @@ def test_a_plan_that_is_stopped_in_mid_epoch_goes_on_there(run_tiny, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(Observers, "on_step", step_and_signal)
         code, _, err = run_tiny("--methods", "baseline")
-    assert code == 130 and "0 of 1 runs are done" in err and "last checkpoint" in err
+    assert code == 128 + number and "0 of 1 runs are done" in err and "last checkpoint" in err
     assert (status_of("baseline").state, status_of("baseline").step) == ("stopped", 1)
     assert run_tiny("--methods", "baseline")[0] == 0
     assert (status_of("baseline").state, status_of("baseline").first_step) == ("finished", 2)

@@ -181,7 +181,7 @@ class Run:
                 self.observer.on_step()
                 if self.stop.requested:
                     self._leave(step + 1, sums)
-                    raise StoppedError
+                    raise StoppedError(self.stop.received[0])
                 if self._save_is_due() and step + 1 < steps:
                     self.clock.finish()
                     self._leave(step + 1, sums)
@@ -220,7 +220,7 @@ class Run:
     def _evaluation_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.evaluation:
             if self.stop.requested:
-                raise StoppedError
+                raise StoppedError(self.stop.received[0])
             yield batch
 
     @contextlib.contextmanager

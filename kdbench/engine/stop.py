@@ -5,10 +5,10 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-from kdbench.signals import handled
+from kdbench.signals import SignalledError, handled
 
 
-class StoppedError(KeyboardInterrupt):
+class StoppedError(SignalledError):
     """A run was asked to stop and did; its checkpoint holds all its steps."""
 
 
@@ -40,4 +40,4 @@ class Stop:
         impatient = number == signal.SIGINT and signal.SIGINT in self.received
         self.received.append(signal.Signals(number))
         if impatient or not self._heeded:
-            raise KeyboardInterrupt
+            raise SignalledError(number)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
 
 from kdbench.atomic import refused, written_whole
 from kdbench.errors import UserError
@@ -16,7 +18,7 @@ from kdbench.launch.order import WorkOrder
 from kdbench.launch.shares import Shares
 from kdbench.launch.status import RunStatus, read_status
 from kdbench.launch.torchrun import torchrun
-from kdbench.signals import SIGNALS, handled
+from kdbench.signals import SIGNALS, SignalledError, handled
 from kdbench.store import Result, check_writable, read, result_path
 
 WORKER = "kdbench.launch.worker"
@@ -138,4 +140,8 @@ def end_all(children: Sequence[Child]) -> None:
 
 def interrupted_by_signals() -> contextlib.AbstractContextManager[None]:
     """All signals that ask a run to end do what Ctrl-C does."""
-    return handled(SIGNALS, signal.default_int_handler)
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise SignalledError(number)
+
+    return handled(SIGNALS, interrupt)

@@ -28,7 +28,7 @@ from kdbench.launch.plan import PlannedRun, at_a_time
 from kdbench.launch.ranks import Ranks, tell
 from kdbench.launch.status import NoReporter, StatusReporter
 from kdbench.launch.watch import watch
-from kdbench.signals import SIGNALS
+from kdbench.signals import SIGNALS, exit_code
 from kdbench.store import Result, check_writable
 
 
@@ -66,9 +66,10 @@ def execute(plan: list[PlannedRun], how: Execution, ranks: Ranks = ALONE) -> lis
             with contextlib.closing(results):
                 for result in results:
                     done.append(result)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         finished = len(plan) - len(todo) + len(done)
-        raise PlanInterruptedError(_interrupted(finished, len(plan), how.overwrite)) from None
+        said = _interrupted(finished, len(plan), how.overwrite)
+        raise PlanInterruptedError(said, exit_code(interrupt)) from None
     return done
 
 

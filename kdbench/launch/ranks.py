@@ -21,6 +21,7 @@ from kdbench.errors import PlanAbandonedError, PlanInterruptedError, UnwritableE
 from kdbench.launch.place import Place
 from kdbench.launch.shares import check_gpus, cores, threads_are_the_users
 from kdbench.launch.status import NoReporter, StatusReporter
+from kdbench.signals import exit_code
 
 SETTLE = timedelta(seconds=10)
 """Between the first process that fails in a run and the last, where all meet the same error."""
@@ -246,7 +247,7 @@ def _meet(place: Place) -> distributed.Store:
 
 def tell(reporter: StatusReporter | NoReporter, ending: Ending) -> None:
     """Put into a run's status why its processes end while it is under way."""
-    interrupted = ending.code == PlanInterruptedError.exit_code
+    interrupted = ending.code > 128
     reporter.left("stopped" if interrupted else "failed", ending.reason or ending.sentence)
 
 
@@ -256,5 +257,5 @@ def _ending(error: BaseException) -> Ending:
     if isinstance(error, UserError | PlanInterruptedError):
         return Ending(str(error), error.exit_code)
     if isinstance(error, KeyboardInterrupt):
-        return Ending("stopped by a signal", PlanInterruptedError.exit_code)
+        return Ending("stopped by a signal", exit_code(error))
     return Ending(f"{type(error).__name__}: {error}", 1)
