@@ -74,11 +74,12 @@ def leader(runs: pd.DataFrame) -> str:
 def cost(runs: pd.DataFrame) -> str:
     """Of a leaderboard's row, those of one network being 1."""
     board = leaderboard(runs).set_index("method").sort_values("cost", kind="stable")
+    memory = runs.groupby("method").peak_memory_bytes.median()
     one = board.loc["baseline"]
     shares = {
         "training FLOPs": board.cost,
         "time a step": one.images_per_second / board.images_per_second,
-        "peak memory": board.peak_memory_bytes / one.peak_memory_bytes,
+        "peak memory": memory / memory["baseline"],
         "parameters trained": board.parameters_trained / one.parameters_trained,
         "deployed": board.parameters_deployed / one.parameters_deployed,
     }
@@ -91,21 +92,29 @@ def cost(runs: pd.DataFrame) -> str:
 
 
 def stability(runs: pd.DataFrame) -> str:
-    """How alike two seeds rank the methods, and how many pairs of methods differ in their sign."""
+    """How alike two seeds rank the methods, and which pairs of methods differ.
+
+    Without `independent`, whose student is that of `baseline`.
+    """
+    runs = runs[runs.method != "independent"]
     accuracies = runs.pivot(index="method", columns="seed", values="student_top1").dropna(axis=1)
     lines = []
     for one, other in combinations(accuracies.columns, 2):
         found = stats.spearmanr(accuracies[one], accuracies[other])
         lines.append({"seeds": f"{one} and {other}", "Spearman's rho": f"{found.statistic:+.2f}"})
     pairs = list(combinations(accuracies.index, 2))
-    differences = [paired(dict(accuracies.loc[a]), dict(accuracies.loc[b])) for a, b in pairs]
-    told = [d for d in differences if d and d.interval and not d.interval[0] <= 0 <= d.interval[1]]
-    of_one_sign = [d for d in differences if d and len({v > 0 for v in d.values.values()}) == 1]
-    smallest = min(d.p for d in differences if d)
+    found = {}
+    for a, b in pairs:
+        difference = paired(dict(accuracies.loc[a]), dict(accuracies.loc[b]))
+        assert difference is not None and difference.interval is not None
+        found[f"{a}, {b}"] = difference
+    of_one_sign = [d for d in found.values() if abs(sum(map(sign, d.values.values()))) == d.n]
+    told = [pair for pair, d in found.items() if not d.interval[0] <= 0 <= d.interval[1]]
+    smallest = min(d.p for d in found.values())
     counts = [
         {"of the pairs of methods": "all", "": str(len(pairs))},
         {"of the pairs of methods": "same sign in every seed", "": str(len(of_one_sign))},
-        {"of the pairs of methods": f"{LEVEL:.0%} t interval without 0", "": str(len(told))},
+        {"of the pairs of methods": f"{LEVEL:.0%} t interval without 0", "": "; ".join(told)},
         {"of the pairs of methods": "smallest p of sign flips", "": f"{smallest:.2f}"},
     ]
     return f"{table(lines)}\n\n{table(counts)}"
@@ -122,6 +131,10 @@ def precision(runs: pd.DataFrame, in_bf16: pd.DataFrame) -> str:
         rows[method] = {"method": method, "fp32": spread(full), "bf16": spread(half)}
     describe(rows, found, "bf16 - fp32")
     return table(rows.values())
+
+
+def sign(value: float) -> int:
+    return (value > 0) - (value < 0)
 
 
 def spread(accuracies: Accuracies) -> str:
