@@ -25,7 +25,11 @@ def bench(
         Precision | None, Option(help="Another precision than the suite's.")
     ] = None,
     compile_: Annotated[
-        str, Option("--compile", help="Comma list of ways to run steps; each is a row.")
+        str,
+        Option(
+            "--compile",
+            help="Comma list of ways to run steps; each is a row. 'auto': as in a short run.",
+        ),
     ] = "auto",
     against: Annotated[str, Option(help="Method that ratios refer to.")] = "independent",
     rounds: Annotated[int, Option(help="Timed windows of each method, in turn.")] = 10,
