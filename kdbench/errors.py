@@ -26,16 +26,23 @@ class PlanInterruptedError(Exception):
         self.exit_code = exit_code
 
 
+GOES_ON = "the same command, started again on all machines, goes on from the last checkpoint"
+
+
 class PlanAbandonedError(Exception):
-    """A run failed in some of its processes, and they cannot train together any more."""
+    """A run failed in some of its processes, and they cannot train together any more.
+
+    Where it failed for one that was lost, nothing is wrong with the run.
+    """
 
     exit_code = 1
 
-    def __init__(self, run: str, reason: str):
-        super().__init__(
-            f"{run} failed: {reason}; its processes are out of step, so the plan ends here; leave "
-            "this run out, or let 'kdbench run --num-processes' start them, and the others go on."
+    def __init__(self, run: str, reason: str, lost: bool = False):
+        remedy = (
+            "its processes are out of step, so the plan ends here; leave this run out, or let "
+            "'kdbench run --num-processes' start them, and the others go on"
         )
+        super().__init__(f"{run} failed: {reason}; {GOES_ON if lost else remedy}.")
         self.reason = reason
 
 

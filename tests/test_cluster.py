@@ -147,18 +147,19 @@ def status(**changes) -> RunStatus:
 
 
 OLD = NOW - timedelta(minutes=7)
+AGAIN = "the same command sends it again, from its last checkpoint"
 
 
 @pytest.mark.parametrize(
     ("found", "job", "state", "note"),
     [
         (status(), None, "running", ""),
-        (status(updated=OLD), None, "lost", "no sign of life for 7 min"),
+        (status(updated=OLD), None, "lost", f"no sign of life for 7 min; {AGAIN}"),
         (status(updated=OLD, state="queued"), None, "queued", ""),
         (status(updated=OLD, state="finished"), "", "finished", ""),
         (status(state="queued"), "PENDING (Priority)", "queued", "Priority"),
-        (status(state="queued"), "", "lost", "its process is gone, and it left no word"),
-        (status(), "", "lost", "its process is gone, and it left no word"),
+        (status(state="queued"), "", "lost", f"its process is gone, and it left no word; {AGAIN}"),
+        (status(), "", "lost", f"its process is gone, and it left no word; {AGAIN}"),
         (status(), "PENDING (BeginTime)", "queued", "BeginTime"),  # its node died
         (status(state="stopped", reason="told to by SIGTERM"), "PENDING", "queued", ""),
         (status(state="stopped", reason="cancelled"), "", "stopped", "cancelled"),

@@ -29,6 +29,9 @@ from kdbench.suite import Suite
 
 ALONE = Ranks(Place())
 
+LOSS = "another process is gone, or stuck"
+"""Begins the reason of a run that lost one."""
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -185,7 +188,8 @@ def run_one(
         accelerator.free_memory()
     record(result)
     if not ranks.in_step:
-        raise PlanAbandonedError(spec.label, result.reason or "")
+        reason = result.reason or ""
+        raise PlanAbandonedError(spec.label, reason, lost=reason.startswith(LOSS))
     return result
 
 
@@ -195,7 +199,7 @@ def _reason(error: Exception, spec: RunSpec, run: Run | None) -> str:
         return str(error)
     if is_loss_of_a_process(error):
         minutes = COLLECTIVE_TIMEOUT.total_seconds() / 60
-        return f"another process is gone, or stuck for {minutes:.0f} minutes"
+        return f"{LOSS} for {minutes:.0f} minutes"
     reason = spec.entry.blame(error)
     if is_out_of_memory(error):
         peak = f", peak {run.memory.peak() / 2**20:,.0f} MiB" if run else ""

@@ -7,6 +7,7 @@ collectives: it works while some are stuck in one, on CPUs and on GPUs alike.
 import contextlib
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,13 @@ import torch
 from torch import distributed
 
 from kdbench.engine.device import COLLECTIVE_TIMEOUT, make_accelerator, trains_on_cpu
-from kdbench.errors import PlanAbandonedError, PlanInterruptedError, UnwritableError, UserError
+from kdbench.errors import (
+    GOES_ON,
+    PlanAbandonedError,
+    PlanInterruptedError,
+    UnwritableError,
+    UserError,
+)
 from kdbench.launch.place import Place
 from kdbench.launch.shares import check_gpus, cores, threads_are_the_users
 from kdbench.launch.status import NoReporter, StatusReporter
@@ -52,6 +59,10 @@ class Ending:
     """Why the run under way failed; None where it did not."""
 
 
+GONE = Ending(f"The launcher on the machine of process 0 is gone, or that machine; {GOES_ON}.", 1)
+"""Of processes whose store, which is that launcher's, does not answer."""
+
+
 class Ranks:
     """The processes of a plan, this one among them. One process alone waits for nobody."""
 
@@ -75,6 +86,7 @@ class Ranks:
         """Leaves the terminal as it was, for the same."""
         self._store = store
         self._speak = speak
+        self._stderr = sys.stderr  # where processes other than the main one are silent later
         self._voice = threading.Lock()
         """Whoever has it, the main thread or the watcher, ends this process."""
 
@@ -87,13 +99,14 @@ class Ranks:
         if self._store is None:
             return [value]
         keys = [f"{subject}/{rank}" for rank in range(self.count)]
-        self._store.set(keys[self.place.rank], value)
-        deadline = time.monotonic() + patience.total_seconds()
-        while not self._store.check(keys):  # its own wait would hold others off, and warn
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"a process said nothing on '{subject}'")
-            time.sleep(POLL_SECONDS)
-        return [self._store.get(key).decode() for key in keys]
+        with _ended_by_the_watcher():
+            self._store.set(keys[self.place.rank], value)
+            deadline = time.monotonic() + patience.total_seconds()
+            while not self._store.check(keys):  # its own wait would hold others off, and warn
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"a process said nothing on '{subject}'")
+                time.sleep(POLL_SECONDS)
+            return [self._store.get(key).decode() for key in keys]
 
     def require_alike(self, seen: dict[str, str], remedy: str) -> None:
         """Refuse processes that see different things.
@@ -135,7 +148,8 @@ class Ranks:
         if self._store is None:
             return reason
         mine = json.dumps([self.place.rank, reason])
-        rank, first = json.loads(self._store.compare_set(f"{run}/first", "", mine))
+        with _ended_by_the_watcher():
+            rank, first = json.loads(self._store.compare_set(f"{run}/first", "", mine))
         try:
             self.in_step = len(set(self.exchange(run, moment, SETTLE))) == 1
         except TimeoutError:
@@ -151,9 +165,12 @@ class Ranks:
         ending = _ending(error)
         if not self.is_main and isinstance(error, UserError):
             ending = replace(ending, sentence=f"process {self.place.rank}: {ending.sentence}")
-        self._store.compare_set(END, "", json.dumps(asdict(ending)))
+        with contextlib.suppress(distributed.DistError):  # its loss ends the others too
+            self._store.compare_set(END, "", json.dumps(asdict(ending)))
         if not self.is_main:
             time.sleep(LINGER_SECONDS)
+        elif self.count > self.place.local_processes:  # they hear it before the store goes
+            time.sleep(2 * WATCH_SECONDS)
 
     def watch(self) -> None:
         """End this process when another one must end, also while it is stuck in a collective."""
@@ -162,13 +179,15 @@ class Ranks:
             time.sleep(WATCH_SECONDS)
             try:
                 ended = self._store.check([END])
+                ending = Ending(**json.loads(self._store.get(END))) if ended else None
             except distributed.DistError:
-                return  # the launcher's store is gone, and the launcher sees to the end
-            if ended:
-                self._end_for(Ending(**json.loads(self._store.get(END))))
+                ending = GONE
+            if ending is not None:
+                return self._end_for(ending)
 
     def _end_for(self, ending: Ending) -> None:
-        time.sleep(PATIENCE_SECONDS if self.is_main else LINGER_SECONDS)
+        alone = self.is_main or ending is GONE
+        time.sleep(PATIENCE_SECONDS if alone else LINGER_SECONDS)
         if not self._voice.acquire(blocking=False):
             return  # the main thread ends the process
         if self.is_main:
@@ -178,8 +197,19 @@ class Ranks:
                     self.on_failure(ending.reason)
             if self.on_left is not None:
                 self.on_left(ending)
-            self._speak(ending.sentence)
+        if self.is_main or (ending is GONE and self.place.local_rank == 0):
+            with contextlib.redirect_stderr(self._stderr):
+                self._speak(ending.sentence)
         os._exit(ending.code)
+
+
+@contextlib.contextmanager
+def _ended_by_the_watcher() -> Iterator[None]:
+    """Where the store is gone, wait for the watcher, which meets the same and ends the process."""
+    try:
+        yield
+    except distributed.DistError:
+        threading.Event().wait()
 
 
 @contextlib.contextmanager
@@ -247,8 +277,8 @@ def _meet(place: Place) -> distributed.Store:
 
 def tell(reporter: StatusReporter | NoReporter, ending: Ending) -> None:
     """Put into a run's status why its processes end while it is under way."""
-    interrupted = ending.code > 128
-    reporter.left("stopped" if interrupted else "failed", ending.reason or ending.sentence)
+    stopped = ending.code > 128 or ending is GONE
+    reporter.left("stopped" if stopped else "failed", ending.reason or ending.sentence)
 
 
 def _ending(error: BaseException) -> Ending:

@@ -17,6 +17,7 @@ from kdbench.launch.submission import FOLDER, Submission, has_supervisor, read_s
 SILENCE = timedelta(minutes=5)
 """Without a sign of life a run is held for lost."""
 UNDER_WAY = ("queued", "starting", "running")
+REMEDY = "the same command sends it again, from its last checkpoint"
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,10 @@ def _judge(status: RunStatus, job: str | None, now: datetime) -> tuple[str, str]
     if waits and job is not None:
         return "queued", job.removeprefix("PENDING").strip(" ()")
     if job == "":
-        return "lost", "its process is gone, and it left no word"
+        return "lost", f"its process is gone, and it left no word; {REMEDY}"
     silent = now - status.updated
     if status.state != "queued" and silent > SILENCE:
-        return "lost", f"no sign of life for {silent.total_seconds() // 60:.0f} min"
+        return "lost", f"no sign of life for {silent.total_seconds() // 60:.0f} min; {REMEDY}"
     return status.state, reason
 
 

@@ -1,0 +1,72 @@
+"""Two machines, each with a launcher of its own, and one of them dies."""
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from launched import PACED, eventually, result_of, status_of, write_method
+
+LOSS = "another process is gone, or stuck for 10 minutes, says process 0 of 2"
+GOES_ON = "the same command, started again on all machines, goes on from the last checkpoint."
+SENTENCES = [
+    f"kdbench: The launcher on the machine of process 0 is gone, or that machine; {GOES_ON}",
+    f"kdbench: held resnet8 seed 0 failed: {LOSS}; {GOES_ON}",
+]
+"""Of who is left, by the node that dies."""
+
+
+@contextmanager
+def two_nodes(method: str) -> Iterator[list[subprocess.Popen]]:
+    """Their launchers; output and errors go to `node0` and `node1`."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    launcher += ["--master-addr=localhost", f"--master-port={port}"]
+    command = ["-m", "kdbench", "run", "--suite", "tiny.toml", "--methods", method]
+    nodes = []
+    try:
+        for rank in (0, 1):
+            with Path(f"node{rank}").open("wb") as log:
+                node = [*launcher, f"--node-rank={rank}", *command]
+                nodes.append(subprocess.Popen(node, stdout=log, stderr=log))
+        yield nodes
+    finally:
+        for node in nodes:
+            kill(node)
+
+
+def kill(node: subprocess.Popen) -> None:
+    """With the processes that it started, which are in groups of their own."""
+    if node.poll() is None:
+        processes = psutil.Process(node.pid).children(recursive=True)
+        for process in (node, *processes):
+            process.send_signal(signal.SIGKILL)
+    node.wait(timeout=60)
+
+
+@pytest.mark.parametrize("dies", [0, 1])
+def test_who_is_left_says_one_sentence_and_the_same_command_goes_on(kdbench, dies):
+    method, log = write_method("held", PACED), Path("runs/tiny/resnet8/held/seed0/log.jsonl")
+    Path("pace").write_text("0.2")
+    with two_nodes(method) as nodes:
+        assert eventually(lambda: log.exists() and log.read_text().count("\n") == 1)
+        kill(nodes[dies])
+        assert nodes[1 - dies].wait(timeout=100) == 1
+    said = Path(f"node{1 - dies}").read_text()
+    own, *_ = said.partition("torch/distributed/elastic")  # from here on it is the launcher's
+    assert [line for line in said.splitlines() if line.startswith("kdbench: ")] == [SENTENCES[dies]]
+    assert "Traceback" not in own
+    if dies == 1:
+        assert (status_of("held").state, result_of("held")["reason"]) == ("failed", LOSS)
+    first = log.read_text()
+    Path("pace").write_text("0")
+    with two_nodes(method) as nodes:
+        assert [node.wait(timeout=100) for node in nodes] == [0, 0]
+    assert log.read_text().startswith(first) and result_of("held")["status"] == "finished"
