@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -160,6 +160,27 @@ class Result(Record):
         if self.status == "finished" and (self.cost is None or "student" not in (self.last or {})):
             raise ValueError("a finished run has a cost and a student in 'last'")
         return self
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """What is said twice is said alike, so that no accuracy changes on its own."""
+        if [epoch.epoch for epoch in self.history] != list(range(1, len(self.history) + 1)):
+            raise ValueError("the epochs of 'history' do not count from 1 without a gap")
+        if self.status != "finished":
+            return self
+        if not all("student" in epoch.metrics for epoch in self.history):
+            raise ValueError("an epoch of 'history' has no student")
+        if not self.history or self.last != self.history[-1].metrics:
+            raise ValueError("'last' is not what 'history' has of the last epoch")
+        if self.best_on_test != best_on_test(self.history):
+            raise ValueError("'best_on_test' is not the epoch of 'history' with the best student")
+        return self
+
+
+def best_on_test(history: Sequence[Epoch]) -> BestOnTest | None:
+    """The first of the epochs with the best student; None before the first epoch."""
+    best = max(history, key=lambda epoch: epoch.metrics["student"].top1, default=None)
+    return None if best is None else BestOnTest(epoch=best.epoch, metrics=best.metrics)
 
 
 @dataclass(frozen=True)

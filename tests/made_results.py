@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kdbench.store import Epoch, Metrics, Result, read, save
+from kdbench.store import Epoch, Metrics, Result, best_on_test, read, save
 from kdbench.suite import Suite, load_suite
 
 COMMITTED = Path(__file__).parents[1] / "results/cifar100-reduced/resnet20"
@@ -23,6 +23,12 @@ def committed(method: str) -> Result:
 
 def metrics(top1: float) -> Metrics:
     return Metrics(top1=top1, top5=95.0, loss=1.0)
+
+
+def one_epoch(last: dict[str, Metrics]) -> dict[str, Any]:
+    """What a run of one epoch has come to, by field of its result."""
+    epoch = Epoch(epoch=1, learning_rate=0.1, losses={"ce/student": 1.0}, metrics=last)
+    return {"last": last, "history": [epoch], "best_on_test": best_on_test([epoch])}
 
 
 def made(
@@ -48,10 +54,10 @@ def made(
         update={
             "identity": template.identity.model_copy(update=changes | identity),
             "protocol": suite.model_dump(mode="json") if suite else template.protocol,
-            "last": last,
             "cost": template.cost.model_copy(update={"training_flops": None} | (cost or {})),
             "environment": template.environment.model_copy(update=environment or {}),
         }
+        | one_epoch(last)
     )
 
 
@@ -95,7 +101,9 @@ def drawable(
     others = {"peer0": -1, "peer1": -3, "ensemble": 2, "mean": -4 / 3}
     last = {"student": metrics(final)}
     last |= {role: metrics(final + more) for role, more in others.items()}
+    history[-1] = history[-1].model_copy(update={"metrics": last})
     update = {"options": {}, "notes": {}, "history": history, "last": last}
+    update |= {"best_on_test": best_on_test(history)}
     if top1 is None:
         reason = "'ce/student' is nan in epoch 3"
         update |= {"status": "diverged", "reason": reason, "history": history[:2]}

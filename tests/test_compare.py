@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from conftest import is_one_sentence
-from made_results import committed
+from made_results import committed, metrics, one_epoch
 
 from kdbench import store
 from kdbench.report.compare import compare, render
 from kdbench.report.statistics import paired
-from kdbench.store import Metrics, Result
+from kdbench.store import Result
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,10 @@ def save(template):
             result = template.model_copy(
                 update={
                     "identity": template.identity.model_copy(update=changes),
-                    "last": {"student": Metrics(top1=value, top5=99.0, loss=1.0)},
                     "environment": template.environment.model_copy(update=made or {}),
                     "cost": template.cost.model_copy(update=cost or {}),
                 }
+                | one_epoch({"student": metrics(value)})
             )
             store.save(Path(folder), result)
 
@@ -105,13 +105,14 @@ def test_costs_are_of_common_seeds(save, compared):
     assert (row.rate, row.memory) == (2.0, 2.0)
 
 
-def test_equal_accuracies_of_other_runs_are_not_identical(save, compared, template):
+def test_equal_accuracies_of_other_runs_are_not_identical(save, compared):
     save("a", "dml", 60.0)
     save("b", "dml", 60.0)
     assert compared()["dml"].verdict == "identical"
     file = Path("b/cifar100-reduced/resnet20/dml/seed0.json")
-    other = store.read(file).model_copy(update={"history": template.history[:-1]})
-    store.save(Path("b"), other)
+    found = store.read(file)
+    epoch = found.history[0].model_copy(update={"losses": {"ce/student": 2.0}})
+    store.save(Path("b"), found.model_copy(update={"history": [epoch]}))
     assert compared()["dml"].verdict == "not distinguishable"
 
 

@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import is_one_sentence
+from made_results import metrics, one_epoch
 
 from kdbench import store
 from kdbench.export.formats import FORMATS, KEY
@@ -132,8 +133,8 @@ def test_the_model_card_tells_what_was_measured(ran):
     assert str(Path.cwd()) not in card
 
     for seed, top1 in ((1, student.top1 + 2), (2, student.top1 + 4)):
-        last = {"student": student.model_copy(update={"top1": top1})}
-        change_result(identity=result.identity.model_copy(update={"seed": seed}), last=last)
+        identity = result.identity.model_copy(update={"seed": seed})
+        change_result(identity=identity, **one_epoch({"student": metrics(top1)}))
     other = result.identity.model_copy(update={"seed": 3, "method_hash": "another"})
     change_result(identity=other)
     ran("export", RUN, "--format", "pt2", "--output", "three")

@@ -6,6 +6,7 @@ A few of each are drawn; with `--hypothesis-profile thorough` 2,000.
 import contextlib
 import hashlib
 import io
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from kdbench.store import Damaged, Result, read, save
 from kdbench.suite import Suite, load_suite
 
 Damage = Callable[[bytes], bytes]
+ACCURACY = re.compile(r'"top[15]": ([\d.]+)')
 
 
 @st.composite
@@ -97,9 +99,21 @@ def test_a_result(result, damage):
     found = read(file)
     if isinstance(found, Damaged):
         assert found.reason and "Traceback" not in found.reason
-    else:  # what was damaged is a free text, or a digit: still where it belongs, and a number
+    else:  # what was damaged is a free text, or a digit of what no table shows as an accuracy
         assert found.identity == made.identity
-        assert found.last is not None and 0 <= found.last["student"].top1 <= 100
+        assert (found.last, found.best_on_test) == (made.last, made.best_on_test)
+
+
+@given(share=st.floats(0, 1, exclude_max=True), digit=st.sampled_from("0123456789"))
+def test_no_digit_of_an_accuracy_changes_unseen(result, share, digit):
+    file, whole, made = result
+    text = whole.decode()
+    places = [place for found in ACCURACY.finditer(text) for place in range(*found.span(1))]
+    place = places[int(share * len(places))]
+    file.write_text(text[:place] + digit + text[place + 1 :])
+    found = read(file)
+    if isinstance(found, Result):  # the digit that was there, or one of an epoch that was neither
+        assert (found.last, found.best_on_test) == (made.last, made.best_on_test)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from kdbench.suite import load_suite
 ESCAPE = "\x1b[31mred\x07"
 
 
-def set_in(*path: str, to):
+def set_in(*path: str | int, to):
     def change(content):
         for key in path[:-1]:
             content = content[key]
@@ -40,6 +40,14 @@ def set_in(*path: str, to):
         (set_in("last", "student", "top1", to=170.0), "last.student.top1"),
         (set_in("cost", "training_seconds", to=float("inf")), "cost.training_seconds"),
         (set_in("cost", "parameters_trained", to=10**400), "cost.parameters_trained"),
+        (set_in("last", "student", "top1", to=93.2), "'last' is not what 'history' has"),
+        (set_in("history", 0, "metrics", "student", "top5", to=93.2), "'last' is not what"),
+        (set_in("best_on_test", "metrics", "student", "top1", to=93.2), "'best_on_test' is not"),
+        (set_in("best_on_test", "epoch", to=2), "'best_on_test' is not the epoch of 'history'"),
+        (set_in("best_on_test", to=None), "'best_on_test' is not the epoch of 'history'"),
+        (set_in("history", 0, "epoch", to=2), "do not count from 1 without a gap"),
+        (set_in("history", 0, "metrics", to={}), "an epoch of 'history' has no student"),
+        (set_in("history", to=[]), "'last' is not what 'history' has of the last epoch"),
         (set_in("last", to={}), "a finished run has a cost and a student"),
         (set_in("cost", to=None), "a finished run has a cost and a student"),
     ],

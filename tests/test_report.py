@@ -6,6 +6,7 @@ import json
 import pandas as pd
 import pytest
 from conftest import Watcher
+from made_results import metrics, one_epoch
 
 from kdbench import atomic, store
 from kdbench.discovery import find_methods
@@ -15,7 +16,7 @@ from kdbench.errors import UserError
 from kdbench.launch.execution import without_paths
 from kdbench.report.summary import leaderboard, runs_frame
 from kdbench.report.tables import render
-from kdbench.store import Damaged, Metrics, Result
+from kdbench.store import Damaged, Result
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def make(template):
         if top1 is None:
             changed |= {"status": "diverged", "reason": "'ce' is nan in epoch 1", "last": None}
         else:
-            changed["last"] = {"student": Metrics(top1=top1, top5=99.0, loss=1.0)}
+            changed |= one_epoch({"student": metrics(top1)})
         return template.model_copy(update=changed)
 
     return build
@@ -46,6 +47,18 @@ def test_mean_and_sample_deviation_over_seeds(make):
     row = leaderboard(runs_frame(results)).iloc[0]
     assert (row.n, row.student_top1) == (3, 72.0)
     assert row.student_top1_sd == pytest.approx(2.0)  # divided by n - 1
+
+
+def test_the_first_of_equally_good_epochs_is_the_best(template):
+    epochs = [
+        template.history[0].model_copy(
+            update={"epoch": epoch, "metrics": {"student": metrics(top1)}}
+        )
+        for epoch, top1 in enumerate((50.0, 60.0, 60.0, 55.0), start=1)
+    ]
+    best = store.best_on_test(epochs)
+    assert best is not None and (best.epoch, best.metrics["student"].top1) == (2, 60.0)
+    assert store.best_on_test([]) is None
 
 
 def test_differences_are_paired_by_seed(make):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import METHODS, Watcher, is_one_sentence
 from launched import result_of
+from made_results import metrics, one_epoch
 from torch import Tensor
 
 from kdbench.discovery import find_methods
@@ -21,7 +22,7 @@ from kdbench.engine.step import TOLERANCE, State, TrainingStep
 from kdbench.launch import estimate
 from kdbench.launch.execution import run_one
 from kdbench.launch.plan import PlannedRun
-from kdbench.store import Metrics, save
+from kdbench.store import save
 
 STEPS = 50
 CONDITIONAL = """
@@ -242,8 +243,7 @@ def test_an_estimate_takes_rates_of_steps_that_ran_in_the_same_way(
     result = run.result("failed").model_copy(update={"status": "finished"})
     cost = result.cost.model_copy(update={"step_milliseconds": 1000.0})
     compiled = result.environment.model_copy(update={"step": "inductor"})
-    last = {"student": Metrics(top1=50.0, top5=90.0, loss=1.0)}
-    changes = {"cost": cost, "environment": compiled, "last": last}
+    changes = {"cost": cost, "environment": compiled} | one_epoch({"student": metrics(50.0)})
     save(tmp_path, result.model_copy(update=changes))
     fp32 = PlannedRun(run.spec, tmp_path / "other.json", "to run")
     bf16 = replace(fp32, spec=replace(run.spec, suite=run.spec.suite.with_precision("bf16")))

@@ -26,7 +26,7 @@ from kdbench.engine.step import Mode, TrainingStep
 from kdbench.engine.stop import Stop, StoppedError
 from kdbench.engine.work import training_flops
 from kdbench.seeds import random_state, seeded, set_random_state
-from kdbench.store import BestOnTest, Cost, Environment, Epoch, Metrics, Result, Status
+from kdbench.store import Cost, Environment, Epoch, Metrics, Result, Status, best_on_test
 
 SAVE_SECONDS = 300.0
 """Of training between two checkpoints, at most, where an epoch takes longer."""
@@ -126,13 +126,12 @@ class Run:
 
     def result(self, status: Status, reason: str | None = None) -> Result:
         """What the run has come to so far."""
-        best = max(self.history, key=lambda e: e.metrics["student"].top1, default=None)
         return self.started_as.model_copy(
             update={
                 "status": status,
                 "reason": reason,
                 "last": self.history[-1].metrics if self.history else None,
-                "best_on_test": best and BestOnTest(epoch=best.epoch, metrics=best.metrics),
+                "best_on_test": best_on_test(self.history),
                 "history": self.history,
                 "cost": self._cost(),
                 "environment": self._environment(),

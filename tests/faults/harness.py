@@ -151,7 +151,7 @@ FAULTS = (
     ),
     Fault(
         "best epoch for the last",
-        ((RUN, "self.history[-1].metrics if", "best.metrics if best and"),),
+        ((RUN, "self.history[-1].metrics if", "best_on_test(self.history).metrics if"),),
         (invariant("6_the_headline_is_the_last_epoch_and_the_best_is_kept_apart"),),
     ),
     Fault(
