@@ -94,7 +94,9 @@ def find_methods(
         elif name in known:
             wanted.append(known[name])
         else:
-            raise unknown("method", name, known)
+            file = f"./{name}.py"
+            hint = f" For the file in this folder write '{file}'." if Path(file).exists() else ""
+            raise UserError(f"{unknown('method', name, known)}{hint}")
     entries: dict[str, MethodEntry] = {}
     for find in wanted:
         try:

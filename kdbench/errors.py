@@ -48,8 +48,9 @@ class PlanAbandonedError(Exception):
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """` Did you mean 'x'?`, or nothing where no choice is near."""
-    near = get_close_matches(name, list(choices), n=1, cutoff=0.5)
-    return f" Did you mean '{near[0]}'?" if near else ""
+    spelt = {choice.lower(): choice for choice in choices}
+    near = get_close_matches(name.lower(), list(spelt), n=1, cutoff=0.5)
+    return f" Did you mean '{spelt[near[0]]}'?" if near else ""
 
 
 def printable(text: str) -> str:

@@ -111,6 +111,7 @@ def test_list_names_suites_methods_and_architectures(kdbench):
     [
         (["--suite", "cifar10"], ["Unknown suite 'cifar10'", "Did you mean 'cifar100'?"]),
         (["--methods", "fsd"], ["Unknown method 'fsd'", "Did you mean 'ffsd'?"]),
+        (["--methods", "FFSD"], ["Unknown method 'FFSD'", "Did you mean 'ffsd'?"]),
         (["--methods", ","], ["--methods names no method"]),
         (["--methods", "./none.py"], ["none.py", "does not exist"]),
         (["--architectures", "resnett20"], ["Unknown architecture", "Did you mean 'resnet20'?"]),
@@ -134,6 +135,13 @@ def test_bad_input_is_one_sentence_and_writes_nothing(kdbench, arguments, words)
     assert is_one_sentence(err)
     assert all(word in err for word in words), err
     assert not Path("results").exists() and not Path("runs").exists()
+
+
+def test_a_method_file_that_is_named_as_a_method_is_found_out(run_tiny):
+    Path("mine.py").write_text("")
+    code, _, err = run_tiny("--methods", "mine")
+    assert code == 2 and is_one_sentence(err)
+    assert err.endswith("For the file in this folder write './mine.py'.\n")
 
 
 def test_a_folder_that_cannot_be_written_is_named_before_training(run_tiny):

@@ -1,9 +1,12 @@
 """What a run has to compute, whatever device does it."""
 
 import torch
+from torch import Tensor
 
 from kdbench.engine.measure import count_flops
 from kdbench.engine.spec import RunSpec
+from kdbench.engine.step import check_terms
+from kdbench.method import Method
 from kdbench.seeds import seeded
 
 COUNTED = 16
@@ -23,7 +26,11 @@ def training_flops(spec: RunSpec, device: torch.device) -> int:
     with seeded(spec.seed, "work"):
         views = torch.randn(spec.views, images, 3, size, size, device=device)
         labels = torch.randint(suite.data.classes, (images,), device=device)
-        flops = count_flops(
-            lambda: torch.stack(list(method(views, labels).values())).sum().backward()
-        )
+        flops = count_flops(lambda: _backward(method, views, labels))
     return round(flops * suite.batch_size * suite.total_steps / images)
+
+
+def _backward(method: Method, views: Tensor, labels: Tensor) -> None:
+    terms = method(views, labels)
+    check_terms(terms)
+    torch.stack(list(terms.values())).sum().backward()

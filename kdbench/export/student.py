@@ -81,8 +81,8 @@ def load(file: Path, folder: Path, method_file: Path | None = None) -> Finished:
         method_file: holds its method, where that neither ships nor is installed.
 
     Raises:
-        UserError: there is no result, the run did not finish, its weights are gone or another
-            training's, or its method is another by now.
+        UserError: there is no result, the run did not finish, its weights are not here
+            or another training's, or its method is another by now.
     """
     result = _finished(file)
     spec = _spec(result, method_file)
@@ -138,7 +138,8 @@ def _weights(result: Result, folder: Path) -> dict[str, Tensor]:
     found = read_checkpoint(folder, result.fingerprint + str(result.notes.get("images", "")))
     if found is None:
         raise UserError(
-            f"The weights of {run} are gone, as '{folder}' holds no whole checkpoint of it; {again}"
+            f"The weights of {run} are not here: results come without, and '{folder}' holds no "
+            f"whole checkpoint of it; {again}"
         )
     state, progress = found
     if [Epoch.model_validate(epoch) for epoch in json.loads(progress.history)] != result.history:
