@@ -2,9 +2,11 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import is_one_sentence
 from torch import nn
 
 from kdbench.bench.floor import DeviceRates, StepWork, measure_rates, step_work
@@ -81,6 +83,32 @@ def test_ratios_are_to_the_reference_with_as_many_networks(bench):
         assert row.images_per_second == pytest.approx(64e3 / row.milliseconds.median)
         assert 0 < row.data_share < 1 and row.peak_memory_bytes > 0 and row.step == "eager"
     assert not re.search(r"/(home|root|tmp|work)", json.dumps(measured.model_dump(mode="json")))
+
+
+HUNGRY = """
+import torch
+from methods.baseline import Baseline
+
+class Hungry(Baseline):
+    steps = 0
+
+    def forward(self, views, labels):
+        self.steps += 1
+        if self.steps > {enough}:
+            raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB.")
+        return super().forward(views, labels)
+"""
+
+
+@pytest.mark.parametrize("enough", [0, 12])
+def test_what_runs_out_of_memory_is_named_and_the_others_are_measured(bench, enough):
+    """At once, or after it was prepared."""
+    Path("hungry.py").write_text(HUNGRY.format(enough=enough))
+    code, out, err = bench("--methods", "./hungry.py,baseline", "--format", "json")
+    assert code == 1 and is_one_sentence(err)
+    assert "'hungry' (resnet8, eager) ran out of memory at batch size 64, peak " in err
+    (row,) = Benchmark.model_validate_json(out).rows
+    assert row.method == "baseline" and row.ratio is None
 
 
 def test_the_table_names_its_conditions(bench):

@@ -27,6 +27,7 @@ from test_invariants import Fixed
 
 from kdbench.data import UNJUDGED, workers
 from kdbench.discovery import find_methods
+from kdbench.engine import intake as intake_module
 from kdbench.engine import run as run_module
 from kdbench.engine.checkpoint import Progress
 from kdbench.engine.evaluate import evaluate
@@ -229,6 +230,21 @@ def test_waiting_is_added_up_over_epochs_and_much_of_it_is_said_once(accelerator
     assert progress.waiting_seconds == 5.5 and waiting_share(progress) == 5.5 / 30
     (message,) = said  # 5 % of the first epoch are not much
     assert "20% of this epoch" in message
+
+
+def test_of_several_processes_the_one_that_waits_most_counts(monkeypatch):
+    others = iter([6.0, 0.0])
+    monkeypatch.setattr(intake_module, "gather_object", lambda own: [*own, next(others)])
+    training = SimpleNamespace(waited_seconds=0.0, undecodable={})
+    said: list[str] = []
+    two = SimpleNamespace(num_processes=2)
+    intake, progress = Intake(training, (), two, said.append), Progress()
+    monkeypatch.setattr(intake, "_account_undecodable", lambda progress: None)
+    for total in (0.0, 3.0):
+        training.waited_seconds = total
+        intake.account(progress, seconds=10)
+    assert progress.waiting_seconds == 6.0 + 3.0
+    assert len(said) == 1 and "60% of this epoch" in said[0]
 
 
 def test_waiting_is_measured_where_the_loader_is_slow_and_not_elsewhere(make, photos, monkeypatch):

@@ -4,8 +4,10 @@ import statistics
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from typing import TypeVar
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 from kdbench.bench.floor import DeviceRates, measure_rates
 from kdbench.bench.record import Benchmark, Spread, StepCost
@@ -14,6 +16,7 @@ from kdbench.data import Images, random_images
 from kdbench.discovery import find_methods
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.environment import environment
+from kdbench.engine.measure import MemoryMeter, is_out_of_memory
 from kdbench.engine.mode import Compile, step_mode
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import Mode
@@ -28,6 +31,8 @@ Progress = Callable[[str, float], None]
 Key = tuple[str, Mode]
 """Method and mode."""
 
+Made = TypeVar("Made")
+
 
 def bench(
     specs: Sequence[RunSpec],
@@ -36,8 +41,11 @@ def bench(
     against: str,
     progress: Progress,
     on_message: Callable[[str], None],
+    on_failure: Callable[[str], None],
 ) -> Benchmark:
     """Time the steps of all specs, an architecture after the other, all its methods in turn.
+
+    What runs out of memory has no row, `on_failure` is told, and the others are measured.
 
     Raises:
         UserError: no rounds, or a way of running steps that this device does not offer.
@@ -59,7 +67,7 @@ def bench(
             progress(f"{name}: {what}", (done + share) / len(names))
 
         rows += _architecture(
-            chosen, modes[name], images, rounds, against, rates, report, on_message
+            chosen, modes[name], images, rounds, against, rates, report, on_message, on_failure
         )
     return Benchmark(
         suite=suite.name,
@@ -83,8 +91,10 @@ def _architecture(
     rates: DeviceRates,
     progress: Progress,
     on_message: Callable[[str], None],
+    on_failure: Callable[[str], None],
 ) -> list[StepCost]:
     torch.compiler.reset()
+    fitting = partial(_fitting, MemoryMeter(images.pixels.device), on_failure)
     wanted = [(spec, mode) for mode in dict.fromkeys(modes) for spec in specs]
     references = {(s.networks, mode): _reference(s, against) for s, mode in wanted}
     todo = {(spec.method_name, mode): (spec, mode) for spec, mode in wanted}
@@ -93,21 +103,57 @@ def _architecture(
     for index, (key, (spec, mode)) in enumerate(todo.items()):
         progress(f"preparing {spec.method_name} ({mode})", 0.5 * index / len(todo))
         said = partial(_say, on_message, spec)
-        subjects[key] = Subject(spec, mode, images, said)
+        made = fitting(spec, mode, partial(Subject, spec, mode, images, said))
+        if made is not None:
+            subjects[key] = made
     times: dict[Key, list[float]] = {key: [] for key in subjects}
     loading: dict[Key, list[float]] = {key: [] for key in subjects}
     for done in range(rounds):
         progress(f"round {done + 1} of {rounds}", 0.5 + 0.5 * done / rounds)
-        for key, subject in subjects.items():
-            times[key].append(subject.train(subject.steps))
-            loading[key].append(subject.load(subject.steps))
+        for key, subject in list(subjects.items()):
+            seconds = fitting(*todo[key], partial(_window, subject))
+            if seconds is None:
+                del subjects[key]
+            else:
+                times[key].append(seconds[0])
+                loading[key].append(seconds[1])
     rows = []
     for spec, mode in wanted:
         key = spec.method_name, mode
         reference = references[spec.networks, mode]
-        beside = times[reference.method_name, mode] if reference else None
-        rows.append(_row(subjects[key], times[key], loading[key], beside, rates))
+        beside = (reference.method_name, mode) if reference else None
+        if key in subjects:
+            others = times[beside] if beside in subjects else None
+            rows.append(_row(subjects[key], times[key], loading[key], others, rates))
     return rows
+
+
+def _window(subject: Subject) -> tuple[float, float]:
+    """Seconds a step, and those for its data alone."""
+    return subject.train(subject.steps), subject.load(subject.steps)
+
+
+def _fitting(
+    meter: MemoryMeter,
+    on_failure: Callable[[str], None],
+    spec: RunSpec,
+    mode: Mode,
+    make: Callable[[], Made],
+) -> Made | None:
+    """What is made, or None where memory ran out in it, which is told."""
+    try:
+        return make()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    peak = f"{meter.peak() / 2**20:,.0f} MiB"
+    clear_device_cache(garbage_collection=True)
+    on_failure(
+        f"'{spec.entry.name}' ({spec.architecture}, {mode}) ran out of memory at batch size "
+        f"{spec.suite.batch_size}, peak {peak}; a smaller batch_size in the "
+        "suite needs less."
+    )
+    return None
 
 
 def _say(on_message: Callable[[str], None], spec: RunSpec, reason: str) -> None:

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from rich.console import Console
-from typer import Option
+from typer import Exit, Option
 
 from kdbench.cli.common import (
     Compile,
@@ -51,6 +51,12 @@ def bench(
         chosen = chosen.with_precision(precision.value)
     specs = make_specs(chosen, names_of(methods), names_of(architectures), settings=set_ or [])
     console = Console(stderr=True)
+    failures: list[str] = []
+
+    def fail(sentence: str) -> None:
+        failures.append(sentence)
+        complain(sentence)
+
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("measuring", total=1)
         measured = measure(
@@ -60,8 +66,11 @@ def bench(
             against,
             lambda what, share: progress.update(task, description=what, completed=share),
             complain,
+            fail,
         )
     print(render(measured, format_.value), end="")
+    if failures:
+        raise Exit(1)
 
 
 def ways(text: str) -> list[Compile]:

@@ -40,11 +40,13 @@ class Intake:
         self._account_undecodable(progress)
 
     def _account_waiting(self, progress: Progress, seconds: float) -> None:
-        """Add it up, and say once that it is much."""
+        """Add it up, that of the process that waits most, and say once that it is much."""
         total = self.training.waited_seconds
         if total is None:
             return
         waited, self._waited = total - self._waited, total
+        if self.accelerator.num_processes > 1:  # who waits for data keeps the others waiting
+            waited = max(gather_object([waited]))
         progress.waiting_seconds = (progress.waiting_seconds or 0.0) + waited
         if waited > MUCH_WAITING * seconds and not self._said:
             self._said = True

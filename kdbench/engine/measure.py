@@ -96,6 +96,12 @@ class MemoryMeter:
         return _peak_resident()
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of the device or of the host; torch's allocator on the CPU has no error of its own."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
 def _reset_peak_resident() -> None:
     """Linux can forget the peak of the runs before; elsewhere the peak is the process's."""
     if sys.platform == "linux":

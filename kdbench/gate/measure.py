@@ -11,6 +11,7 @@ from rich.progress import Progress
 from kdbench.bench.command import bench
 from kdbench.bench.record import Benchmark
 from kdbench.engine.spec import RunSpec
+from kdbench.errors import UserError
 from kdbench.gate.compare import moved, ratio_of
 from kdbench.gate.record import Entry, Losses, Rounding, StepFigures, Trace
 from kdbench.launch.execution import Execution
@@ -86,7 +87,10 @@ def time_steps(
         def show(what: str, share: float) -> None:
             bar.update(task, description=what, completed=share)
 
-        measured = bench(once, ["off"], ROUNDS, AGAINST, show, on_message)
+        def refuse(sentence: str) -> None:
+            raise UserError(sentence)
+
+        measured = bench(once, ["off"], ROUNDS, AGAINST, show, on_message, refuse)
     return {key: step for key, step in _steps(measured).items() if key[1] in names}
 
 

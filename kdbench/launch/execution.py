@@ -13,6 +13,7 @@ from torch import distributed
 from kdbench.data import ImageSet, LoaderError, Source, batch_share, open_images
 from kdbench.engine.checkpoint import remove_checkpoints
 from kdbench.engine.device import COLLECTIVE_TIMEOUT
+from kdbench.engine.measure import is_out_of_memory
 from kdbench.engine.mode import Compile
 from kdbench.engine.observer import Observer
 from kdbench.engine.outcome import DivergedError, empty_result
@@ -219,12 +220,6 @@ def _moment(error: Exception, run: Run | None, ranks: Ranks) -> str:
 def is_loss_of_a_process(error: BaseException) -> bool:
     """Of an exchange with a process that is gone or stuck; gloo's errors have no kind of theirs."""
     return isinstance(error, distributed.DistError) or "/gloo/" in str(error)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Of the device or of the host; torch's allocator on the CPU has no error of its own."""
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def run_folder(runs: Path, spec: RunSpec) -> Path:
