@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from made_results import CIFAR, IMAGENET, made, made_seeds
+from made_results import CIFAR, IMAGENET, made, made_seeds, metrics
 
 from kdbench.report.command import make_report
 from kdbench.report.page import render_page
@@ -16,7 +16,7 @@ from kdbench.report.published import (
 )
 from kdbench.report.summary import leaderboard, runs_frame
 from kdbench.report.tables import render
-from kdbench.store import Damaged, read_all, save
+from kdbench.store import BestOnTest, Damaged, read_all, save
 
 RESULTS = Path(__file__).parents[1] / "results"
 SOURCE = """
@@ -73,12 +73,32 @@ def test_a_row_has_its_protocol_and_what_ours_is_more(tmp_path):
     sources = write(tmp_path, SOURCE)
     ours = made_seeds("dml", [74.0, 75.0], suite=CIFAR) + [made("baseline", suite=CIFAR)]
     dml, baseline = published_cells(sources, board_of(*ours))
-    assert (dml["top-1 %"], dml["ours less theirs"], dml["runs"]) == ("72.00 ± 1.41", "+2.50", "2")
+    assert (dml["top-1 %"], dml["runs"]) == ("72.00 ± 1.41", "2")
+    assert dml["ours less theirs"] == "+2.50 (last epoch)"
     assert (dml["epochs"], dml["weight decay"], dml["network"]) == (
         *("200", "not stated", "not stated"),
     )
     assert baseline["top-1 %"] == "68.80 to 69.10"
     assert baseline["ours less theirs"] == "n/a"  # of a range
+
+
+def test_the_best_epoch_on_test_is_set_against_ours_by_the_same_rule(tmp_path):
+    ours = [
+        run.model_copy(update={"best_on_test": BestOnTest(epoch=1, metrics={"student": best})})
+        for run, best in zip(
+            made_seeds("dml", [74.0, 75.0], suite=CIFAR), map(metrics, (76.0, 78.0)), strict=True
+        )
+    ]
+    column, board = "ours, best on test %", board_of(*ours)
+    best = SOURCE.replace("epochs = 200", 'epochs = 200\nepoch = "best on test"')
+    dml, baseline = published_cells(write(tmp_path, best), board)
+    assert (dml[column], dml["ours less theirs"]) == ("77.00 ± 1.41", "+5.00 (best on test)")
+    assert (baseline[column], baseline["ours less theirs"]) == ("n/a", "n/a")
+    for text in (SOURCE, best.replace('"best on test"', '"last"')):
+        dml, _ = published_cells(write(tmp_path, text), board)
+        assert column not in dml and dml["ours less theirs"] == "+2.50 (last epoch)"
+    alone = published_cells(write(tmp_path, best), board_of(made("one", suite=CIFAR)))
+    assert not any(column in cells for cells in alone)
 
 
 def test_a_method_that_we_have_not_run_has_no_difference(tmp_path):

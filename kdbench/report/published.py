@@ -6,7 +6,7 @@ One TOML file a source, results/published/<source>.toml. What a source does not 
 import math
 import statistics
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -27,6 +27,9 @@ WORDS = ("method", "source")
 
 SPARE = ("batch", "network", "networks", "runs", "weight decay", "epochs")
 """Columns that a narrow terminal does without, the least important first."""
+
+OURS_BEST = "ours, best on test %"
+"""Column that stands where a source's number is of that epoch."""
 
 SHORTEST = {False: 100, True: 90}
 """Epochs of a suite that published numbers may stand beside, by whether images are encoded."""
@@ -114,13 +117,17 @@ def published_cells(sources: Sequence[Source], board: pd.DataFrame) -> list[dict
     """What others have published of a board's data set and architecture, a row each, by heading.
 
     Nothing beside a suite that uses a part of the images, or too short a schedule to compare.
-    `ours less theirs` is known where the board has the same method; protocols differ all the same.
+    `ours less theirs` is known where the board has the same method, and says of which epoch ours
+    is; protocols differ all the same.
     """
-    ours = board.set_index("method").student_top1
-    return [
-        {key: printable(text) for key, text in _cells(source, table, entry, ours).items()}
+    ours = board.set_index("method")
+    rows = [
+        _cells(source, table, entry, _ours(table, entry, ours))
         for source, table, entry in _beside(sources, board)
     ]
+    if all(row[OURS_BEST] == MISSING for row in rows):
+        rows = [{key: text for key, text in row.items() if key != OURS_BEST} for row in rows]
+    return [{key: printable(text) for key, text in row.items()} for row in rows]
 
 
 def published_notes(sources: Sequence[Source], board: pd.DataFrame) -> list[str]:
@@ -140,9 +147,8 @@ def published_apart(
             for entry in table.entries:
                 if id(entry) in beside:
                     continue
-                row = _cells(source, table, entry, pd.Series(dtype=float))
-                del row["ours less theirs"]
-                row = {"data set": table.dataset, "architecture": entry.architecture} | row
+                row = {"data set": table.dataset, "architecture": entry.architecture}
+                row |= _cells(source, table, entry, {})
                 cells.append({key: printable(text) for key, text in row.items()})
                 notes.append(printable(_note(source, table)))
     return cells, list(dict.fromkeys(notes))
@@ -170,16 +176,28 @@ def _beside(
                     yield source, table, entry
 
 
-def _cells(source: Source, table: Table, entry: Entry, ours: "pd.Series[float]") -> dict[str, str]:
-    mean, theirs = ours.get(entry.method, math.nan), entry.center
-    difference = MISSING
-    if theirs is not None and not math.isnan(mean):
-        difference = f"{mean - theirs:+.2f}"
+def _ours(table: Table, entry: Entry, board: pd.DataFrame) -> dict[str, str]:
+    """Ours by the epoch that theirs is of; by the last one where their source does not say."""
+    best = table.epoch == "best on test"
+    cells = dict.fromkeys((OURS_BEST, "ours less theirs"), MISSING)
+    column = "best_on_test_top1" if best else "student_top1"
+    mean = board[column].get(entry.method, math.nan)
+    if math.isnan(mean):
+        return cells
+    if best:
+        cells[OURS_BEST] = mean_and_deviation(mean, board[f"{column}_sd"][entry.method])
+    if entry.center is not None:
+        epoch = "best on test" if best else "last epoch"
+        cells["ours less theirs"] = f"{mean - entry.center:+.2f} ({epoch})"
+    return cells
+
+
+def _cells(source: Source, table: Table, entry: Entry, ours: Mapping[str, str]) -> dict[str, str]:
     return {
         "method": entry.method,
         "source": source.name,
         "top-1 %": entry.text,
-        "ours less theirs": difference,
+        **ours,
         "network": entry.role or NOT_STATED,
         "epochs": _stated(table.epochs),
         "epoch shown": table.epoch or NOT_STATED,
