@@ -19,7 +19,7 @@ from methods.baseline import Baseline
 class Diverges(Baseline):
     def forward(self, views, labels):
         terms = super().forward(views, labels)
-        return {name: term * float("nan") for name, term in terms.items()}
+        return {name: term * float("{value}") for name, term in terms.items()}
 """
 BREAKS = """
 from methods.baseline import Baseline
@@ -152,11 +152,13 @@ def test_a_folder_that_cannot_be_written_is_named_before_training(run_tiny):
         assert is_one_sentence(err) and "'taken'" in err
 
 
-def test_a_method_that_diverges_or_breaks_is_recorded_and_the_others_go_on(run_tiny):
-    Path("diverges.py").write_text(DIVERGES)
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_method_that_diverges_or_breaks_is_recorded_and_the_others_go_on(run_tiny, value):
+    Path("diverges.py").write_text(DIVERGES.replace("{value}", value))
     Path("breaks.py").write_text(BREAKS)
     code, out, err = run_tiny("--methods", "./diverges.py,./breaks.py,baseline")
     assert code == 1
+    # The step after an infinite loss has no number at all, and so has their mean.
     assert "diverges resnet8 seed 0 diverged: 'ce/student' is nan in epoch 1." in err
     assert (
         "breaks resnet8 seed 0 failed: breaks.py, line 6: RuntimeError: no such luck in secret.py."

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kdbench.discovery import find_methods
 from kdbench.engine import step as step_module
+from kdbench.engine.mode import step_mode
 from kdbench.engine.optimizers import build_optimizers, set_learning_rates
 from kdbench.engine.run import Run
 from kdbench.engine.spec import RunSpec
@@ -23,6 +24,7 @@ from kdbench.launch import estimate
 from kdbench.launch.execution import run_one
 from kdbench.launch.plan import PlannedRun
 from kdbench.store import save
+from kdbench.suite import load_suite
 
 STEPS = 50
 CONDITIONAL = """
@@ -78,6 +80,24 @@ def hand_over(source: Run, target: Run) -> None:
     target.method.load_state_dict(source.method.state_dict())
     for mine, theirs in zip(target.optimizers, source.optimizers, strict=True):
         mine.load_state_dict(deepcopy(theirs.state_dict()))  # it would share the tensors
+
+
+@pytest.mark.parametrize(
+    ("suite", "on_cpu", "on_gpu"),
+    [
+        ("digits", "eager", "graph"),
+        ("cifar100-reduced", "eager", "graph"),
+        ("cifar100", "inductor", "inductor+graph"),
+        ("imagenet", "inductor", "inductor+graph"),
+    ],
+)
+def test_auto_compiles_what_is_long_enough_to_repay_it(monkeypatch, suite, on_cpu, on_gpu):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    loaded, (cpu, gpu) = load_suite(suite), map(torch.device, ("cpu", "cuda"))
+    way = partial(step_mode, "auto", loaded, loaded.default_architecture)
+    assert (way(cpu), way(gpu)) == (on_cpu, on_gpu)
+    # The exchange between processes cannot be part of a graph.
+    assert way(gpu, 2) == ("inductor" if "inductor" in on_gpu else "eager")
 
 
 def test_what_cannot_be_compiled_runs_eagerly_and_says_so_once(run_tiny):

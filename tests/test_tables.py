@@ -105,6 +105,14 @@ def test_an_unknown_column_names_the_nearest(several):
         render(several, "terminal", names=["ensembl"])
 
 
+def test_the_bootstrap_interval_stands_beside_students_where_asked_for(several):
+    (row,) = cells(several, names=["method", "bootstrap"])["dml"].items() - {("method", "dml")}
+    heading, text = row
+    found = several.set_index("method").loc["dml"]
+    assert heading == "vs baseline, bootstrap interval"
+    assert text == f"{found.bootstrap_low:+.2f} to {found.bootstrap_high:+.2f}"
+
+
 def test_programs_get_every_column_always(tmp_path):
     save(tmp_path, made("dml"))
     with pytest.raises(UserError, match="--format csv always holds all"):

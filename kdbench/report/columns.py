@@ -116,6 +116,17 @@ def _result_columns(board: pd.DataFrame, against: str) -> list[Column]:
         Column("n", "n", _count, lambda row: float(row.n)),
         Column("vs", f"vs {against}", _difference, _number("difference"), better="high"),
         Column("verdict", "verdict", _verdict, _number("p_holm"), words=True, better="low"),
+        Column(
+            "bootstrap",
+            f"vs {against}, bootstrap interval",
+            lambda row: (
+                MISSING
+                if math.isnan(row.bootstrap_low)
+                else interval_text((row.bootstrap_low, row.bootstrap_high))
+            ),
+            _number("bootstrap_low"),
+            better="high",
+        ),
         Column("p", "p (Holm)", _formatted("p_holm", ".3f"), _number("p_holm"), better="low"),
         _accuracy("peers", "peers %", "peers_top1"),
         _accuracy("mean", "mean of networks %", "mean_top1"),
