@@ -12,6 +12,7 @@ from scipy import stats
 from tabulate import tabulate
 
 from kdbench.report.columns import MISSING, number_text
+from kdbench.report.cost import TOLERANCE
 from kdbench.report.statistics import LEVEL, Difference, holm, paired
 from kdbench.report.summary import leaderboard, runs_frame
 from kdbench.store import read_apart
@@ -30,10 +31,12 @@ def tables(results: Path = ROOT / "results") -> dict[str, str]:
     assert not damaged
     every = runs_frame(found)
     runs, in_bf16 = finished(every, SUITE), finished(every, f"{SUITE}@precision=bf16")
+    longer = finished(every, f"{SUITE}@epochs=32")
     return {
         "sharing": sharing(runs),
         "leader": leader(runs),
         "cost": cost(runs),
+        "equal cost": equal_cost(runs, longer),
         "stability": stability(runs),
         "precision": precision(runs, in_bf16),
     }
@@ -89,6 +92,19 @@ def cost(runs: pd.DataFrame) -> str:
         for method in board.index
     ]
     return table(rows)
+
+
+def equal_cost(runs: pd.DataFrame, longer: pd.DataFrame) -> str:
+    """FFSD against one network that was trained for as many FLOPs."""
+    flops = [part.groupby("method").training_flops.mean() for part in (runs, longer)]
+    assert abs(flops[0]["ffsd"] / flops[1]["baseline"] - 1) < TOLERANCE
+    ours, control = (
+        by_seed(part, method, "student_top1")
+        for part, method in ((runs, "ffsd"), (longer, "baseline"))
+    )
+    rows = {"ffsd": {"ffsd": spread(ours), "baseline, 32 epochs": spread(control)}}
+    describe(rows, {"ffsd": paired(ours, control)}, "ffsd - baseline")
+    return table(rows.values())
 
 
 def stability(runs: pd.DataFrame) -> str:

@@ -1,5 +1,7 @@
 """The page in a browser: it opens from a file, sorts, filters, changes its theme, fits a phone."""
 
+from pathlib import Path
+
 import pytest
 from browser import CHROMIUM, opened
 from made_results import FLOPS
@@ -36,6 +38,31 @@ def test_it_opens_without_a_complaint_or_another_request(file):
         assert (page.complaints, page.requests) == ([], [file.as_uri()])
         assert page.locator("figure svg").count() == 5
         assert heading(page, "images/s").is_enabled()
+
+
+PARTS = (
+    "Leaderboard",
+    "Accuracy against cost",
+    "At equal cost",
+    "Student by seed",
+    "Roles",
+    "Training curves",
+    "Loss terms",
+    "Runs",
+)
+
+
+def test_the_page_in_the_docs_has_every_part():
+    file = Path(__file__).parents[1] / "docs" / "leaderboard" / "index.html"
+    with opened(file) as page:
+        board = page.locator(
+            "section", has=page.locator("h2", has_text="cifar100-reduced, resnet20")
+        )
+        found = board.first.locator("h3").all_inner_texts()
+        assert set(PARTS) <= set(found)
+        for part in ("Published by others", "Fidelity"):
+            assert page.locator("h2", has_text=part).count() == 1
+        assert (page.complaints, page.requests) == ([], [file.as_uri()])
 
 
 def test_a_click_sorts_by_value_and_a_second_reverses(file):
