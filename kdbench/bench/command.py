@@ -150,8 +150,7 @@ def _fitting(
     clear_device_cache(garbage_collection=True)
     on_failure(
         f"'{spec.entry.name}' ({spec.architecture}, {mode}) ran out of memory at batch size "
-        f"{spec.suite.batch_size}, peak {peak}; a smaller batch_size in the "
-        "suite needs less."
+        f"{spec.suite.batch_size}, peak {peak}; a smaller batch_size in the suite needs less."
     )
     return None
 
