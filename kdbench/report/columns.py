@@ -119,11 +119,7 @@ def _result_columns(board: pd.DataFrame, against: str) -> list[Column]:
         Column(
             "bootstrap",
             f"vs {against}, bootstrap interval",
-            lambda row: (
-                MISSING
-                if math.isnan(row.bootstrap_low)
-                else interval_text((row.bootstrap_low, row.bootstrap_high))
-            ),
+            _bootstrap,
             _number("bootstrap_low"),
             better="high",
         ),
@@ -221,6 +217,11 @@ def _spread(key: str) -> Callable[[pd.Series], str]:
         return MISSING if pd.isna(row[key]) else mean_and_deviation(row[key], row[f"{key}_sd"])
 
     return text
+
+
+def _bootstrap(row: pd.Series) -> str:
+    known = not math.isnan(row.bootstrap_low)
+    return interval_text((row.bootstrap_low, row.bootstrap_high) if known else None)
 
 
 def _difference(row: pd.Series) -> str:
