@@ -141,7 +141,9 @@ def is_one_sentence(error: str) -> bool:
     return error.startswith("kdbench: ") and "Traceback" not in error and error.count("\n") == 1
 
 
-def finish(command: list[str], **environment: str) -> tuple[int, str, list[str]]:
+def finish(
+    command: list[str], seconds: float = 150, **environment: str
+) -> tuple[int, str, list[str]]:
     """Exit code, standard output, and the sentences of kdbench's among what launchers print."""
     process = subprocess.Popen(
         command,
@@ -151,7 +153,7 @@ def finish(command: list[str], **environment: str) -> tuple[int, str, list[str]]
         text=True,
     )
     try:
-        out, err = process.communicate(timeout=150)
+        out, err = process.communicate(timeout=seconds)
     finally:
         process.terminate()  # a launcher ends its processes
         process.wait()

@@ -10,37 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import METHODS, Watcher
+from launched import DRAWING
 
 from kdbench.engine import run as run_module
-from kdbench.engine.checkpoint import PartOfEpoch, Progress, _progress
+from kdbench.engine.checkpoint import Progress, _progress
 from kdbench.engine.evaluate import evaluate
+from kdbench.engine.part import PartOfEpoch, Share
 from kdbench.engine.schedule import learning_rate_factor
 from kdbench.engine.stop import Stop, StoppedError
 from kdbench.method import Cohort, ContractError
 from kdbench.report.summary import leaderboard, runs_frame
 from kdbench.suite import load_suite
-
-DRAWING = '''
-import torch
-import torch.nn.functional as F
-from methods.baseline import Baseline
-
-class Drawing(Baseline):
-    """Draws in each step, and counts its steps in a buffer that each epoch starts anew."""
-
-    def __init__(self, cohort, options):
-        super().__init__(cohort, options)
-        self.register_buffer("steps", torch.zeros(()))
-
-    def begin_epoch(self, epoch):
-        self.steps.zero_()
-        self.epoch = epoch
-
-    def forward(self, views, labels):
-        self.steps += 1
-        terms = super().forward(F.dropout(views, 0.3), labels)
-        return {**terms, "ce/again": (self.steps + self.epoch) * next(iter(terms.values()))}
-'''
 
 
 def seen_by(run) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -309,9 +289,10 @@ def test_8_a_checkpoint_of_another_version_is_no_start_and_is_said(make_run):
 
 
 def test_8_a_checkpoint_of_a_version_that_noted_more_or_less_counts():
-    written = asdict(Progress(epochs_done=2, part=PartOfEpoch(3)))
+    noted = Progress(epochs_done=2, part=PartOfEpoch(3, ["ce"], [Share([0.5], (), {})]))
+    written = asdict(noted)
     del written["waiting_seconds"]
-    assert _progress(written | {"novel": 1}) == Progress(epochs_done=2, part=PartOfEpoch(3))
+    assert _progress(written | {"novel": 1}) == noted
 
 
 @pytest.mark.parametrize("method", [*METHODS, "./drawing.py"])

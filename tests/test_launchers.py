@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 from conftest import finish, is_one_sentence
-from launched import left_here
+from launched import left_here, numbers_of, status_of
 from tiny_data import FIRST, SECOND, write_parquet
 
 from kdbench.paths import SUITES
@@ -194,28 +194,49 @@ def test_processes_that_see_other_images_or_none_are_named(kdbench):
     assert not Path("results").exists() or not list(Path("results").rglob("*.json"))
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_no_process_outlives_the_command(kdbench, how):
+def started(method: str) -> tuple[subprocess.Popen, list[psutil.Process]]:
+    """A run in two processes that has trained an epoch, and what it started."""
+    process = subprocess.Popen(
+        [sys.executable, *KDBENCH, "--methods", method, "--num-processes", "2"],
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    log = Path(f"runs/tiny/resnet8/{Path(method).stem}/seed0/log.jsonl")
+    assert eventually(lambda: log.exists() and log.read_text().count("\n") == 1)
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    assert len(ranks) == 3  # a launcher and two processes
+    return process, ranks
+
+
+def test_no_process_outlives_a_killed_command(kdbench):
     Path("hold").touch()
     holds = "while os.path.exists('hold'): time.sleep(0.05)"
-    command = [sys.executable, *KDBENCH, "--methods", write_method("holds", holds, "True")]
-    process = subprocess.Popen(
-        [*command, "--num-processes", "2"], stderr=subprocess.PIPE, text=True, process_group=0
-    )
-    log = Path("runs/tiny/resnet8/holds/seed0/log.jsonl")
-    try:
-        assert eventually(lambda: log.exists() and log.read_text().count("\n") == 1)
-        ranks = psutil.Process(process.pid).children(recursive=True)
-        assert len(ranks) == 3  # a launcher and two processes
-        process.send_signal(how)
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    process, ranks = started(write_method("holds", holds, "True"))
+    process.kill()
+    process.communicate()
     assert eventually(lambda: not any(rank.is_running() for rank in ranks))
     Path("hold").unlink()
-    if how != signal.SIGKILL:
-        assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[how]
-        assert is_one_sentence(err) and "0 of 1 runs are done" in err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_two_processes_end_after_a_step_and_go_on_from_there(run_tiny, number, code):
+    holds = "time.sleep(2 if os.path.exists('hold') else 0)"
+    method = write_method("holds", holds, "True")
+    Path("hold").touch()
+    process, ranks = started(method)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert is_one_sentence(err) and "0 of 1 runs are done" in err
+    assert eventually(lambda: not any(rank.is_running() for rank in ranks))
+    Path("hold").unlink()
+    left = status_of("holds")
+    assert left.state == "stopped" and 4 < left.step < 8
+    for place in ([], ["--results-dir", "whole", "--runs-dir", "other"]):
+        assert run_tiny("--methods", method, "--num-processes", "2", *place)[0] == 0
+    assert status_of("holds").first_step == left.step + 1
+    assert numbers_of("holds") == numbers_of("holds", results="whole")
 
 
 def eventually(condition, seconds: float = 60) -> bool:

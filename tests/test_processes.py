@@ -6,12 +6,15 @@ Held here, for all methods and two processes against one at the same global batc
   within 10 %, those of the evaluation within 2 %.
 - Where no image's output depends on others of its batch, all losses agree to 1e-6. MCL contrasts
   images within each process's share, as its docstring says, and is excepted.
-- So do those of a run that is begun with two processes and goes on with one, and the other way
-  round; MCL's agree as above.
+- So do those of a run that is begun with two processes and goes on with one, amid an epoch, and
+  the other way round; MCL's agree as above.
+
+What two processes began, two go on with exactly.
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -20,6 +23,7 @@ import pytest
 import torch
 import two_ranks
 from conftest import METHODS, finish, is_one_sentence
+from launched import DRAWING
 from torch.nn.parallel import DistributedDataParallel
 
 from kdbench.engine.device import make_accelerator
@@ -38,6 +42,7 @@ def made(tmp_path_factory):
     """What one process and two made of all methods: ("one" or "two", folder)."""
     folder = tmp_path_factory.mktemp("made")
     accelerator = make_accelerator(cpu=True)
+    (folder / "drawing.py").write_text(DRAWING)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDBENCH_CACHE", str(folder / "cache"))
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -47,12 +52,12 @@ def made(tmp_path_factory):
             exact = folder / "one exact"
             one["exact"] = {m: two_ranks.train(m, exact, accelerator) for m in METHODS}
             for method in METHODS:
-                two_ranks.stop(method, folder / "one, stopped", accelerator)
-        code, _, said = finish(torchrun(2, "two_ranks", str(folder)))
+                two_ranks.leave(method, folder / "one, left", accelerator)
+        code, _, said = finish(torchrun(2, "two_ranks", str(folder)), seconds=600)
         assert (code, said) == (0, [])
         with two_ranks.normalised_per_sample():
-            stopped = folder / "two, stopped"
-            one["resumed"] = {m: two_ranks.train(m, stopped, accelerator) for m in METHODS}
+            left = folder / "two, left"
+            one["resumed"] = {m: two_ranks.train(m, left, accelerator) for m in METHODS}
     two = json.loads((folder / "made.json").read_text())
     assert two["processes"] == 2
     return one, two
@@ -111,9 +116,21 @@ def test_8_a_run_goes_on_with_another_number_of_processes(made, method):
     whole = made[0]["exact"][method]
     losses, evaluation = (1e-6, 1e-6) if method in SHARED else (0.1, 0.02)
     for resumed in (each["resumed"][method] for each in made):
-        assert resumed["steps"] == 4  # the second epoch only
+        assert resumed["steps"] == 2  # of eight
         assert totals(resumed) == pytest.approx(totals(whole), rel=losses)
         assert evaluated(resumed) == pytest.approx(evaluated(whole), rel=evaluation)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "drawing"])
+@pytest.mark.parametrize("way", ["asked to stop", "killed"])
+def test_8_two_processes_go_on_amid_an_epoch_with_the_same_numbers(made, method, way):
+    whole, resumed = made[1]["as it is"][method], made[1][way][method]
+    if way == "killed":
+        assert resumed["steps"] == 2  # a checkpoint after the sixth of eight
+    else:  # one was asked, and both ended after the step that followed
+        assert (resumed["steps"], resumed["signal"]) == (1, [signal.SIGTERM] * 2)
+    assert resumed["epochs"] == whole["epochs"]
+    assert resumed["states"] == whole["states"]
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_before_anything_else(run_tiny):

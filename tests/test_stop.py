@@ -50,25 +50,6 @@ def test_processes_that_load_data_outlive_what_is_sent_to_all(spared):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (7 if spared else -signal.SIGTERM)
 
 
-def test_several_processes_end_at_once_since_one_may_wait_for_another(make_run, monkeypatch):
-    stop = Stop()
-
-    class Asking(Watcher):
-        def on_step(self) -> None:
-            super().on_step()
-            if self.steps == 6:
-                signal.raise_signal(signal.SIGTERM)
-                raise AssertionError("it went on")
-
-    watcher = Asking()
-    run = make_run("baseline", watcher=watcher, stop=stop)
-    monkeypatch.setattr(type(run.accelerator), "num_processes", 2)
-    monkeypatch.setattr(run.accelerator, "reduce", lambda values, how: values)
-    with stop.on(signal.SIGTERM), pytest.raises(KeyboardInterrupt):
-        run.train()
-    assert (watcher.steps, len(watcher.epochs)) == (6, 1)
-
-
 def test_a_run_stopped_in_its_evaluation_evaluates_again_and_trains_no_step_twice(make_run):
     expected = make_run("baseline", folder="whole").train()
     stop = Stop()

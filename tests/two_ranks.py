@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,7 @@ from kdbench.engine.device import make_accelerator
 from kdbench.engine.run import Run
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import state_tensors
+from kdbench.engine.stop import Stop, StoppedError
 from kdbench.suite import Suite, load_suite
 
 
@@ -56,21 +59,41 @@ def normalised_per_sample() -> Iterator[None]:
         F.batch_norm = original
 
 
-class Stopped(Exception):  # noqa: N818
-    """The run ends here, as if it were killed."""
+class Asked(Watcher):
+    """The last process is asked to stop after six steps, amid the second epoch."""
+
+    def __init__(self, rank: int):
+        super().__init__()
+        self.rank = rank
+        self.stop = Stop()
+
+    def on_step(self) -> None:
+        super().on_step()
+        if self.steps == 6 and self.rank == 1:
+            self.stop.received.append(signal.SIGTERM)
 
 
-class Stops(Watcher):
-    """Stops a run after its first epoch."""
+def leave(method: str, folder: Path, accelerator: Accelerator) -> None:
+    """End after seven steps, as if killed, where each step wants a checkpoint to be written."""
+    often = mock.patch.object(run_module, "SAVE_SECONDS", -1)
+    with often, suppress(KeyboardInterrupt):
+        _run(method, folder, accelerator, Watcher(stop_after=7)).train()
 
-    def on_epoch(self, epoch, resumed) -> None:
-        raise Stopped
+
+def stop_and_train(method: str, folder: Path, accelerator: Accelerator) -> dict[str, Any]:
+    """A run that one process is asked to stop, and that goes on; `reason` is why it stopped."""
+    watcher = Asked(accelerator.process_index)
+    try:
+        _run(method, folder, accelerator, watcher, watcher.stop).train()
+    except StoppedError as error:
+        return train(method, folder, accelerator) | {"signal": gather_object([error.number])}
+    raise AssertionError("it was not stopped")
 
 
-def stop(method: str, folder: Path, accelerator: Accelerator) -> None:
-    """Leave the checkpoint of one epoch."""
-    with suppress(Stopped):
-        _run(method, folder, accelerator, Stops()).train()
+def leave_and_train(method: str, folder: Path, accelerator: Accelerator) -> dict[str, Any]:
+    """A run that is killed amid an epoch, and goes on."""
+    leave(method, folder, accelerator)
+    return train(method, folder, accelerator)
 
 
 def train(method: str, folder: Path, accelerator: Accelerator) -> dict[str, Any]:
@@ -108,23 +131,37 @@ def train(method: str, folder: Path, accelerator: Accelerator) -> dict[str, Any]
     }
 
 
-def _run(method: str, folder: Path, accelerator: Accelerator, watcher: Watcher) -> Run:
+def _run(
+    method: str,
+    folder: Path,
+    accelerator: Accelerator,
+    watcher: Watcher,
+    stop: Stop | None = None,
+) -> Run:
     suite = odd_suite()
     (entry,) = find_methods([method])
     spec = RunSpec(suite, "resnet8", entry, entry.options({}), 0)
-    return Run(spec, *odd_images(suite), folder / method, accelerator, watcher)
+    where = folder / entry.name, accelerator, watcher
+    return Run(spec, *odd_images(suite), *where, stop=stop)
 
 
 def main(folder: Path) -> None:
     """In each process: all methods with batch normalisation and without, then what is resumed."""
     accelerator = make_accelerator(cpu=True)
     made: dict[str, Any] = {"processes": accelerator.num_processes}
-    made["as it is"] = {m: train(m, folder / "two" / "as it is", accelerator) for m in METHODS}
+    two = folder / "two"
+    drawing = str(folder / "drawing.py")
+    for way, do in {
+        "as it is": train,
+        "asked to stop": stop_and_train,
+        "killed": leave_and_train,
+    }.items():
+        made[way] = {Path(m).stem: do(m, two / way, accelerator) for m in [*METHODS, drawing]}
     with normalised_per_sample():
-        made["exact"] = {m: train(m, folder / "two" / "exact", accelerator) for m in METHODS}
-        made["resumed"] = {m: train(m, folder / "one, stopped", accelerator) for m in METHODS}
+        made["exact"] = {m: train(m, two / "exact", accelerator) for m in METHODS}
+        made["resumed"] = {m: train(m, folder / "one, left", accelerator) for m in METHODS}
         for method in METHODS:
-            stop(method, folder / "two, stopped", accelerator)
+            leave(method, folder / "two, left", accelerator)
     if accelerator.is_main_process:
         (folder / "made.json").write_text(json.dumps(made))
 

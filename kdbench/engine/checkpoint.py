@@ -14,24 +14,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from kdbench.atomic import refused, written_whole
+from kdbench.engine.part import PartOfEpoch
 from kdbench.method import Method
 
 CHECKSUM_BYTES = hashlib.sha256().digest_size
 
+FORMAT = 2
+"""Of what is in the file: one of another format is not gone on from."""
+
 Refused = Callable[[Path, str], None]
 """Told which checkpoint is not gone on from, and what it is, as a clause without a subject."""
-
-
-@dataclass
-class PartOfEpoch:
-    """Where an epoch was left."""
-
-    steps: int
-    """Done; all of them where it was left during its evaluation."""
-    loss_sums: dict[str, float] = field(default_factory=dict)
-    """Each term, summed over those steps."""
-    noise: tuple[Tensor, ...] = ()
-    """Where torch's generators were."""
 
 
 @dataclass
@@ -72,6 +64,7 @@ def save_checkpoint(
         UnwritableError: the folder or the disk does not take it.
     """
     content = {
+        "format": FORMAT,
         "fingerprint": fingerprint,
         "method": method.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
@@ -165,7 +158,7 @@ def _last(
         content = _read(file, device)
         if content is None:
             on_refused(file, "is damaged")
-        elif content["fingerprint"] == fingerprint:
+        elif (content.get("format"), content["fingerprint"]) == (FORMAT, fingerprint):
             return content
         else:
             on_refused(file, "is of another version of its suite, its method or kdbench")
@@ -189,7 +182,7 @@ def _progress(content: dict[str, Any]) -> Progress:
     """Another version may have noted more or less; what moves numbers is in the fingerprint."""
     known = {name: content[name] for name in Progress.__dataclass_fields__ if name in content}
     part = known.pop("part", None)
-    return Progress(**known, part=part and PartOfEpoch(**part))
+    return Progress(**known, part=part and PartOfEpoch.of(part))
 
 
 def _files(folder: Path) -> list[Path]:

@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from kdbench.data import Evaluation, ImageSet, evaluation_batches, training_batches
-from kdbench.engine.checkpoint import PartOfEpoch, Progress, load_checkpoint
+from kdbench.engine.agreement import GO_ON, SAVE, Agreement
+from kdbench.engine.checkpoint import Progress, load_checkpoint
 from kdbench.engine.evaluate import evaluate
 from kdbench.engine.files import RunFiles
 from kdbench.engine.intake import Intake, undecodable_notes, waiting_share
@@ -20,12 +21,13 @@ from kdbench.engine.measure import MemoryMeter, StepClock, count_parameters, for
 from kdbench.engine.observer import Observer
 from kdbench.engine.optimizers import build_optimizers, set_learning_rates
 from kdbench.engine.outcome import check_finite, empty_result, scalars
+from kdbench.engine.part import PartOfEpoch
 from kdbench.engine.schedule import learning_rate_factor
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import Mode, TrainingStep
 from kdbench.engine.stop import Stop, StoppedError
 from kdbench.engine.work import training_flops
-from kdbench.seeds import random_state, seeded, set_random_state
+from kdbench.seeds import seeded
 from kdbench.store import Cost, Environment, Epoch, Metrics, Result, Status, best_on_test
 
 SAVE_SECONDS = 300.0
@@ -87,6 +89,7 @@ class Run:
         self.started_as = empty_result(spec, accelerator, "failed")
         self.place = f"{self.started_as.environment.device}, {accelerator.num_processes}"
         self.saved_at = time.monotonic()
+        self.agreement = Agreement(accelerator)
 
     def train(self) -> Result:
         """All epochs that are left, with an evaluation and a checkpoint after each.
@@ -95,9 +98,7 @@ class Run:
             DivergedError: a loss or a weight is not finite.
             StoppedError: it was asked to stop, and did after its step.
         """
-        # Several processes would have to agree on a step, and one may be gone: they end at once.
-        alone = self.accelerator.num_processes == 1
-        with self.stop.heeded() if alone else contextlib.nullcontext():
+        with self.stop.heeded():
             self._resume()
             for epoch in range(self.progress.epochs_done, self.spec.suite.schedule.epochs):
                 self._train_and_record(epoch)
@@ -178,17 +179,19 @@ class Run:
                 sums = values.clone() if sums is None else sums.add_(values)
                 self.clock.step()
                 self.observer.on_step()
-                if self.stop.requested:
+                agreed = self.agreement(self._wanted())
+                if agreed > SAVE:
                     self._leave(step + 1, sums)
-                    raise StoppedError(self.stop.received[0])
-                if self._save_is_due() and step + 1 < steps:
+                    raise StoppedError(agreed)
+                if agreed == SAVE and step + 1 < steps:
                     self.clock.finish()
                     self._leave(step + 1, sums)
                     return None
             assert sums is not None
             means = (self._sum(sums) / (steps * self.accelerator.num_processes)).tolist()
         self.clock.finish()
-        self._leave(steps, sums)
+        if self.agreement.alone:
+            self._leave(steps, sums)
         return dict(zip(self.step.names, means, strict=True))
 
     def _begin_epoch(self, epoch: int) -> tuple[int, Tensor | None]:
@@ -200,16 +203,13 @@ class Run:
             self.method.begin_epoch(epoch)
             return 0, None
         self.method.train()
-        if self.accelerator.num_processes == 1:  # others draw their own, from its start again
-            set_random_state(part.noise)
-        self.step.names = tuple(part.loss_sums)
-        sums = torch.tensor(list(part.loss_sums.values()), device=self.accelerator.device)
-        return part.steps, sums
+        self.step.names = tuple(part.terms)
+        return part.steps, part.restore(self.method, self.accelerator)
 
     def _leave(self, steps: int, sums: Tensor) -> None:
         """Note where the epoch is, for a checkpoint in its midst."""
-        terms = dict(zip(self.step.names, sums.tolist(), strict=True))
-        self.progress.part = PartOfEpoch(steps, terms, random_state())
+        place = self.method, self.accelerator
+        self.progress.part = PartOfEpoch.now(steps, self.step.names, sums, *place)
 
     def _evaluate(self) -> dict[str, Metrics]:
         self._average_buffers()
@@ -218,7 +218,8 @@ class Run:
 
     def _evaluation_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.evaluation:
-            if self.stop.requested:
+            # Several have unequal numbers of batches, and stop after the next step.
+            if self.stop.requested and self.agreement.alone:
                 raise StoppedError(self.stop.received[0])
             yield batch
 
@@ -282,10 +283,11 @@ class Run:
         self.accelerator.wait_for_everyone()
         self.saved_at = time.monotonic()
 
-    def _save_is_due(self) -> bool:
-        """Amid an epoch, where a kill would cost much; several processes save after each epoch."""
-        alone = self.accelerator.num_processes == 1
-        return alone and time.monotonic() - self.saved_at > SAVE_SECONDS
+    def _wanted(self) -> int:
+        """Of this process, after its step."""
+        if self.stop.requested:
+            return self.stop.received[0]
+        return SAVE if time.monotonic() - self.saved_at > SAVE_SECONDS else GO_ON
 
     def _steps_done(self) -> int:
         part = self.progress.part

@@ -20,7 +20,7 @@ from kdbench.engine.outcome import DivergedError, empty_result
 from kdbench.engine.run import Run
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import Mode
-from kdbench.engine.stop import Stop
+from kdbench.engine.stop import Stop, StoppedError
 from kdbench.errors import PlanAbandonedError, UserError
 from kdbench.launch.place import Place
 from kdbench.launch.ranks import Ranks
@@ -179,6 +179,9 @@ def run_one(
     except UserError:
         raise
     except Exception as error:  # a method may raise anything; it must not take the plan with it
+        if stop is not None and stop.requested and is_loss_of_a_process(error):
+            # A launcher that sees one process die asks the others to end.
+            raise StoppedError(stop.received[0]) from error
         status: Status = "diverged" if isinstance(error, DivergedError) else "failed"
         reason = ranks.settle(spec.label, _reason(error, spec, run), _moment(error, run, ranks))
         result = unfinished(status, reason)

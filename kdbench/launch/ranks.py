@@ -37,7 +37,8 @@ PATIENCE_SECONDS = 2.0
 """For which the main process may still meet an error itself before it speaks for another."""
 
 LINGER_SECONDS = 15.0
-"""For which the others wait for the main process: their end makes a launcher end it too."""
+"""For which the others wait for the main process to speak, at most: their end makes a launcher end
+it too."""
 
 WATCH_SECONDS = 0.5
 POLL_SECONDS = 0.05
@@ -46,6 +47,7 @@ PREPARING = timedelta(days=1)
 """For what one process does while others wait, such as a download; one that fails says so."""
 
 END = "end"
+SPOKEN = "spoken"
 
 
 @dataclass(frozen=True)
@@ -167,9 +169,11 @@ class Ranks:
             ending = replace(ending, sentence=f"process {self.place.rank}: {ending.sentence}")
         with contextlib.suppress(distributed.DistError):  # its loss ends the others too
             self._store.compare_set(END, "", json.dumps(asdict(ending)))
-        if not self.is_main:
-            time.sleep(LINGER_SECONDS)
-        elif self.count > self.place.local_processes:  # they hear it before the store goes
+            if self.is_main:
+                self._store.set(SPOKEN, "")
+            else:
+                self._linger()
+        if self.is_main and self.count > self.place.local_processes:  # the store goes with it
             time.sleep(2 * WATCH_SECONDS)
 
     def watch(self) -> None:
@@ -185,9 +189,20 @@ class Ranks:
             if ending is not None:
                 return self._end_for(ending)
 
+    def _linger(self) -> None:
+        """Until the main process has spoken, which ends a moment later."""
+        assert self._store is not None
+        deadline = time.monotonic() + LINGER_SECONDS
+        while time.monotonic() < deadline and not self._store.check([SPOKEN]):
+            time.sleep(POLL_SECONDS)
+        time.sleep(PATIENCE_SECONDS)
+
     def _end_for(self, ending: Ending) -> None:
-        alone = self.is_main or ending is GONE
-        time.sleep(PATIENCE_SECONDS if alone else LINGER_SECONDS)
+        if self.is_main or ending is GONE:
+            time.sleep(PATIENCE_SECONDS)
+        else:
+            with contextlib.suppress(distributed.DistError):
+                self._linger()
         if not self._voice.acquire(blocking=False):
             return  # the main thread ends the process
         if self.is_main:
@@ -200,6 +215,10 @@ class Ranks:
         if self.is_main or (ending is GONE and self.place.local_rank == 0):
             with contextlib.redirect_stderr(self._stderr):
                 self._speak(ending.sentence)
+        if self.is_main:
+            with contextlib.suppress(distributed.DistError):
+                assert self._store is not None
+                self._store.set(SPOKEN, "")
         os._exit(ending.code)
 
 

@@ -2,8 +2,9 @@
 
 `python tests/reliability/kills.py` prints a table of what was done and lost. Moments are counted,
 not timed: every step, evaluated batch and stage of writing a file is one, however short it is, and
-each kind of moment is as likely as any other. Processes that train a run together are killed all at
-once, at a moment that is timed.
+each kind of moment is as likely as any other. Of processes that train a run together, one comes to
+the moment and all are killed. A checkpoint is written as often as can be, after each step and after
+every other one of two processes.
 """
 
 import argparse
@@ -15,30 +16,31 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from conftest import METHODS, TINY
+from conftest import METHODS, TINY, finish
 from launched import carry_out
 
 from kdbench import atomic, store
 from kdbench.engine import checkpoint, evaluate
+from kdbench.engine import run as run_module
 from kdbench.engine.step import TrainingStep
+from kdbench.launch.torchrun import torchrun
 
 COMPILED = ["--compile", "inductor"]
-TOGETHER = ["--epochs", "6", "--num-processes", "2"]
+TOGETHER = ["--num-processes", "2"]
 FORMS: dict[str, tuple[list[str], int]] = {
     "plain": ([], 1),
     "compiled": (COMPILED, 1),
@@ -64,8 +66,11 @@ class Harm:
     """Files of results or checkpoints that a kill left half."""
 
 
-Moment = tuple[str, int]
-"""A kind, and which of them, counted from 1."""
+Moment = tuple[int, str, int]
+"""The process that comes to it, its kind, and which of them, counted from 1."""
+
+RANK = int(os.environ.get("RANK", "0"))
+"""Of this process among those that train the run."""
 
 
 class Moments:
@@ -77,8 +82,12 @@ class Moments:
 
     def __call__(self, kind: str) -> None:
         self.seen[kind] += 1
-        if (kind, self.seen[kind]) == self.fatal:
+        if (RANK, kind, self.seen[kind]) == self.fatal:
             Path("moment").write_text(kind)
+            if "RANK" in os.environ:
+                for process in psutil.Process(os.getppid()).children():
+                    if process.pid != os.getpid():
+                        process.kill()
             os.kill(os.getpid(), signal.SIGKILL)
 
     def install(self) -> None:
@@ -131,50 +140,30 @@ class Halting:
 def attempt(command: list[str], folder: Path, fatal: Moment | None) -> None:
     """In a process of its own."""
     torch.set_num_threads(1)
+    run_module.SAVE_SECONDS = -1
     moments = Moments(fatal)
     moments.install()
-    carry_out(command, folder, lambda: Path("moments").write_text(json.dumps(moments.seen)))
+    counted = f"moments{RANK}"
+    carry_out(command, folder, lambda: Path(counted).write_text(json.dumps(moments.seen)))
 
 
-def run(command: list[str], folder: Path, fatal: Moment | None = None) -> bool:
+def run(command: list[str], folder: Path, processes: int, fatal: Moment | None = None) -> bool:
     """Whether it ended; it was killed otherwise."""
-    multiprocessing.set_forkserver_preload(["reliability.kills"])
-    context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=attempt, args=(command, folder, fatal))
-    process.start()
-    process.join()
-    if process.exitcode not in (0, -signal.SIGKILL):
-        raise AssertionError(f"{command} ended with {process.exitcode}: {folder / 'log'}")
-    return process.exitcode == 0
-
-
-def run_group(command: list[str], folder: Path, seconds: float | None) -> bool:
-    """The same by all processes of a launcher, killed so long after the first checkpoint."""
-    whole = [sys.executable, "-m", "kdbench", *command]
-    process = subprocess.Popen(
-        whole,
-        cwd=folder,
-        start_new_session=True,
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
-    begun = time.time()
-    while process.poll() is None and not _newer(folder, begun):
-        assert time.time() < begun + 300, f"{command} wrote no checkpoint in 300 seconds"
-        time.sleep(0.02)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(seconds)
-        assert process.returncode == 0, f"{command} ended with {process.returncode}"
-        return True
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    (folder / "moment").write_text("at any moment after the first epoch")
-    return False
-
-
-def _newer(folder: Path, moment: float) -> bool:
-    files = folder.glob("runs/*/*/*/*/checkpoint-*.pt")
-    return any(file.stat().st_mtime > moment for file in files)
+    (folder / "moment").unlink(missing_ok=True)
+    if processes == 1:
+        multiprocessing.set_forkserver_preload(["reliability.kills"])
+        context = multiprocessing.get_context("forkserver")
+        process = context.Process(target=attempt, args=(command, folder, fatal))
+        process.start()
+        process.join()
+        code = process.exitcode
+    else:
+        what = json.dumps([command, str(folder), fatal])
+        launcher = torchrun(processes, "reliability.kills", "--attempt", what)
+        code, _, _ = finish(launcher, seconds=600, PYTHONPATH=os.pathsep.join(sys.path))
+    if code != 0 and not (folder / "moment").exists():
+        raise AssertionError(f"{command} ended with {code}: {folder / 'log'}")
+    return code == 0
 
 
 def numbers(folder: Path) -> Numbers:
@@ -220,23 +209,16 @@ def harm(command: list[str], kills: int, place: Path, draw: random.Random, proce
     for folder in (clean, victim):
         folder.mkdir(parents=True)
         (folder / "tiny.toml").write_text(TINY)
-    if processes == 1:
-        assert run(command, clean)
-        moments = json.loads((clean / "moments").read_text())
-    else:
-        assert run_group(command, clean, None)
-        moments = {}
+    assert run(command, clean, processes)
+    moments = [json.loads((clean / f"moments{rank}").read_text()) for rank in range(processes)]
     expected = numbers(clean)
     while done.kills < kills:
         for folder in ("results", "runs"):
             shutil.rmtree(victim / folder, ignore_errors=True)
         for attempts in itertools.count(1):
             assert attempts < 100, "it does not get on"
-            left = done.kills < kills
-            if processes == 1:
-                ended = run(command, victim, drawn(moments, draw) if left else None)
-            else:
-                ended = run_group(command, victim, draw.uniform(0, 2) if left else None)
+            fatal = drawn(moments, draw) if done.kills < kills else None
+            ended = run(command, victim, processes, fatal)
             if ended:
                 break
             done.kills += 1
@@ -250,9 +232,10 @@ def harm(command: list[str], kills: int, place: Path, draw: random.Random, proce
     return done
 
 
-def drawn(moments: dict[str, int], draw: random.Random) -> Moment:
-    kind = draw.choice(sorted(moments))
-    return kind, draw.randint(1, moments[kind])
+def drawn(moments: list[dict[str, int]], draw: random.Random) -> Moment:
+    rank = draw.randrange(len(moments))
+    kind = draw.choice(sorted(moments[rank]))
+    return rank, kind, draw.randint(1, moments[rank][kind])
 
 
 def campaign(kills: Sequence[int], methods: list[str], seed: int) -> Iterator[Harm]:
@@ -271,7 +254,11 @@ def main() -> None:
         parser.add_argument(f"--{form}", type=int, default=default, help="kills of each method")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--attempt", type=json.loads, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.attempt:  # a process that torchrun started
+        command, folder, fatal = asked.attempt
+        return attempt(command, Path(folder), fatal and tuple(fatal))
     kills = [getattr(asked, form) for form in FORMS]
     rows, moments = [], Counter[str]()
     for done in campaign(kills, asked.methods.split(","), asked.seed):
