@@ -41,8 +41,10 @@ from methods.baseline import Baseline
 
 class Hungry(Baseline):
     def forward(self, views, labels):
-        raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB.")
+        {}
 """
+RAISES = "raise torch.OutOfMemoryError('Tried to allocate 20.00 GiB.')"
+ASKS = "return {'ce': views.new_ones(2**60).sum()}"  # more than any machine has
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -116,17 +118,40 @@ def test_what_cannot_be_compiled_runs_eagerly_and_says_so_once(run_tiny):
     assert fallen["history"] == eager["history"]
 
 
-def test_running_out_of_memory_is_recorded_with_batch_size_and_peak(run_tiny):
-    Path("hungry.py").write_text(HUNGRY)
-    for mode in ("off", "inductor"):
-        code, _, err = run_tiny("--methods", "./hungry.py,baseline", "--compile", mode)
-        assert code == 1 and "Traceback" not in err
-        reason = result_of("hungry")["reason"]
-        said, _, rest = reason.partition(" MiB: ")
-        assert said.startswith("out of memory at batch size 40, peak ")
-        assert int(said.rpartition(" ")[2].replace(",", "")) > 10
-        assert rest == "hungry.py, line 7: OutOfMemoryError: Tried to allocate 20.00 GiB"
-        assert result_of("baseline")["status"] == "finished"  # the next goes on
+@pytest.mark.parametrize(
+    ("statement", "mode", "said"),
+    [
+        (RAISES, "off", "OutOfMemoryError: Tried to allocate 20.00 GiB"),
+        (RAISES, "inductor", "OutOfMemoryError: Tried to allocate 20.00 GiB"),
+        (ASKS, "off", "can't allocate memory"),
+    ],
+)
+def test_running_out_of_memory_is_recorded_with_batch_size_and_peak(
+    run_tiny, statement, mode, said
+):
+    Path("hungry.py").write_text(HUNGRY.format(statement))
+    code, _, err = run_tiny("--methods", "./hungry.py,baseline", "--compile", mode)
+    assert code == 1 and "Traceback" not in err
+    head, _, rest = result_of("hungry")["reason"].partition(" MiB: ")
+    assert head.startswith("out of memory at batch size 40, peak ")
+    assert int(head.rpartition(" ")[2].replace(",", "")) > 10
+    assert rest.startswith("hungry.py, line 7: ") and said in rest
+    assert result_of("baseline")["status"] == "finished"  # the next goes on
+
+
+def test_memory_that_lacks_only_when_compiled_costs_no_run(make_run, monkeypatch):
+    def hungry(*_: object) -> None:
+        raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB.")
+
+    compile_ = partial(torch.compile, backend=lambda graph, inputs: hungry)
+    monkeypatch.setattr(torch, "compile", compile_)
+    eager, other = make_run("dml", folder="eager"), make_run("dml", folder="compiled")
+    messages: list[str] = []
+    step = TrainingStep(other.method, other.optimizers, "fp32", "inductor", messages.append)
+    for views, labels in eager.training.epoch(0):
+        assert torch.equal(step(views, labels), eager.step(views, labels))
+    assert messages == ["cannot be compiled: Tried to allocate 20.00 GiB."]
+    assert step.mode == "eager"
 
 
 def test_running_out_of_memory_is_recorded_whoever_says_so(make_run, monkeypatch):
@@ -175,12 +200,20 @@ class Refused(Recorder):
         raise RuntimeError("\nCUDA error: operation not permitted when stream is capturing\nmore")
 
 
+class Hungry(Recorder):
+    def __call__(
+        self, step: Callable[[], Tensor], *_: object
+    ) -> tuple[Callable[[], object], Tensor]:
+        raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB.")
+
+
 @pytest.mark.parametrize(
     ("recorder", "complaint"),
     [
         (Recorder, None),
         (Frozen, "cannot be recorded: its replay differs by"),
         (Refused, "cannot be recorded: CUDA error: operation not permitted when stream is"),
+        (Hungry, "cannot be recorded: Tried to allocate 20.00 GiB."),
     ],
 )
 def test_a_recorded_step_trains_as_the_step_itself_or_is_not_kept(

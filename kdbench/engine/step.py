@@ -109,17 +109,19 @@ class TrainingStep:
         before = State(self.module, self.optimizers)
         try:
             return self._run(views, labels)
-        except (ContractError, torch.OutOfMemoryError):
+        except ContractError:
             raise
         except Exception as error:  # compilers raise anything; an error of the method comes again
-            before.restore()
-            self._forward = self.module
-            self._lanes = self._make_lanes(compiled=False)
-            if self._inner is not None:
-                del self._inner.forward
-            values = self._run(views, labels)
-            self._fall_back("graph" if "graph" in self.mode else "eager", "compiled", error)
-            return values
+            why = _first_line(error)
+        # The error is gone by now, and with it what its frames held of the device's memory.
+        before.restore()
+        self._forward = self.module
+        self._lanes = self._make_lanes(compiled=False)
+        if self._inner is not None:
+            del self._inner.forward
+        values = self._run(views, labels)
+        self._fall_back("graph" if "graph" in self.mode else "eager", "compiled", why)
+        return values
 
     def _recorded(self, views: Tensor, labels: Tensor) -> Tensor:
         if self._replay is None:
@@ -146,19 +148,16 @@ class TrainingStep:
             if not apart <= TOLERANCE:
                 raise RuntimeError(f"its replay differs by {apart:.1e} from the step itself")
             self._replay = replay
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            self._fall_back("inductor" if "inductor" in self.mode else "eager", "recorded", error)
+        except RuntimeError as error:  # memory that runs out among them: a graph keeps its own
+            mode: Mode = "inductor" if "inductor" in self.mode else "eager"
+            self._fall_back(mode, "recorded", _first_line(error))
         finally:
             end.restore()
         return expected
 
-    def _fall_back(self, mode: Mode, what: str, error: Exception) -> None:
+    def _fall_back(self, mode: Mode, what: str, why: str) -> None:
         self.mode = mode
-        lines = [line.strip() for line in str(error).splitlines()]
-        reason = next((line for line in lines if line), type(error).__name__)
-        self.on_fallback(f"cannot be {what}: {reason}")
+        self.on_fallback(f"cannot be {what}: {why}")
 
 
 class State:
@@ -214,6 +213,11 @@ def cuda_graph(
     with torch.cuda.graph(graph, capture_error_mode="thread_local"), side_by_side:
         output = step()
     return graph.replay, output
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line), type(error).__name__)
 
 
 def _relative(values: Tensor, expected: Tensor) -> float:
