@@ -101,6 +101,13 @@ def test_hostile_results_are_text():
     assert methods == [HOSTILE, HOSTILE]
 
 
+def test_means_of_unequal_numbers_of_seeds_are_not_ranked_without_a_word():
+    several = [made("baseline", seed) for seed in range(2)]
+    said = "Ranked by unequal numbers of seeds: dml 1, the others 2."
+    assert said in Elements(page_of(*several, made("dml"))).text
+    assert "Ranked by" not in page_of(*several)
+
+
 def test_control_characters_are_replaced():
     page = page_of(made("a", notes={"note": "a\x00b\x1b[31m\u202egnp"}))
     assert "a\ufffdb\ufffd[31m\ufffdgnp" in page

@@ -66,6 +66,15 @@ def test_seeds_that_are_not_common_are_said():
     assert cells(board)["dml"]["vs baseline"].endswith("] (2 of 5)")
 
 
+def test_means_of_unequal_numbers_of_seeds_are_not_ranked_without_a_word(several):
+    failed = made("one").model_copy(update={"status": "failed", "last": None, "cost": None})
+    board = board_of(*made_seeds("baseline", BASELINE[:3]), made("dml"), failed)
+    said = "Ranked by unequal numbers of seeds: dml 1, the others 3."
+    assert said in render(board, "terminal") and f"- {said}" in render(board, "markdown")
+    assert "$n = 0$ to $3$" in render(board, "latex")
+    assert "Ranked by" not in render(several, "terminal")
+
+
 def test_methods_that_share_a_rank_have_an_equals_sign():
     board = board_of(made("a", 0, 60.0), made("b", 0, 50.0), made("c", 0, 50.0))
     assert [row["rank"] for row in cells(board).values()] == ["1", "2=", "2="]

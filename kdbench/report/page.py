@@ -20,7 +20,7 @@ from kdbench.report.fidelity import FIDELITY, fidelity
 from kdbench.report.protocol import suite_of
 from kdbench.report.published import Source, published_apart, published_cells, published_notes
 from kdbench.report.style import drawing, inline_svg, visible
-from kdbench.report.summary import clashes
+from kdbench.report.summary import clashes, unequal_seeds
 from kdbench.store import Damaged, Result
 
 
@@ -61,6 +61,8 @@ class Section:
     columns: list[Column]
     rows: dict[str, list[Cell]]
     """By method."""
+    notes: list[str]
+    """Below them."""
     published: Table | None
     """Numbers of others, under their own protocols."""
     published_notes: list[str]
@@ -157,6 +159,7 @@ def _section(
             row.method: [Cell(column.text(row), _sortable(column.value(row))) for column in shown]
             for _, row in board.rows.iterrows()
         },
+        unequal_seeds(board.rows),
         _published(sources, board),
         published_notes(sources, board.rows),
         _equal_cost(controls, board),

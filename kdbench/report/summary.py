@@ -98,6 +98,16 @@ def clashes(table: pd.DataFrame) -> list[str]:
     ]
 
 
+def unequal_seeds(rows: pd.DataFrame) -> list[str]:
+    """A sentence for a board that ranks means over unequal numbers of seeds."""
+    finished = rows[rows.n > 0]
+    most = finished.n.max()
+    fewer = [f"{printable(row.method)} {row.n}" for row in finished.itertuples() if row.n < most]
+    if not fewer:
+        return []
+    return [f"Ranked by unequal numbers of seeds: {', '.join(fewer)}, the others {most}."]
+
+
 def row_names(board: pd.DataFrame) -> "pd.Series[str]":
     """The name of its row in the leaderboard, for each run of a board.
 

@@ -12,7 +12,7 @@ from tabulate import tabulate
 from kdbench.report.columns import DEFAULT, DISPENSABLE, PAPER, Column, columns
 from kdbench.report.latex import leaderboard_table, plain_table
 from kdbench.report.published import SPARE, TITLE, WORDS, Source, published_cells, published_notes
-from kdbench.report.summary import clashes, each_board
+from kdbench.report.summary import clashes, each_board, unequal_seeds
 
 Format = Literal["terminal", "markdown", "latex", "csv", "json"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -112,6 +112,7 @@ def _leaderboard(title: str, rows: pd.DataFrame, shown: Sequence[Column]) -> Tex
         cells,
         words=[column.heading for column in shown if column.words],
         spare=[heading[name] for name in DISPENSABLE if name in heading],
+        notes=unequal_seeds(rows),
     )
 
 
