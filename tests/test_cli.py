@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -299,6 +300,10 @@ def test_module_and_unknown_option_through_the_interpreter():
     refused = subprocess.run([*command, "run", "--suit", "x"], capture_output=True, text=True)
     assert refused.returncode == 2
     assert "--suite" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_the_version_is_that_of_the_package(kdbench):
+    assert kdbench("--version") == (0, f"kdbench {version('kdbench')}\n", "")
 
 
 def test_help_does_not_import_torch():

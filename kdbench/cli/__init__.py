@@ -1,9 +1,11 @@
 """Commands: parse, call, print. What takes long to import is imported by the command."""
 
 import sys
+from typing import Annotated
 
 import typer
 
+from kdbench import __version__
 from kdbench.cli import bench, cluster, compare, data, export, gate, methods, report, run
 from kdbench.cli.common import complain
 from kdbench.errors import PlanAbandonedError, PlanInterruptedError, UserError
@@ -15,6 +17,26 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"kdbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """What the command takes before its subcommands."""
+
+
 app.command()(run.run)
 app.command()(report.report)
 app.command()(compare.compare)

@@ -102,7 +102,8 @@ def unequal_seeds(rows: pd.DataFrame) -> list[str]:
     """A sentence for a board that ranks means over unequal numbers of seeds."""
     finished = rows[rows.n > 0]
     most = finished.n.max()
-    fewer = [f"{printable(row.method)} {row.n}" for row in finished.itertuples() if row.n < most]
+    each = zip(finished.method, finished.n, strict=True)
+    fewer = [f"{printable(method)} {n}" for method, n in each if n < most]
     if not fewer:
         return []
     return [f"Ranked by unequal numbers of seeds: {', '.join(fewer)}, the others {most}."]
