@@ -27,6 +27,7 @@ from launched import DRAWING
 from torch.nn.parallel import DistributedDataParallel
 
 from kdbench.engine.device import make_accelerator
+from kdbench.engine.part import PartOfEpoch, Share
 from kdbench.engine.step import TrainingStep
 from kdbench.errors import UserError
 from kdbench.launch.place import Place
@@ -131,6 +132,28 @@ def test_8_two_processes_go_on_amid_an_epoch_with_the_same_numbers(made, method,
         assert (resumed["steps"], resumed["signal"]) == (1, [signal.SIGTERM] * 2)
     assert resumed["epochs"] == whole["epochs"]
     assert resumed["states"] == whole["states"]
+
+
+def test_8_fewer_processes_take_what_those_before_them_were_on_average(make_run):
+    run = make_run("baseline")
+    shares = [
+        Share(
+            [loss],
+            (),
+            {
+                name: torch.full_like(buffer, loss if buffer.is_floating_point() else 7)
+                for name, buffer in run.method.named_buffers()
+            },
+        )
+        for loss in (1.0, 3.0)
+    ]
+    before = torch.get_rng_state()
+    sums = PartOfEpoch(2, ["ce/student"], shares).restore(run.method, run.accelerator)
+    assert sums.tolist() == [2.0] and torch.equal(torch.get_rng_state(), before)
+    statistics = {name.rpartition(".")[2]: b for name, b in run.method.named_buffers()}
+    assert set(statistics) == {"running_mean", "running_var", "num_batches_tracked"}
+    for name, buffer in statistics.items():
+        assert buffer.unique().tolist() == [7 if name == "num_batches_tracked" else 2]
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_before_anything_else(run_tiny):
