@@ -30,9 +30,6 @@ from kdbench.suite import Suite
 
 ALONE = Ranks(Place())
 
-LOSS = "another process is gone, or stuck"
-"""Begins the reason of a run that lost one."""
-
 
 @dataclass(frozen=True)
 class Execution:
@@ -183,7 +180,8 @@ def run_one(
             # A launcher that sees one process die asks the others to end.
             raise StoppedError(stop.received[0]) from error
         status: Status = "diverged" if isinstance(error, DivergedError) else "failed"
-        reason = ranks.settle(spec.label, _reason(error, spec, run), _moment(error, run, ranks))
+        said = _reason(error, spec, run), _moment(error, run, ranks)
+        reason = ranks.settle(spec.label, *said, lost=is_loss_of_a_process(error))
         result = unfinished(status, reason)
     finally:
         ranks.on_failure = None  # it holds the run, and with it all networks
@@ -192,8 +190,7 @@ def run_one(
         accelerator.free_memory()
     record(result)
     if not ranks.in_step:
-        reason = result.reason or ""
-        raise PlanAbandonedError(spec.label, reason, lost=reason.startswith(LOSS))
+        raise PlanAbandonedError(spec.label, result.reason or "", lost=ranks.lost)
     return result
 
 
@@ -203,7 +200,7 @@ def _reason(error: Exception, spec: RunSpec, run: Run | None) -> str:
         return str(error)
     if is_loss_of_a_process(error):
         minutes = COLLECTIVE_TIMEOUT.total_seconds() / 60
-        return f"{LOSS} for {minutes:.0f} minutes"
+        return f"another process is gone, or stuck for {minutes:.0f} minutes"
     reason = spec.entry.blame(error)
     if is_out_of_memory(error):
         peak = f", peak {run.memory.peak() / 2**20:,.0f} MiB" if run else ""

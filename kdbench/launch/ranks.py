@@ -80,6 +80,8 @@ class Ranks:
         """Whether this process speaks and writes for all."""
         self.in_step = True
         """Whether the processes can still train together."""
+        self.lost = False
+        """Whether the first that failed in a run did so for want of another."""
         self.on_left: Callable[[Ending], object] | None = None
         """Says in the status of the run under way why it was left, for the same."""
         self.on_failure: Callable[[str], object] | None = None
@@ -137,7 +139,7 @@ class Ranks:
         if not self.place.local_rank:
             self.exchange(what, "")
 
-    def settle(self, run: str, reason: str, moment: str) -> str:
+    def settle(self, run: str, reason: str, moment: str, lost: bool) -> str:
         """Why a run failed that failed here: the reason of the process that failed first.
 
         Where the others did not fail at the same moment, `in_step` is False from then on.
@@ -146,12 +148,14 @@ class Ranks:
             run: names the run.
             reason: of this process.
             moment: where it failed; equal in processes that are in step.
+            lost: whether it failed for want of another process.
         """
         if self._store is None:
             return reason
-        mine = json.dumps([self.place.rank, reason])
+        mine = json.dumps([self.place.rank, reason, lost])
         with _ended_by_the_watcher():
-            rank, first = json.loads(self._store.compare_set(f"{run}/first", "", mine))
+            said = self._store.compare_set(f"{run}/first", "", mine)
+        rank, first, self.lost = json.loads(said)
         try:
             self.in_step = len(set(self.exchange(run, moment, SETTLE))) == 1
         except TimeoutError:
