@@ -81,7 +81,7 @@ def leave(method: str, folder: Path, accelerator: Accelerator) -> None:
 
 
 def stop_and_train(method: str, folder: Path, accelerator: Accelerator) -> dict[str, Any]:
-    """A run that one process is asked to stop, and that goes on; `reason` is why it stopped."""
+    """A run that one process is asked to stop, and that goes on; `signal` is what each met."""
     watcher = Asked(accelerator.process_index)
     try:
         _run(method, folder, accelerator, watcher, watcher.stop).train()
