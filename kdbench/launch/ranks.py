@@ -219,9 +219,8 @@ class Ranks:
         if self.is_main or (ending is GONE and self.place.local_rank == 0):
             with contextlib.redirect_stderr(self._stderr):
                 self._speak(ending.sentence)
-        if self.is_main:
+        if self.is_main and self._store is not None:
             with contextlib.suppress(distributed.DistError):
-                assert self._store is not None
                 self._store.set(SPOKEN, "")
         os._exit(ending.code)
 
