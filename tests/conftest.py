@@ -1,6 +1,7 @@
 """Shared by all tests: a tiny suite on the embedded digits, and folders of their own."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,20 @@ class Watcher:
 
     def on_message(self, text: str) -> None:
         self.messages.append(text)
+
+
+class Stopper(Watcher):
+    """Asks for a stop after a number of steps, or never."""
+
+    def __init__(self, after: int | None):
+        super().__init__()
+        self.after = after
+        self.stop = Stop()
+
+    def on_step(self) -> None:
+        super().on_step()
+        if self.steps == self.after:
+            self.stop.received.append(signal.SIGTERM)
 
 
 @pytest.fixture

@@ -3,13 +3,12 @@
 import getpass
 import json
 import platform
-import signal
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import METHODS, Watcher
+from conftest import METHODS, Stopper, Watcher
 from launched import DRAWING
 
 from kdbench.engine import run as run_module
@@ -17,7 +16,7 @@ from kdbench.engine.checkpoint import Progress, _progress
 from kdbench.engine.evaluate import evaluate
 from kdbench.engine.part import PartOfEpoch, Share
 from kdbench.engine.schedule import learning_rate_factor
-from kdbench.engine.stop import Stop, StoppedError
+from kdbench.engine.stop import StoppedError
 from kdbench.method import Cohort, ContractError
 from kdbench.report.summary import leaderboard, runs_frame
 from kdbench.suite import load_suite
@@ -199,20 +198,6 @@ def test_8_a_killed_run_ends_with_the_same_numbers(make_run, method):
         assert torch.equal(mine, theirs)
     logs = [(run.folder / "log.jsonl").read_text() for run in (whole, resumed)]
     assert logs[0] == logs[1]
-
-
-class Stopper(Watcher):
-    """Asks for a stop after a number of steps, or in the evaluation after an epoch's last."""
-
-    def __init__(self, after: int):
-        super().__init__()
-        self.after = after
-        self.stop = Stop()
-
-    def on_step(self) -> None:
-        super().on_step()
-        if self.steps == self.after:
-            self.stop.received.append(signal.SIGTERM)
 
 
 @pytest.mark.parametrize("method", [*METHODS, "./drawing.py"])

@@ -1,19 +1,17 @@
 """Launchers of several processes, and what is left when one of them fails."""
 
-import json
 import re
 import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from conftest import finish, is_one_sentence
-from launched import left_here, numbers_of, status_of
+from launched import eventually, left_here, numbers_of, result_of, status_of
 from tiny_data import FIRST, SECOND, write_parquet
 
 from kdbench.paths import SUITES
@@ -50,15 +48,11 @@ def write_method(name: str, statement: str, where: str = "RANK == 1") -> str:
     return f"./{name}.py"
 
 
-def result_of(method: str, results: str = "results") -> dict:
-    return json.loads(Path(f"{results}/tiny/resnet8/{method}/seed0.json").read_text())
-
-
 def test_a_killed_process_is_named_and_the_next_run_goes_on(run_tiny, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     methods = f"{write_method('killed', KILLED)},baseline"
     code, out, err = run_tiny("--methods", methods, "--num-processes", "2", "--jobs", "2")
-    assert code == 1 and eventually(lambda: not left_here())
+    assert code == 1 and eventually(lambda: not left_here(), 60)
     reason = "process 1 of 2 was killed by SIGKILL"
     assert err == f"kdbench: killed resnet8 seed 0 failed: {reason}.\n"
     assert out.count("tiny, resnet8") == 1
@@ -89,7 +83,7 @@ def test_under_torchrun_one_speaks_and_errors_that_all_meet_do_not_end_the_plan(
     two = result_of("baseline")
     assert two["status"] == "finished" and two["environment"]["processes"] == 2
     assert run_tiny("--methods", "baseline", "--results-dir", "other", "--runs-dir", "o")[0] == 0
-    one = result_of("baseline", "other")
+    one = result_of("baseline", results="other")
     assert one["fingerprint"] == two["fingerprint"]
     assert two["last"]["student"]["loss"] == pytest.approx(one["last"]["student"]["loss"], rel=0.02)
 
@@ -203,7 +197,7 @@ def started(method: str) -> tuple[subprocess.Popen, list[psutil.Process]]:
         process_group=0,
     )
     log = Path(f"runs/tiny/resnet8/{Path(method).stem}/seed0/log.jsonl")
-    assert eventually(lambda: log.exists() and log.read_text().count("\n") == 1)
+    assert eventually(lambda: log.exists() and log.read_text().count("\n") == 1, 60)
     ranks = psutil.Process(process.pid).children(recursive=True)
     assert len(ranks) == 3  # a launcher and two processes
     return process, ranks
@@ -215,7 +209,7 @@ def test_no_process_outlives_a_killed_command(kdbench):
     process, ranks = started(write_method("holds", holds, "True"))
     process.kill()
     process.communicate()
-    assert eventually(lambda: not any(rank.is_running() for rank in ranks))
+    assert eventually(lambda: not any(rank.is_running() for rank in ranks), 60)
     Path("hold").unlink()
 
 
@@ -229,7 +223,7 @@ def test_two_processes_end_after_a_step_and_go_on_from_there(run_tiny, number, c
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert is_one_sentence(err) and "0 of 1 runs are done" in err
-    assert eventually(lambda: not any(rank.is_running() for rank in ranks))
+    assert eventually(lambda: not any(rank.is_running() for rank in ranks), 60)
     Path("hold").unlink()
     left = status_of("holds")
     assert left.state == "stopped" and 4 < left.step < 8
@@ -237,10 +231,3 @@ def test_two_processes_end_after_a_step_and_go_on_from_there(run_tiny, number, c
         assert run_tiny("--methods", method, "--num-processes", "2", *place)[0] == 0
     assert status_of("holds").first_step == left.step + 1
     assert numbers_of("holds") == numbers_of("holds", results="whole")
-
-
-def eventually(condition, seconds: float = 60) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return condition()

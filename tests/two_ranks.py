@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from conftest import METHODS, Watcher
+from conftest import METHODS, Stopper, Watcher
 from torch import Tensor
 
 from kdbench.data import Images, load_images, locate
@@ -59,20 +58,6 @@ def normalised_per_sample() -> Iterator[None]:
         F.batch_norm = original
 
 
-class Asked(Watcher):
-    """The last process is asked to stop after six steps, amid the second epoch."""
-
-    def __init__(self, rank: int):
-        super().__init__()
-        self.rank = rank
-        self.stop = Stop()
-
-    def on_step(self) -> None:
-        super().on_step()
-        if self.steps == 6 and self.rank == 1:
-            self.stop.received.append(signal.SIGTERM)
-
-
 def leave(method: str, folder: Path, accelerator: Accelerator) -> None:
     """End after seven steps, as if killed, where each step wants a checkpoint to be written."""
     often = mock.patch.object(run_module, "SAVE_SECONDS", -1)
@@ -81,8 +66,11 @@ def leave(method: str, folder: Path, accelerator: Accelerator) -> None:
 
 
 def stop_and_train(method: str, folder: Path, accelerator: Accelerator) -> dict[str, Any]:
-    """A run that one process is asked to stop, and that goes on; `signal` is what each met."""
-    watcher = Asked(accelerator.process_index)
+    """A run that its last process is asked to stop amid the second epoch, and that goes on.
+
+    `signal` is what each met.
+    """
+    watcher = Stopper(6 if accelerator.is_last_process else None)
     try:
         _run(method, folder, accelerator, watcher, watcher.stop).train()
     except StoppedError as error:
@@ -114,11 +102,8 @@ def train(method: str, folder: Path, accelerator: Accelerator) -> dict[str, Any]
         set_rates(optimizers, factor)
 
     run.method.predict = watched_predict
-    run_module.set_learning_rates = watched_rates
-    try:
+    with mock.patch.object(run_module, "set_learning_rates", watched_rates):
         result = run.train()
-    finally:
-        run_module.set_learning_rates = set_rates
     state = hashlib.sha256()
     for tensor in state_tensors(run.method, run.optimizers):
         state.update(tensor.detach().contiguous().numpy().tobytes())

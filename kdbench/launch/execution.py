@@ -176,12 +176,13 @@ def run_one(
     except UserError:
         raise
     except Exception as error:  # a method may raise anything; it must not take the plan with it
-        if stop is not None and stop.requested and is_loss_of_a_process(error):
+        lost = is_loss_of_a_process(error)
+        if lost and stop is not None and stop.requested:
             # A launcher that sees one process die asks the others to end.
             raise StoppedError(stop.received[0]) from error
         status: Status = "diverged" if isinstance(error, DivergedError) else "failed"
-        said = _reason(error, spec, run), _moment(error, run, ranks)
-        reason = ranks.settle(spec.label, *said, lost=is_loss_of_a_process(error))
+        moment = _moment(error, run, ranks)
+        reason = ranks.settle(spec.label, _reason(error, spec, run), moment, lost)
         result = unfinished(status, reason)
     finally:
         ranks.on_failure = None  # it holds the run, and with it all networks
