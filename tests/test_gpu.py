@@ -1,5 +1,6 @@
 """What only a GPU shows; skipped without one."""
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -90,7 +91,8 @@ def test_a_step_waits_for_nothing(method):
     suite = load_suite("cifar100")
     (spec,) = make_specs(suite, [method], ["resnet8"])
     images = random_images(suite.data, 8 * suite.batch_size).to(torch.device("cuda"))
-    for mode in ("eager", "graph"):
+    for mode in ("eager", *GRAPHS):
+        torch.compiler.reset()
         subject = Subject(spec, mode, images)
         assert subject.step.mode == mode
         try:
@@ -163,3 +165,25 @@ def test_running_out_of_memory_on_the_gpu_is_recorded(run_tiny):
     assert code == 1 and "Traceback" not in err
     assert "out of memory at batch size 40" in result_of("hungry")["reason"]
     assert result_of("baseline")["status"] == "finished"
+
+
+def test_memory_that_lacks_only_to_record_costs_no_run():
+    suite = load_suite("cifar100")
+    (spec,) = make_specs(suite, ["ffsd"], ["resnet20"])
+    images = random_images(suite.data, 8 * suite.batch_size).to(torch.device("cuda"))
+    torch.cuda.reset_peak_memory_stats()
+    Subject(spec, "eager", images)
+    gc.collect()
+    torch.cuda.empty_cache()
+    needed, there = torch.cuda.max_memory_reserved(), torch.cuda.mem_get_info()[1]
+    said: list[str] = []
+    try:
+        # A graph keeps activations of its own, several times this.
+        torch.cuda.set_per_process_memory_fraction((needed + 2**27) / there)
+        subject = Subject(spec, "graph", images, said.append)
+        losses = [subject.step(*batch).sum() for batch in subject.batches.epoch(0)]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert subject.step.mode == "eager" and torch.stack(losses).isfinite().all()
+    (reason,) = said
+    assert reason.startswith("cannot be recorded: CUDA out of memory")

@@ -16,6 +16,7 @@ from kdbench.launch.claim import WAITING, TakenError, is_claimed
 from kdbench.launch.death import record_unwritable
 from kdbench.launch.display import Display
 from kdbench.launch.execution import Execution, run_folder
+from kdbench.launch.mps import side_by_side
 from kdbench.launch.order import WorkOrder
 from kdbench.launch.plan import PlannedRun
 from kdbench.launch.shares import Shares
@@ -36,10 +37,10 @@ def run_in_processes(
     with display.note(source.reading()):
         # The processes then find them in the cache.
         open_images(source, torch.device("cpu"), workers=0)
-    shares = Shares.among(jobs, how.processes)
     waiting = deque(todo)
     running: dict[int, Followed] = {}
-    with interrupted_by_signals():
+    equal = Shares.among(jobs, how.processes)
+    with interrupted_by_signals(), side_by_side(equal, display.say) as shares:
         try:
             while waiting or running:
                 for slot in set(range(jobs)) - set(running):

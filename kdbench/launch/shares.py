@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -27,6 +27,8 @@ class Shares:
     """Of each process."""
     processes: int = 1
     """Of each run."""
+    variables: dict[str, str] = field(default_factory=dict)
+    """Further ones of each environment."""
 
     @classmethod
     def among(cls, jobs: int, processes: int = 1) -> Self:
@@ -49,7 +51,7 @@ class Shares:
             own[VISIBLE] = ",".join(self.gpus[first : first + self.processes])
         # Modules are found where this process finds them, wherever it was started.
         own["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        return os.environ | own
+        return os.environ | own | self.variables
 
 
 def cores() -> int:
