@@ -2,9 +2,10 @@
 
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
-from conftest import Watcher
+from conftest import Stopper, Watcher
 from launched import eventually, numbers_of, status_of
 
 from kdbench.engine.observer import Observers
@@ -68,6 +69,20 @@ def test_a_run_stopped_in_its_evaluation_evaluates_again_and_trains_no_step_twic
     watcher = Watcher()
     assert make_run("baseline", watcher=watcher).train().history == expected.history
     assert (watcher.resumed_at, watcher.steps) == (4, 8)
+
+
+def test_a_result_says_where_it_was_trained_before(make_run):
+    whole = make_run("baseline", folder="whole").train()
+    stopper = Stopper(after=6)
+    elsewhere = make_run("baseline", watcher=stopper, stop=stopper.stop)
+    elsewhere.place = "another GPU, 1"
+    elsewhere.memory = SimpleNamespace(peak=lambda: 2**60, kind="device")
+    with pytest.raises(StoppedError):
+        elsewhere.train()
+    result = make_run("baseline").train()
+    assert result.notes == {"trained before on": ["another GPU, 1: to step 6 of 12"]}
+    assert result.history == whole.history and whole.notes == {}
+    assert result.cost.peak_memory_kind == "process" and result.cost.peak_memory_bytes < 2**60
 
 
 @pytest.mark.parametrize("number", SIGNALS)

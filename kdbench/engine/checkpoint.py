@@ -39,6 +39,8 @@ class Progress:
     """Seconds per step that were measured."""
     place: str = ""
     """Device and processes that they were measured on: others have no common median."""
+    left: dict[str, int] = field(default_factory=dict)
+    """Other places where it was trained before, and the steps done in the end there."""
     training_seconds: float = 0.0
     evaluation_seconds: float = 0.0
     peak_memory_bytes: int = 0

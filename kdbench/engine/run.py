@@ -136,7 +136,7 @@ class Run:
                 "history": self.history,
                 "cost": self._cost(),
                 "environment": self._environment(),
-                "notes": self.notes | undecodable_notes(self.progress),
+                "notes": self.notes | self._places_left() | undecodable_notes(self.progress),
             }
         )
 
@@ -155,6 +155,9 @@ class Run:
             self.history = [Epoch.model_validate(e) for e in json.loads(progress.history)]
             if progress.place == self.place:
                 self.clock.windows = list(progress.windows)
+            else:
+                progress.left[progress.place] = self._steps_done()
+                progress.peak_memory_bytes = 0  # of a device there, of this process here
         if self.accelerator.is_main_process:
             self.files.write_log(self.history)
         for epoch in self.history:
@@ -320,6 +323,12 @@ class Run:
             student_forward_flops=self.flops,
             training_flops=self.training_flops,
         )
+
+    def _places_left(self) -> dict[str, Any]:
+        """For the result, whose environment, rate and memory are those of the last place."""
+        total = self.spec.suite.total_steps
+        left = [f"{place}: to step {n} of {total}" for place, n in self.progress.left.items()]
+        return {"trained before on": left} if left else {}
 
     def _count_work(self) -> int | None:
         """FLOPs of the run; None for a method that cannot take a few images on their own."""
