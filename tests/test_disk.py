@@ -23,7 +23,10 @@ from kdbench.launch.ranks import Ending, Ranks
 from kdbench.store import check_writable, read_all
 
 COMMAND = [sys.executable, "-m", "kdbench", "run", "--suite", "tiny.toml"]
-FILLS = "os.system('cat /dev/zero > disk/filler 2> /dev/null') if self.epoch else 0"
+FILLS = (
+    "os.system(\"timeout 20 sh -c 'until find . -name checkpoint-000000004.pt | grep -q .; do "
+    "sleep 0.01; done'; cat /dev/zero > disk/filler 2> /dev/null\") if self.epoch else 0"
+)
 """After the first checkpoint."""
 FILLS_UNLESS_DONE = f"assert not Path('done').exists(); {FILLS}"
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import METHODS, Stopper, Watcher
-from launched import DRAWING
+from launched import DRAWING, eventually
 
+from kdbench.engine import files
 from kdbench.engine import run as run_module
 from kdbench.engine.checkpoint import Progress, _progress
 from kdbench.engine.evaluate import evaluate
@@ -230,10 +231,10 @@ def test_8_a_checkpoint_of_another_run_is_not_used(make_run):
     assert watcher.steps == 12
 
 
-def damage(checkpoint: Path) -> None:
-    content = bytearray(checkpoint.read_bytes())
+def damage(file: Path) -> None:
+    content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
-    checkpoint.write_bytes(content)
+    file.write_bytes(content)
 
 
 def test_8_of_two_checkpoints_the_whole_one_counts(make_run):
@@ -250,6 +251,24 @@ def test_8_of_two_checkpoints_the_whole_one_counts(make_run):
     watcher = Watcher()
     assert make_run("dml", watcher=watcher).train().history == expected.history
     assert len(watcher.messages) == 2 and watcher.steps == 12
+
+
+def test_8_a_checkpoint_is_of_its_moment_though_training_goes_on_beside(make_run, monkeypatch):
+    expected = make_run("dml", folder="whole").train()
+    watcher = Watcher()
+    write = files.write_checkpoint
+
+    def late(folder, content, step):
+        assert step == 12 or eventually(lambda: watcher.steps > step + 1)
+        write(folder, content, step)
+
+    monkeypatch.setattr(files, "write_checkpoint", late)
+    run = make_run("dml", watcher=watcher)
+    assert run.train().history == expected.history and watcher.messages == []
+    (run.folder / "checkpoint-000000012.pt").unlink()
+    again = Watcher()
+    assert make_run("dml", watcher=again).train().history == expected.history
+    assert again.steps == 4
 
 
 def test_8_checkpoints_of_another_run_make_way(make_run):

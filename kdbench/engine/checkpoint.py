@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, recursively_apply
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -52,19 +52,10 @@ class Progress:
     """Images that could not be decoded: reasons by name."""
 
 
-def save_checkpoint(
-    folder: Path,
-    fingerprint: str,
-    method: Method,
-    optimizers: list[Optimizer],
-    progress: Progress,
-    step: int,
-) -> None:
-    """Write the checkpoint after so many steps; of those before, the last is kept too.
-
-    Raises:
-        UnwritableError: the folder or the disk does not take it.
-    """
+def snapshot(
+    fingerprint: str, method: Method, optimizers: list[Optimizer], progress: Progress
+) -> dict[str, Any]:
+    """What a checkpoint holds now, on the CPU: training may go on while it is written."""
     content = {
         "format": FORMAT,
         "fingerprint": fingerprint,
@@ -72,6 +63,16 @@ def save_checkpoint(
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "progress": asdict(progress),
     }
+    copied: dict[str, Any] = recursively_apply(lambda tensor: tensor.to("cpu", copy=True), content)
+    return copied
+
+
+def write_checkpoint(folder: Path, content: dict[str, Any], step: int) -> None:
+    """Write the checkpoint after so many steps; of those before, the last is kept too.
+
+    Raises:
+        UnwritableError: the folder or the disk does not take it.
+    """
     buffer = io.BytesIO()
     torch.save(content, buffer)
     file = folder / f"checkpoint-{step:09d}.pt"

@@ -5,11 +5,12 @@ It needs neither to come to its result. Where the disk takes them no more, it sa
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from kdbench.atomic import written_whole
-from kdbench.engine.checkpoint import save_checkpoint
+from kdbench.engine.checkpoint import write_checkpoint
 from kdbench.errors import UnwritableError
 from kdbench.store import Epoch
 
@@ -31,16 +32,33 @@ class RunFiles:
         self.folder = folder
         self._say = say
         self._said = False
+        self._writer: ThreadPoolExecutor
+        self._writing: Future[None] | None = None
+
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[None]:
+        """Inside, checkpoints are written while training goes on; at the end, all are written."""
+        with ThreadPoolExecutor(1) as self._writer:
+            try:
+                yield
+            finally:
+                self._finish()
 
     def write_log(self, history: Sequence[Epoch]) -> None:
         """All epochs so far, a line each; whole, so that a full disk leaves no half line."""
         with self._said_once(), written_whole(self.folder / LOG, durable=False) as stream:
             stream.writelines(epoch.model_dump_json().encode() + b"\n" for epoch in history)
 
-    def save_checkpoint(self, *content: Any) -> None:
-        """What `save_checkpoint` of the module for checkpoints takes, the folder left out."""
-        with self._said_once():
-            save_checkpoint(self.folder, *content)
+    def save_checkpoint(self, content: dict[str, Any], step: int) -> None:
+        """Begin to write what `snapshot` gave; the one before is written by then."""
+        self._finish()
+        self._writing = self._writer.submit(write_checkpoint, self.folder, content, step)
+
+    def _finish(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            with self._said_once():
+                writing.result()
 
     @contextlib.contextmanager
     def _said_once(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdbench.data import Evaluation, ImageSet, evaluation_batches, training_batches
 from kdbench.engine.agreement import GO_ON, SAVE, Agreement
-from kdbench.engine.checkpoint import Progress, load_checkpoint
+from kdbench.engine.checkpoint import Progress, load_checkpoint, snapshot
 from kdbench.engine.evaluate import evaluate
 from kdbench.engine.files import RunFiles
 from kdbench.engine.intake import Intake, undecodable_notes, waiting_share
@@ -98,7 +98,7 @@ class Run:
             DivergedError: a loss or a weight is not finite.
             StoppedError: it was asked to stop, and did after its step.
         """
-        with self.stop.heeded():
+        with self.stop.heeded(), self.files.beside():
             self._resume()
             for epoch in range(self.progress.epochs_done, self.spec.suite.schedule.epochs):
                 self._train_and_record(epoch)
@@ -274,15 +274,15 @@ class Run:
         self.observer.on_epoch(record, resumed=False)
 
     def _save(self) -> None:
-        """Write the checkpoint."""
+        """A checkpoint of how things are now."""
         progress = self.progress
         progress.history = json.dumps([e.model_dump() for e in self.history])
         progress.windows = tuple(self.clock.windows)
         progress.place = self.place
         progress.peak_memory_bytes = max(progress.peak_memory_bytes, self._peak_memory())
         if self.accelerator.is_main_process:
-            steps = self._steps_done()
-            self.files.save_checkpoint(self.key, self.method, self.optimizers, progress, steps)
+            content = snapshot(self.key, self.method, self.optimizers, progress)
+            self.files.save_checkpoint(content, self._steps_done())
         self.accelerator.wait_for_everyone()
         self.saved_at = time.monotonic()
 

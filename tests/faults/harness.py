@@ -189,4 +189,9 @@ FAULTS = (
         ((CHECKPOINT, "hashlib.sha256(content).digest() != checksum", "False"),),
         (invariant("8_of_two_checkpoints_the_whole_one_counts"),),
     ),
+    Fault(
+        "a checkpoint holds what training came to while it was written",
+        ((CHECKPOINT, 'tensor.to("cpu", copy=True)', 'tensor.to("cpu")'),),
+        (invariant("8_a_checkpoint_is_of_its_moment_though_training_goes_on_beside"),),
+    ),
 )
