@@ -13,6 +13,7 @@ from tabulate import tabulate
 
 from kdbench.report.columns import MISSING, number_text
 from kdbench.report.cost import TOLERANCE
+from kdbench.report.published import Source, read_published
 from kdbench.report.statistics import LEVEL, Difference, holm, paired
 from kdbench.report.summary import leaderboard, runs_frame
 from kdbench.store import read_apart
@@ -32,6 +33,8 @@ def tables(results: Path = ROOT / "results") -> dict[str, str]:
     every = runs_frame(found)
     runs, in_bf16 = finished(every, SUITE), finished(every, f"{SUITE}@precision=bf16")
     longer = finished(every, f"{SUITE}@epochs=32")
+    whole = finished(every, "cifar100@precision=bf16")
+    published = [source for source in read_published(results) if isinstance(source, Source)]
     return {
         "sharing": sharing(runs),
         "leader": leader(runs),
@@ -39,6 +42,7 @@ def tables(results: Path = ROOT / "results") -> dict[str, str]:
         "equal cost": equal_cost(runs, longer),
         "stability": stability(runs),
         "precision": precision(runs, in_bf16),
+        "whole schedule": whole_schedule(whole, published),
     }
 
 
@@ -149,13 +153,40 @@ def precision(runs: pd.DataFrame, in_bf16: pd.DataFrame) -> str:
     return table(rows.values())
 
 
+def whole_schedule(runs: pd.DataFrame, published: Iterable[Source]) -> str:
+    """What methods come to, and what was published of the same recipe."""
+    theirs = {
+        entry.method: entry
+        for source in published
+        for part in source.tables
+        for entry in part.entries
+        if (part.dataset, part.weight_decay, entry.architecture) == ("cifar100", 1e-4, "resnet20")
+    }
+    columns = {
+        "student": "student_top1",
+        "mean of its peers": "peers_top1",
+        "ensemble": "ensemble_top1",
+        "student, best epoch on test": "best_on_test_top1",
+    }
+    rows = [
+        {"method": method}
+        | {name: spread(by_seed(runs, method, column)) for name, column in columns.items()}
+        | {"published, best epoch on test": theirs[method].text if method in theirs else MISSING}
+        for method in sorted(set(runs.method))
+    ]
+    return table(rows)
+
+
 def sign(value: float) -> int:
     return (value > 0) - (value < 0)
 
 
 def spread(accuracies: Accuracies) -> str:
     values = list(accuracies.values())
-    return f"{mean(values):.2f} ± {stdev(values):.2f} (n = {len(values)})"
+    if not values:
+        return MISSING
+    deviation = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{mean(values):.2f}{deviation} (n = {len(values)})"
 
 
 def by_seed(runs: pd.DataFrame, method: str, column: str) -> Accuracies:
