@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -81,7 +82,7 @@ def _service(own: dict[str, str]) -> Iterator[bool]:
         try:
             service.wait(PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
-            os.killpg(service.pid, 9)
+            os.killpg(service.pid, signal.SIGKILL)
             service.wait()
         service.stdout.close()
 
