@@ -96,7 +96,8 @@ def test_two_processes_share_what_stays_encoded(kdbench):
         rows[split][index] = (b"no image", index % CLASSES)
     write_folders(Path("photos"), rows)
     run = ("run", "--suite", "photos.toml", "--methods", "kdcl", "--data-dir", "photos")
-    assert kdbench(*run, "--workers", "0", "--results-dir", "one")[0] == 0
+    alone = ("--workers", "0", "--results-dir", "one", "--runs-dir", "runs-one")
+    assert kdbench(*run, *alone)[0] == 0
     assert kdbench(*run, "--workers", "1", "--num-processes", "2")[0] == 0
     one, two = result_of("kdcl", "one"), result_of("kdcl")
     assert two.environment.processes == 2
