@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 from kdbench.report.columns import MISSING, number_text
 from kdbench.report.cost import TOLERANCE
-from kdbench.report.published import Source, read_published
+from kdbench.report.published import Source, published_cells, read_published
 from kdbench.report.statistics import LEVEL, Difference, holm, paired
 from kdbench.report.summary import leaderboard, runs_frame
 from kdbench.store import read_apart
@@ -155,13 +155,8 @@ def precision(runs: pd.DataFrame, in_bf16: pd.DataFrame) -> str:
 
 def whole_schedule(runs: pd.DataFrame, published: Iterable[Source]) -> str:
     """What methods come to, and what was published of the same recipe."""
-    theirs = {
-        entry.method: entry
-        for source in published
-        for part in source.tables
-        for entry in part.entries
-        if (part.dataset, part.weight_decay, entry.architecture) == ("cifar100", 1e-4, "resnet20")
-    }
+    beside = published_cells(list(published), leaderboard(runs))
+    theirs = {c["method"]: c["top-1 %"] for c in beside if c["weight decay"] == "0.0001"}
     columns = {
         "student": "student_top1",
         "mean of its peers": "peers_top1",
@@ -171,7 +166,7 @@ def whole_schedule(runs: pd.DataFrame, published: Iterable[Source]) -> str:
     rows = [
         {"method": method}
         | {name: spread(by_seed(runs, method, column)) for name, column in columns.items()}
-        | {"published, best epoch on test": theirs[method].text if method in theirs else MISSING}
+        | {"published, best epoch on test": theirs.get(method, MISSING)}
         for method in sorted(set(runs.method))
     ]
     return table(rows)
