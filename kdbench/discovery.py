@@ -10,19 +10,18 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from pydantic import ValidationError
 
-from kdbench.errors import UserError, unknown
+from kdbench.errors import UserError
 from kdbench.method import ContractError, Method, MethodOptions
+from kdbench.names import check_method_names, packaged_methods
 from kdbench.paths import built_in_files
 from kdbench.validation import describe, sentence
-
-ENTRY_POINTS = "kdbench.methods"
 
 
 class BrokenMethodError(UserError):
@@ -69,11 +68,6 @@ class MethodEntry:
             raise UserError(f"Options of method '{self.name}': {problems}") from None
 
 
-def method_names() -> list[str]:
-    """Names of all methods that ship or are installed."""
-    return [*built_in_files(), *(point.name for point in entry_points(group=ENTRY_POINTS))]
-
-
 def find_methods(
     names: list[str], on_broken: Callable[[BrokenMethodError], None] | None = None
 ) -> list[MethodEntry]:
@@ -84,6 +78,7 @@ def find_methods(
     Raises:
         UserError: an unknown name, or a file that holds no method.
     """
+    check_method_names(names)
     known = _finders()
     wanted: list[Callable[[], MethodEntry]] = []
     for name in names:
@@ -91,12 +86,8 @@ def find_methods(
             wanted += known.values()
         elif name.endswith(".py"):
             wanted.append(partial(_from_user, Path(name), set(known)))
-        elif name in known:
-            wanted.append(known[name])
         else:
-            file = f"./{name}.py"
-            hint = f" For the file in this folder write '{file}'." if Path(file).exists() else ""
-            raise UserError(f"{unknown('method', name, known)}{hint}")
+            wanted.append(known[name])
     entries: dict[str, MethodEntry] = {}
     for find in wanted:
         try:
@@ -113,8 +104,8 @@ def find_methods(
 def _finders() -> dict[str, Callable[[], MethodEntry]]:
     """How to load each method that ships or is installed."""
     shipped = {name: partial(load_file, file) for name, file in built_in_files().items()}
-    points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    installed = {name: partial(_from_package, point) for name, point in sorted(points.items())}
+    packaged = packaged_methods().items()
+    installed = {name: partial(_from_package, point) for name, point in packaged}
     return {**installed, **shipped}
 
 
@@ -159,7 +150,7 @@ def _from_package(point: EntryPoint) -> MethodEntry:
         raise BrokenMethodError(f"Entry point '{point.name}' cannot be loaded: {what}.") from error
     if not (inspect.isclass(method) and issubclass(method, Method)):
         raise BrokenMethodError(
-            f"Entry point '{point.name}' of group {ENTRY_POINTS} is not a Method class."
+            f"Entry point '{point.name}' of group {point.group} is not a Method class."
         )
     return _checked(MethodEntry(point.name, method, source_digest(source), argument=point.name))
 

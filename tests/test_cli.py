@@ -34,8 +34,11 @@ class Breaks(Baseline):
 def test_run_trains_writes_results_and_prints_the_leaderboard(run_tiny):
     code, out, err = run_tiny("--methods", "baseline,dml", "--seeds", "2")
     assert code == 0, err
-    assert out.startswith("tiny, resnet8\n")
-    assert err == ""
+    assert out.startswith("tiny, resnet8\n") and out.endswith(" it ranks nothing.\n")
+    names = [f"{method} resnet8 seed {seed}" for seed in (0, 1) for method in ("baseline", "dml")]
+    assert [line.rpartition("  student")[0] for line in err.splitlines()] == [
+        f"finished: {name}" for name in names
+    ]
     files = sorted(str(file) for file in Path("results").rglob("*.json"))
     assert files == [
         f"results/tiny/resnet8/{method}/seed{seed}.json"
@@ -306,9 +309,22 @@ def test_the_version_is_that_of_the_package(kdbench):
     assert kdbench("--version") == (0, f"kdbench {version('kdbench')}\n", "")
 
 
-def test_help_does_not_import_torch():
-    code = "import sys; sys.argv = ['kdbench', '--help']\n"
-    code += "from kdbench.cli import main\ntry: main()\nexcept SystemExit: pass\n"
-    code += "heavy = {'torch', 'pandas', 'pydantic', 'datasets', 'accelerate'}; "
-    code += "assert not heavy & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+@pytest.mark.parametrize(
+    ("command", "imported"),
+    [
+        ("--help", {"torch", "pandas", "pydantic", "datasets", "accelerate"}),
+        ("run --methods fsd", {"torch", "pandas"}),
+        ("run --suite cifar10", {"torch", "pandas"}),
+        ("bench --methods fsd", {"torch", "pandas"}),
+        ("gate --methods fsd", {"torch", "pandas"}),
+        ("check fsd", {"torch", "pandas"}),
+    ],
+)
+def test_help_and_mistyped_names_wait_for_no_import(command, imported):
+    code = "import sys\nfrom kdbench.cli import main\ntry: main()\n"
+    code += f"except SystemExit: assert not {imported} & set(sys.modules)"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *command.split()], capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert command == "--help" or "Did you mean" in ended.stderr

@@ -12,6 +12,7 @@ from kdbench.cli.common import (
     SuiteName,
     TableFormat,
     complain,
+    methods_of,
     names_of,
 )
 from kdbench.errors import UserError, unknown
@@ -39,6 +40,7 @@ def bench(
     format_: Annotated[TableFormat, Option("--format")] = TableFormat.terminal,
 ) -> None:
     """Measure what a training step of each method costs, on random images."""
+    names = methods_of(methods)
     from rich.progress import Progress
 
     from kdbench.bench.command import bench as measure
@@ -49,7 +51,7 @@ def bench(
     chosen = load_suite(suite)
     if precision is not None:
         chosen = chosen.with_precision(precision.value)
-    specs = make_specs(chosen, names_of(methods), names_of(architectures), settings=set_ or [])
+    specs = make_specs(chosen, names, names_of(architectures), settings=set_ or [])
     console = Console(stderr=True)
     failures: list[str] = []
 

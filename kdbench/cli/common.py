@@ -9,6 +9,7 @@ from rich.console import Console
 from typer import Option
 
 from kdbench.errors import printable
+from kdbench.names import check_method_names
 
 if TYPE_CHECKING:
     from kdbench.store import Damaged
@@ -56,6 +57,13 @@ class Compile(StrEnum):
 def names_of(text: str) -> list[str]:
     """Of a comma list."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def methods_of(text: str) -> list[str]:
+    """Of a comma list; a mistyped one is refused before anything is imported that takes long."""
+    names = names_of(text)
+    check_method_names(names)
+    return names
 
 
 def complain(message: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from kdbench.cli.common import RESULTS, DataDir, Methods, SuiteName, complain, names_of
+from kdbench.cli.common import RESULTS, DataDir, Methods, SuiteName, complain, methods_of, names_of
 from kdbench.errors import UserError
 
 BASELINES = Path("results/gate")
@@ -43,6 +43,7 @@ def gate(
     ] = None,
 ) -> None:
     """Train a short schedule and compare it with a baseline; exit code 1 on a regression."""
+    names = methods_of(methods)
     from kdbench.gate.command import Asked
     from kdbench.gate.command import gate as measure
     from kdbench.gate.record import write_baseline
@@ -54,7 +55,7 @@ def gate(
         _print_agreement(results_dir or RESULTS, chosen.name, load_suite(agreement).name)
         return
     file = baseline or BASELINES / f"{chosen.name}.json"
-    asked = Asked(chosen, names_of(methods), names_of(architectures) or None, seeds, epochs)
+    asked = Asked(chosen, names, names_of(architectures) or None, seeds, epochs)
     with TemporaryDirectory(prefix="kdbench-gate-") as folder:
         results, runs = results_dir or Path(folder) / "results", Path(folder) / "runs"
         how = Execution(results, runs, data_dir, "off", jobs=jobs)

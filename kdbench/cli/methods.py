@@ -9,6 +9,7 @@ from typer import Argument, Option
 
 from kdbench.cli.common import complain
 from kdbench.errors import UserError
+from kdbench.names import check_method_names, method_names
 
 
 def check(
@@ -18,11 +19,12 @@ def check(
     all_: Annotated[bool, Option("--all", help="Every method that is found.")] = False,
 ) -> None:
     """Test methods against the contract, on the CPU, without data."""
+    if bool(methods) == all_:
+        raise UserError("Name methods or files to check, or give --all.")
+    check_method_names(methods or [])
     from kdbench.check.command import check_methods, table
     from kdbench.discovery import find_methods
 
-    if bool(methods) == all_:
-        raise UserError("Name methods or files to check, or give --all.")
     broken: list[UserError] = []
     entries = find_methods(["all"] if all_ else methods or [], broken.append)
     with Console(stderr=True).status("checking") as status:
@@ -39,7 +41,6 @@ def new(
     name: Annotated[str, Argument(help="Name of the method; the file is NAME.py.")],
 ) -> None:
     """Write a working one-file method to start from, in this folder."""
-    from kdbench.discovery import method_names
     from kdbench.new import write_method
 
     file = write_method(name, Path(), set(method_names()))

@@ -19,10 +19,12 @@ from kdbench.cli.common import (
     SuiteName,
     Workers,
     complain,
+    methods_of,
     names_of,
 )
 from kdbench.cli.report import ReportFormat, print_report
 from kdbench.errors import UserError
+from kdbench.launch.place import Place, silent
 
 if TYPE_CHECKING:
     from kdbench.store import Result
@@ -81,13 +83,16 @@ def run(
     max_parallel: cluster_options.Parallel = None,
 ) -> None:
     """Train methods under a suite's schedule, then print the leaderboard."""
+    from kdbench.suite import load_suite
+
+    if not Place.of_this_process().launched:  # such processes meet first, and then end together
+        load_suite(suite)
+        methods_of(methods)
     from kdbench.data import is_cached, locate
     from kdbench.launch.execution import Execution, check_processes
     from kdbench.launch.local import execute
-    from kdbench.launch.place import silent
     from kdbench.launch.plan import agree, make_plan
     from kdbench.launch.ranks import together
-    from kdbench.suite import load_suite
 
     code = 0
     with together(num_processes, complain) as ranks, silent(not ranks.is_main):

@@ -12,13 +12,15 @@ Forward = Callable[[Tensor], Features]
 
 
 class Lane:
-    """Forward pass of a network; while a step is recorded, on a stream of its own."""
+    """A network whose passes, while a step is recorded, are on a stream of its own."""
 
     def __init__(self, network: Backbone, compiled: bool):
         self.network = network
+        self.forward: Forward = self._pass
         self._forward: Forward = network.forward
         if compiled:  # once for all that are alike: their weights are inputs to the compiler
             self._forward = torch.compile(network.forward, fullgraph=True, dynamic=False)
+            self.forward = torch.compiler.disable(self._pass, recursive=False)
         self._stream: torch.cuda.Stream | None = None
 
     def open(self, start: torch.cuda.Event, views: Tensor) -> None:
@@ -29,8 +31,7 @@ class Lane:
     def close(self) -> None:
         self._stream = None
 
-    @torch.compiler.disable(recursive=False)
-    def __call__(self, images: Tensor) -> Features:
+    def _pass(self, images: Tensor) -> Features:
         if self._stream is None or not _same_memory(images, self._views):
             return self._forward(images)  # made within the step: not there at its start
         main = torch.cuda.current_stream()
@@ -60,7 +61,7 @@ class Lanes:
     def in_place(self) -> Iterator[None]:
         """For a step: evaluation and export see the networks as they are."""
         for lane in self._lanes:
-            vars(lane.network)["forward"] = lane  # hides the class's
+            vars(lane.network)["forward"] = lane.forward  # hides the class's
         try:
             yield
         finally:

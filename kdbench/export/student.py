@@ -9,10 +9,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from kdbench.discovery import find_methods, method_names
+from kdbench.discovery import find_methods
 from kdbench.engine.checkpoint import read_checkpoint
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
+from kdbench.names import method_names
 from kdbench.store import Damaged, Epoch, Identity, Result, read
 from kdbench.suite import Suite
 
