@@ -75,6 +75,28 @@ def test_means_of_unequal_numbers_of_seeds_are_not_ranked_without_a_word(several
     assert "Ranked by" not in render(several, "terminal")
 
 
+@pytest.mark.parametrize(
+    ("suite", "said"),
+    [
+        (CIFAR, "CIFAR-100, 300 epochs, the recipe of FFSD."),
+        (
+            CIFAR.with_epochs(30).with_precision("bf16"),
+            "CIFAR-100, 300 epochs, the recipe of FFSD; here with epochs=30, precision=bf16.",
+        ),
+        (
+            load_suite("cifar100-reduced"),
+            "CIFAR-100, 10 epochs on 4,000 images: the CI schedule. "
+            "Reduced to a part of its images, it ranks nothing.",
+        ),
+    ],
+)
+def test_a_table_says_of_what_suite_it_is(suite, said):
+    board = board_of(made("baseline", suite=suite))
+    assert render(board, "terminal").endswith(f"\n{said}\n")
+    assert f"\n- {said}\n" in render(board, "markdown")
+    assert said in render(board, "latex")
+
+
 def test_methods_that_share_a_rank_have_an_equals_sign():
     board = board_of(made("a", 0, 60.0), made("b", 0, 50.0), made("c", 0, 50.0))
     assert [row["rank"] for row in cells(board).values()] == ["1", "2=", "2="]

@@ -25,8 +25,10 @@ ROW = [*GROUP, "method", "epochs"]
 CONTROL = ["control_top1", "control_epochs", "control_versions", "difference"]
 """Columns of equal cost that are of the control."""
 
-ByGroup = dict[tuple[Hashable, ...], TextTable]
-"""Tables, each of one suite, key and architecture."""
+Group = tuple[Hashable, ...]
+"""Values of GROUP."""
+
+ByGroup = dict[Group, TextTable]
 
 SHAPE = 1000
 """Epochs that schedules are brought to, to tell whether they have one shape."""

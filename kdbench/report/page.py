@@ -14,13 +14,13 @@ from markupsafe import Markup
 
 from kdbench.report.boards import Board, boards
 from kdbench.report.columns import Column, columns
-from kdbench.report.cost import GROUP, ByGroup, cost_frame, equal_cost, equal_cost_tables
+from kdbench.report.cost import GROUP, ByGroup, Group, cost_frame, equal_cost, equal_cost_tables
 from kdbench.report.drawn import Drawn, drawn
 from kdbench.report.fidelity import FIDELITY, fidelity
-from kdbench.report.protocol import suite_of
+from kdbench.report.notes import clashes, unequal_seeds
+from kdbench.report.protocol import description, suite_of
 from kdbench.report.published import Source, published_apart, published_cells, published_notes
 from kdbench.report.style import drawing, inline_svg, visible
-from kdbench.report.summary import clashes, unequal_seeds
 from kdbench.store import Damaged, Result
 
 
@@ -67,8 +67,10 @@ class Section:
     """Numbers of others, under their own protocols."""
     published_notes: list[str]
     """Where they stand, and those protocols."""
-    equal_cost: dict[str, Table]
-    """Controls that were trained for as many FLOPs, by title."""
+    equal_cost: dict[str, Table | str]
+    """Controls that were trained for as many FLOPs, by title; an anchor where the table stands
+    there already, below a board of the same recipe over other epochs.
+    """
     figures: dict[str, tuple[Drawn, Markup | None]]
     folds: dict[str, list[Fold]]
     """By method."""
@@ -105,6 +107,7 @@ def render_page(
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     shown = boards(results, against)
     others, notes = published_apart(sources, [board.rows for board in shown])
+    tabulated: dict[Group, str] = {}
     return environment.get_template("page.html.j2").render(
         sections=[
             _section(
@@ -113,6 +116,7 @@ def render_page(
                 columns(board.rows, names, against),
                 costs,
                 controls,
+                tabulated,
                 sources,
                 against,
             )
@@ -141,6 +145,7 @@ def _section(
     shown: list[Column],
     costs: pd.DataFrame,
     controls: ByGroup,
+    tabulated: dict[Group, str],
     sources: Sequence[Source],
     against: str,
 ) -> Section:
@@ -152,7 +157,7 @@ def _section(
     return Section(
         anchor,
         board.title,
-        str(board.results[0].protocol.get("description", "")),
+        description(board.results[0]),
         _recipe(board.results[0]),
         shown,
         {
@@ -162,7 +167,7 @@ def _section(
         unequal_seeds(board.rows),
         _published(sources, board),
         published_notes(sources, board.rows),
-        _equal_cost(controls, board),
+        _equal_cost(controls, board, tabulated, anchor),
         figures,
         {method: [_fold(run) for run in runs] for method, runs in board.runs.items()},
     )
@@ -173,11 +178,18 @@ def _published(sources: Sequence[Source], board: Board) -> Table | None:
     return _table(cells) if cells else None
 
 
-def _equal_cost(controls: ByGroup, board: Board) -> dict[str, Table]:
-    """Of the board's recipe, over any number of epochs."""
+def _equal_cost(
+    controls: ByGroup, board: Board, tabulated: dict[Group, str], anchor: str
+) -> dict[str, Table | str]:
+    """Of the board's recipe, over any number of epochs; `tabulated` learns where it stands."""
     groups = cost_frame(board.results)[GROUP].drop_duplicates().itertuples(index=False, name=None)
-    found = [controls[group] for group in groups if group in controls]
-    return {" ".join([f"{table.title}.", *table.notes]): _table(table.rows) for table in found}
+    found = {group: controls[group] for group in groups if group in controls}
+    shown: dict[str, Table | str] = {}
+    for group, table in found.items():
+        title = " ".join([f"{table.title}.", *table.notes])
+        shown[title] = tabulated.get(group) or _table(table.rows)
+        tabulated.setdefault(group, anchor)
+    return shown
 
 
 def _table(cells: Sequence[Mapping[str, str]]) -> Table:

@@ -12,3 +12,10 @@ def suite_of(result: Result) -> Suite | None:
         return Suite.model_validate(result.protocol)
     except ValidationError:
         return None
+
+
+def description(result: Result) -> str:
+    """Of that suite, with what the command changed in it; empty where there is none."""
+    said = str(result.protocol.get("description", ""))
+    _, _, changes = result.identity.suite.partition("@")
+    return f"{said}; here with {changes.replace(',', ', ')}" if said and changes else said

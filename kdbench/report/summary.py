@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import pandas as pd
 
 from kdbench.errors import printable
-from kdbench.report.protocol import suite_of
+from kdbench.report.protocol import description, suite_of
 from kdbench.report.statistics import LEVEL, Difference, holm, paired, seeds_needed
 from kdbench.roles import is_peer
 from kdbench.store import Result
@@ -23,7 +23,7 @@ WAY = ["device", "step", "processes", "threads"]
 MADE = [*WAY, "precision", "jobs"]
 """How a run was made: what explains a difference in its rates, and in precision its numbers."""
 
-PROTOCOL = ["dataset", "classes", "encoded", "all_images", "epochs"]
+PROTOCOL = ["description", "dataset", "classes", "encoded", "all_images", "epochs"]
 """What a table says of its suite; missing where another version's suite cannot be read."""
 
 ACCURACIES = {
@@ -89,26 +89,6 @@ def each_board(table: pd.DataFrame) -> Iterator[tuple[str, dict[str, str], pd.Da
         yield f"{name}, {key['architecture']}", key, rows
 
 
-def clashes(table: pd.DataFrame) -> list[str]:
-    """A sentence for each suite of a leaderboard whose name stands for several recipes."""
-    return [
-        f"{count} recipes go by the name '{suite}': tables are told apart by their hash."
-        for suite, count in table.groupby("suite").suite_hash.nunique().items()
-        if count > 1
-    ]
-
-
-def unequal_seeds(rows: pd.DataFrame) -> list[str]:
-    """A sentence for a board that ranks means over unequal numbers of seeds."""
-    finished = rows[rows.n > 0]
-    most = finished.n.max()
-    each = zip(finished.method, finished.n, strict=True)
-    fewer = [f"{printable(method)} {n}" for method, n in each if n < most]
-    if not fewer:
-        return []
-    return [f"Ranked by unequal numbers of seeds: {', '.join(fewer)}, the others {most}."]
-
-
 def row_names(board: pd.DataFrame) -> "pd.Series[str]":
     """The name of its row in the leaderboard, for each run of a board.
 
@@ -163,6 +143,7 @@ def _protocol(result: Result) -> dict[str, object]:
         return {}
     data = suite.data
     return {
+        "description": description(result),
         "dataset": data.name,
         "classes": data.classes,
         "encoded": data.encoded,
