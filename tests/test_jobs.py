@@ -261,3 +261,21 @@ def test_the_display_follows_several_runs(spec, tmp_path):
         assert lines[1].fields["state"] == "2/3  loss 3.000  student 50.00 %"
         assert overall.completed == (1 + 8) * spec.networks
         assert overall.total == 3 * 12 * spec.networks
+
+
+def test_a_log_has_a_line_now_and_then_and_what_a_checkpoint_held_is_no_pace(
+    tmp_path, spec, monkeypatch, capsys
+):
+    now = 0.0
+    monkeypatch.setattr("kdbench.launch.display.time.monotonic", lambda: now)
+    display = Display([PlannedRun(spec, tmp_path, "to run")])
+    display.progress.get_time = lambda: now
+    run = display.start(spec)
+    run.on_epoch(epoch_record(1), resumed=True)
+    run.on_resume(5)
+    for now in (25.0, 50.0, 75.0, 100.0, 125.0, 150.0):  # noqa: B007, a step each
+        run.on_step()
+    first, second = capsys.readouterr().err.splitlines()
+    described = "1/3  loss 3.000  student 50.00 %"
+    assert first == f"under way: {spec.label}  67%  {described}  (plan 67 %, 0:01:40 left)"
+    assert second.startswith(f"under way: {spec.label}  92%")

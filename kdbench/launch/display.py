@@ -1,6 +1,8 @@
-"""Progress of a plan on the terminal; silent where there is none."""
+"""Progress of a plan: bars on a terminal, a line now and then where there is none."""
 
 import sys
+import time
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
@@ -12,6 +14,12 @@ from kdbench.engine.spec import RunSpec
 from kdbench.launch.plan import PlannedRun
 from kdbench.launch.status import RunStatus
 from kdbench.store import Epoch, Result
+
+LOG_SECONDS = 60.0
+"""Between two lines on a run in a log, where no bar can be drawn."""
+
+PACE_SECONDS = 600.0
+"""Over which the time left is estimated: evaluations and slow steps among them."""
 
 
 class Display:
@@ -26,10 +34,13 @@ class Display:
             TextColumn("{task.fields[state]}"),
             TimeRemainingColumn(),
             console=self.console,
+            speed_estimate_period=PACE_SECONDS,
             disable=not self.console.is_terminal,
         )
         work = sum(_work(run.spec) for run in plan if run.state == "to run")
         self._overall = self.progress.add_task("plan", total=work, state="", visible=False)
+        self._done = 0
+        """Of that work."""
         self._said: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -54,76 +65,98 @@ class Display:
         if text in self._said:
             return
         self._said.add(text)
-        self.console.print(f"kdbench: {text}", markup=False, highlight=False, soft_wrap=True)
+        self.print(f"kdbench: {text}")
+
+    def print(self, text: str) -> None:
+        """A line above the bars."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def start(self, spec: RunSpec) -> "RunBar":
         """A run begins."""
         self.progress.start()
         self.progress.update(self._overall, visible=True)
-        epochs, steps = spec.suite.schedule.epochs, spec.suite.total_steps
-        task = self.progress.add_task(spec.label, total=steps, state=f"0/{epochs}")
-        return RunBar(self, spec, task)
+        return RunBar(self, spec)
 
-    def advance(self, work: int) -> None:
-        """The plan as a whole."""
-        self.progress.update(self._overall, advance=work)
+    def move(self, run: TaskID, step: int, work: int, trained: bool) -> None:
+        """A run to a step, and the plan by the work until there.
+
+        What was `trained` before, and found in a checkpoint, says nothing of the time left.
+        """
+        self._done += work
+        for task, completed in ((run, step), (self._overall, self._done)):
+            if trained:
+                self.progress.update(task, completed=completed)
+            else:
+                self.progress.reset(task, completed=completed)
+
+    def log(self, text: str) -> None:
+        """How far a run is, and with it the plan."""
+        plan = self.progress.tasks[0]
+        left = plan.time_remaining
+        pace = "" if left is None else f", {timedelta(seconds=left)} left"
+        self.print(f"under way: {text}  (plan {plan.percentage:.0f} %{pace})")
 
 
 class RunBar:
     """The bar of a run: its observer in this process, or shown the status of another."""
 
-    def __init__(self, display: Display, spec: RunSpec, task: TaskID):
+    def __init__(self, display: Display, spec: RunSpec):
         self.display = display
         self.spec = spec
         self.step = 0
-        self._task = task
+        self._state = f"0/{spec.suite.schedule.epochs}"
+        self._task = display.progress.add_task(
+            spec.label, total=spec.suite.total_steps, state=self._state
+        )
+        self._logged = time.monotonic()
 
     def on_step(self) -> None:
         self._move(self.step + 1)
 
     def on_epoch(self, epoch: Epoch, resumed: bool) -> None:
-        self._move(epoch.epoch * self.spec.suite.steps_per_epoch)
         self._describe(epoch.epoch, sum(epoch.losses.values()), epoch.metrics["student"].top1)
+        self._move(epoch.epoch * self.spec.suite.steps_per_epoch, trained=not resumed)
 
     def on_resume(self, step: int) -> None:
-        self._move(step)
+        self._move(step, trained=False)
 
     def on_message(self, text: str) -> None:
         self.display.say(text)
 
     def show(self, status: RunStatus) -> None:
         """How far the run is in its own process."""
-        self._move(status.step)
         if status.loss is not None and status.top1 is not None:
             self._describe(status.epoch, status.loss, status.top1)
+        self._move(status.step, trained=self.step > 0)
         for message in status.messages:
             self.display.say(message)
 
     def finish(self, result: Result) -> None:
         """The run ended, one way or another."""
         self.leave()
-        if not self.display.console.is_terminal:
-            return
         outcome = result.reason or ""
         if result.last is not None and result.status == "finished":
             outcome = f"student {result.last['student'].top1:.2f} %"
-        self.display.console.print(
-            f"{result.status}: {self.spec.label}  {outcome}", markup=False, highlight=False
-        )
+        self.display.print(f"{result.status}: {self.spec.label}  {outcome}")
 
     def leave(self) -> None:
         """Another command has the run."""
         self.display.progress.remove_task(self._task)
 
-    def _move(self, step: int) -> None:
-        self.display.progress.update(self._task, completed=step)
-        self.display.advance((step - self.step) * self.spec.networks)
+    def _move(self, step: int, trained: bool = True) -> None:
+        work = (step - self.step) * self.spec.networks
         self.step = step
+        self.display.move(self._task, step, work, trained)
+        now = time.monotonic()
+        if not self.display.console.is_terminal and now - self._logged >= LOG_SECONDS:
+            self._logged = now
+            share = step / self.spec.suite.total_steps
+            self.display.log(f"{self.spec.label}  {share:.0%}  {self._state}")
 
     def _describe(self, epoch: int, loss: float, top1: float) -> None:
         epochs = self.spec.suite.schedule.epochs
-        state = f"{epoch}/{epochs}  loss {loss:.3f}  student {top1:.2f} %"
-        self.display.progress.update(self._task, state=state)
+        self._state = f"{epoch}/{epochs}  loss {loss:.3f}  student {top1:.2f} %"
+        self.display.progress.update(self._task, state=self._state)
 
 
 def _work(spec: RunSpec) -> int:
