@@ -35,10 +35,7 @@ def test_run_trains_writes_results_and_prints_the_leaderboard(run_tiny):
     code, out, err = run_tiny("--methods", "baseline,dml", "--seeds", "2")
     assert code == 0, err
     assert out.startswith("tiny, resnet8\n") and out.endswith(" it ranks nothing.\n")
-    names = [f"{method} resnet8 seed {seed}" for seed in (0, 1) for method in ("baseline", "dml")]
-    assert [line.rpartition("  student")[0] for line in err.splitlines()] == [
-        f"finished: {name}" for name in names
-    ]
+    assert err == ""
     files = sorted(str(file) for file in Path("results").rglob("*.json"))
     assert files == [
         f"results/tiny/resnet8/{method}/seed{seed}.json"

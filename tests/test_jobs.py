@@ -275,7 +275,9 @@ def test_a_log_has_a_line_now_and_then_and_what_a_checkpoint_held_is_no_pace(
     run.on_resume(5)
     for now in (25.0, 50.0, 75.0, 100.0, 125.0, 150.0):  # noqa: B007, a step each
         run.on_step()
-    first, second = capsys.readouterr().err.splitlines()
+    run.finish(empty_result(spec, make_accelerator(cpu=True), "failed", "no luck"))
+    first, second, last = capsys.readouterr().err.splitlines()
     described = "1/3  loss 3.000  student 50.00 %"
     assert first == f"under way: {spec.label}  67%  {described}  (plan 67 %, 0:01:40 left)"
     assert second.startswith(f"under way: {spec.label}  92%")
+    assert last == f"failed: {spec.label}  no luck"

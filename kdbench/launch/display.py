@@ -16,7 +16,7 @@ from kdbench.launch.status import RunStatus
 from kdbench.store import Epoch, Result
 
 LOG_SECONDS = 60.0
-"""Between two lines on a run in a log, where no bar can be drawn."""
+"""Between two lines on a run in a log, where no bar can be drawn; before it has none at all."""
 
 PACE_SECONDS = 600.0
 """Over which the time left is estimated: evaluations and slow steps among them."""
@@ -42,6 +42,7 @@ class Display:
         self._done = 0
         """Of that work."""
         self._said: set[str] = set()
+        self._began = time.monotonic()
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -88,6 +89,11 @@ class Display:
                 self.progress.update(task, completed=completed)
             else:
                 self.progress.reset(task, completed=completed)
+
+    @property
+    def is_brief(self) -> bool:
+        """A log of what takes less than a minute: its table says it all."""
+        return not self.console.is_terminal and time.monotonic() - self._began < LOG_SECONDS
 
     def log(self, text: str) -> None:
         """How far a run is, and with it the plan."""
@@ -137,7 +143,8 @@ class RunBar:
         outcome = result.reason or ""
         if result.last is not None and result.status == "finished":
             outcome = f"student {result.last['student'].top1:.2f} %"
-        self.display.print(f"{result.status}: {self.spec.label}  {outcome}")
+        if not self.display.is_brief:
+            self.display.print(f"{result.status}: {self.spec.label}  {outcome}")
 
     def leave(self) -> None:
         """Another command has the run."""
