@@ -133,6 +133,10 @@ class Environment(Record):
     """Reproduces this run, given the data."""
 
 
+TRAINED_BEFORE = "trained before on"
+"""Note of a run that moved: places, and the steps done in the end there."""
+
+
 class Result(Record):
     """Everything about one run."""
 

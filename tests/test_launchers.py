@@ -38,6 +38,17 @@ class {name}(Baseline):
             {statement}
         return super().forward(views, labels)
 """
+SLOW_DISK = """
+from kdbench.engine import files
+
+write = files.write_checkpoint
+
+def slowly(*checkpoint):
+    time.sleep({seconds} if os.path.exists('hold') else 0)
+    write(*checkpoint)
+
+files.write_checkpoint = slowly
+"""
 KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
 RAISES = "raise RuntimeError('no luck in /home/somebody/secret.bin')"
 
@@ -213,10 +224,15 @@ def test_no_process_outlives_a_killed_command(kdbench):
     Path("hold").unlink()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_two_processes_end_after_a_step_and_go_on_from_there(run_tiny, number, code):
+@pytest.mark.parametrize(
+    ("number", "code", "disk"), [(signal.SIGINT, 130, 0), (signal.SIGTERM, 143, 5)]
+)
+def test_two_processes_end_after_a_step_and_go_on_from_there(run_tiny, number, code, disk):
+    """However long the disk takes for a checkpoint, in seconds."""
     holds = "time.sleep(2 if os.path.exists('hold') else 0)"
     method = write_method("holds", holds, "True")
+    with Path(method).open("a") as source:
+        source.write(SLOW_DISK.format(seconds=disk))
     Path("hold").touch()
     process, ranks = started(method)
     process.send_signal(number)

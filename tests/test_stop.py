@@ -14,6 +14,7 @@ from kdbench.errors import UserError
 from kdbench.launch import status as status_module
 from kdbench.launch.status import StatusReporter, read_status
 from kdbench.signals import SIGNALS, leave_to_the_run
+from kdbench.store import TRAINED_BEFORE
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -75,12 +76,20 @@ def test_a_result_says_where_it_was_trained_before(make_run):
     whole = make_run("baseline", folder="whole").train()
     stopper = Stopper(after=6)
     elsewhere = make_run("baseline", watcher=stopper, stop=stopper.stop)
-    elsewhere.place = "another GPU, 1"
+    here, elsewhere.place = elsewhere.place, "another GPU"
     elsewhere.memory = SimpleNamespace(peak=lambda: 2**60, kind="device")
     with pytest.raises(StoppedError):
         elsewhere.train()
+    for after, place in ((1, here), (2, "another GPU")):  # there, here, and there again
+        stopper = Stopper(after=after)
+        run = make_run("baseline", watcher=stopper, stop=stopper.stop)
+        run.place = place
+        with pytest.raises(StoppedError):
+            run.train()
     result = make_run("baseline").train()
-    assert result.notes == {"trained before on": ["another GPU, 1: to step 6 of 12"]}
+    steps = {"another GPU": 6, here: 7}
+    before = [f"{place}: to step {step} of 12" for place, step in steps.items()]
+    assert result.notes == {TRAINED_BEFORE: [*before, "another GPU: to step 9 of 12"]}
     assert result.history == whole.history and whole.notes == {}
     assert result.cost.peak_memory_kind == "process" and result.cost.peak_memory_bytes < 2**60
 

@@ -61,8 +61,10 @@ def normalised_per_sample() -> Iterator[None]:
 def leave(method: str, folder: Path, accelerator: Accelerator) -> None:
     """End after seven steps, as if killed, where each step wants a checkpoint to be written."""
     often = mock.patch.object(run_module, "SAVE_SECONDS", -1)
+    run = _run(method, folder, accelerator, Watcher(stop_after=7))
     with often, suppress(KeyboardInterrupt):
-        _run(method, folder, accelerator, Watcher(stop_after=7)).train()
+        run.train()
+    run.files.finish()
 
 
 def stop_and_train(method: str, folder: Path, accelerator: Accelerator) -> dict[str, Any]:

@@ -38,9 +38,9 @@ class Progress:
     windows: tuple[float, ...] = ()
     """Seconds per step that were measured."""
     place: str = ""
-    """Device and processes that they were measured on: others have no common median."""
-    left: dict[str, int] = field(default_factory=dict)
-    """Other places where it was trained before, and the steps done in the end there."""
+    """What they were measured on, and how: others have no common median."""
+    places: list[tuple[str, int]] = field(default_factory=list)
+    """Those before, in their order, and the steps done in the end there."""
     training_seconds: float = 0.0
     evaluation_seconds: float = 0.0
     peak_memory_bytes: int = 0

@@ -34,6 +34,15 @@ def environment(
     )
 
 
+def place(made: Environment, step: str) -> str:
+    """What a run's rates and memory depend on, and the last bits of its numbers."""
+    said = (
+        f"{made.device}, processes {made.processes}, threads {made.threads}, {step}, "
+        f"torch {made.torch}"
+    )
+    return said + ", deterministic" * made.deterministic
+
+
 def arithmetic(device: torch.device, precision: Precision) -> Arithmetic:
     """What a suite's precision means on a device."""
     if precision == "bf16" or device.type != "cuda":

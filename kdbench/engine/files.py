@@ -5,8 +5,9 @@ It needs neither to come to its result. Where the disk takes them no more, it sa
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from kdbench.atomic import written_whole
@@ -32,17 +33,7 @@ class RunFiles:
         self.folder = folder
         self._say = say
         self._said = False
-        self._writer: ThreadPoolExecutor
         self._writing: Future[None] | None = None
-
-    @contextlib.contextmanager
-    def beside(self) -> Iterator[None]:
-        """Inside, checkpoints are written while training goes on; at the end, all are written."""
-        with ThreadPoolExecutor(1) as self._writer:
-            try:
-                yield
-            finally:
-                self._finish()
 
     def write_log(self, history: Sequence[Epoch]) -> None:
         """All epochs so far, a line each; whole, so that a full disk leaves no half line."""
@@ -50,11 +41,15 @@ class RunFiles:
             stream.writelines(epoch.model_dump_json().encode() + b"\n" for epoch in history)
 
     def save_checkpoint(self, content: dict[str, Any], step: int) -> None:
-        """Begin to write what `snapshot` gave; the one before is written by then."""
-        self._finish()
-        self._writing = self._writer.submit(write_checkpoint, self.folder, content, step)
+        """Begin to write what `snapshot` gave, beside training; the one before is written then."""
+        self.finish()
+        self._writing = Future()
+        task = self._writing, self.folder, content, step
+        # Not a pool's: those are waited for at exit, however impatient the user is.
+        Thread(target=_write, args=task, daemon=True).start()
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written."""
         writing, self._writing = self._writing, None
         if writing is not None:
             with self._said_once():
@@ -68,3 +63,12 @@ class RunFiles:
             if not self._said:
                 self._said = True
                 self._say(goes_on_without(self.folder, error))
+
+
+def _write(writing: Future[None], folder: Path, content: dict[str, Any], step: int) -> None:
+    try:
+        write_checkpoint(folder, content, step)
+    except BaseException as error:  # whoever waits for it raises it
+        writing.set_exception(error)
+    else:
+        writing.set_result(None)

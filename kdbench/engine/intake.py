@@ -17,7 +17,7 @@ NAMED = 5
 
 
 class Intake:
-    """Keeps the account in the run's progress, epoch by epoch."""
+    """Keeps the account in the run's progress."""
 
     def __init__(
         self,
@@ -34,13 +34,10 @@ class Intake:
         self._waited = 0.0
         self._said = False
 
-    def account(self, progress: Progress, seconds: float) -> None:
-        """After an epoch, or what was done of it in `seconds` of training."""
-        self._account_waiting(progress, seconds)
-        self._account_undecodable(progress)
-
-    def _account_waiting(self, progress: Progress, seconds: float) -> None:
-        """Add it up, that of the process that waits most, and say once that it is much."""
+    def account_waiting(self, progress: Progress, seconds: float) -> None:
+        """Add it up after so many seconds of training, that of the process that waits most, and
+        say once that it is much.
+        """
         total = self.training.waited_seconds
         if total is None:
             return
@@ -51,11 +48,11 @@ class Intake:
         if waited > MUCH_WAITING * seconds and not self._said:
             self._said = True
             self.say(
-                f"Training waits for data, {waited / seconds:.0%} of this epoch; "
+                f"Training waits for data, {waited / seconds:.0%} of the time; "
                 "more --workers or a faster disk would help."
             )
 
-    def _account_undecodable(self, progress: Progress) -> None:
+    def account_undecodable(self, progress: Progress) -> None:
         """Keep which images could not be decoded, of all processes; each is said once."""
         found = {name: why for source in self.sources for name, why in source.undecodable.items()}
         if self.accelerator.num_processes > 1:

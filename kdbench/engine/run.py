@@ -1,11 +1,10 @@
 """One run: the loop that trains every method."""
 
-import contextlib
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +13,7 @@ from torch import Tensor
 from kdbench.data import Evaluation, ImageSet, evaluation_batches, training_batches
 from kdbench.engine.agreement import GO_ON, SAVE, Agreement
 from kdbench.engine.checkpoint import Progress, load_checkpoint, snapshot
+from kdbench.engine.environment import place
 from kdbench.engine.evaluate import evaluate
 from kdbench.engine.files import RunFiles
 from kdbench.engine.intake import Intake, undecodable_notes, waiting_share
@@ -28,7 +28,16 @@ from kdbench.engine.step import Mode, TrainingStep
 from kdbench.engine.stop import Stop, StoppedError
 from kdbench.engine.work import training_flops
 from kdbench.seeds import seeded
-from kdbench.store import Cost, Environment, Epoch, Metrics, Result, Status, best_on_test
+from kdbench.store import (
+    TRAINED_BEFORE,
+    Cost,
+    Environment,
+    Epoch,
+    Metrics,
+    Result,
+    Status,
+    best_on_test,
+)
 
 SAVE_SECONDS = 300.0
 """Of training between two checkpoints, at most, where an epoch takes longer."""
@@ -69,15 +78,15 @@ class Run:
         self.step = TrainingStep(
             accelerator.prepare(method), self.optimizers, suite.precision, mode, self._on_fallback
         )
-        place = (accelerator.process_index, accelerator.num_processes)
+        share = (accelerator.process_index, accelerator.num_processes)
         self.held_out: Evaluation | None = None
         self.notes: dict[str, Any] = {}
         if method.held_out_share:
             train, held_out = train.hold_out(method.held_out_share)
             self.held_out = evaluation_batches(held_out, suite, substitute=True)
             self.notes["training images held out"] = len(held_out)
-        self.training = training_batches(train, suite, spec.seed, spec.views, *place)
-        self.evaluation = evaluation_batches(test, suite, *place)
+        self.training = training_batches(train, suite, spec.seed, spec.views, *share)
+        self.evaluation = evaluation_batches(test, suite, *share)
         self.notes |= self.training.notes
         # Prepared images are others than the originals: a checkpoint goes on with its own.
         self.key = spec.fingerprint() + str(self.training.notes.get("images", ""))
@@ -87,8 +96,9 @@ class Run:
         self.progress = Progress(jobs=jobs)
         self.history: list[Epoch] = []
         self.started_as = empty_result(spec, accelerator, "failed")
-        self.place = f"{self.started_as.environment.device}, {accelerator.num_processes}"
+        self.place = place(self.started_as.environment, mode)
         self.saved_at = time.monotonic()
+        self.timed_from = time.perf_counter()
         self.agreement = Agreement(accelerator)
 
     def train(self) -> Result:
@@ -98,32 +108,21 @@ class Run:
             DivergedError: a loss or a weight is not finite.
             StoppedError: it was asked to stop, and did after its step.
         """
-        with self.stop.heeded(), self.files.beside():
+        with self.stop.heeded():
             self._resume()
             for epoch in range(self.progress.epochs_done, self.spec.suite.schedule.epochs):
-                self._train_and_record(epoch)
-        return self.result("finished")
-
-    def _train_and_record(self, epoch: int) -> None:
-        losses = None
-        while losses is None:
-            before = self.progress.training_seconds
-            try:
-                with self._timed("training_seconds"):
+                try:
                     losses = self._train_epoch(epoch)
-                if losses is not None:
-                    with self._timed("evaluation_seconds"):
-                        metrics = self._evaluate()
-            except StoppedError:
-                self.clock.finish()
-                self.intake.account(self.progress, self.progress.training_seconds - before)
-                self._save()
-                raise
-            self.intake.account(self.progress, self.progress.training_seconds - before)
-            if losses is None:
-                self._save()
-        check_finite(epoch + 1, losses, metrics, self.method)
-        self._record(epoch, losses, metrics)
+                    metrics = self._evaluate()
+                except StoppedError:
+                    self._save()
+                    self.files.finish()
+                    self.accelerator.wait_for_everyone()  # the first to end has the others ended
+                    raise
+                check_finite(epoch + 1, losses, metrics, self.method)
+                self._record(epoch, losses, metrics)
+            self.files.finish()
+        return self.result("finished")
 
     def result(self, status: Status, reason: str | None = None) -> Result:
         """What the run has come to so far."""
@@ -156,7 +155,7 @@ class Run:
             if progress.place == self.place:
                 self.clock.windows = list(progress.windows)
             else:
-                progress.left[progress.place] = self._steps_done()
+                progress.places.append((progress.place, self._steps_done()))
                 progress.peak_memory_bytes = 0  # of a device there, of this process here
         if self.accelerator.is_main_process:
             self.files.write_log(self.history)
@@ -165,11 +164,12 @@ class Run:
         if self.progress.part is not None:
             self.observer.on_resume(self._steps_done())
 
-    def _train_epoch(self, epoch: int) -> dict[str, float] | None:
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
         """One epoch, or what is left of it; the mean of each loss term over all of it.
 
-        None where a checkpoint is due before its end. Nothing is read from the device before.
+        Nothing is read from the device before its end, but for a checkpoint that is due.
         """
+        self.timed_from = time.perf_counter()
         steps = len(self.training)
         schedule = self.spec.suite.schedule
         with seeded(self.spec.seed, "noise", epoch, self.accelerator.process_index):
@@ -183,19 +183,27 @@ class Run:
                 self.clock.step()
                 self.observer.on_step()
                 agreed = self.agreement(self._wanted())
-                if agreed > SAVE:
+                if agreed > SAVE or (agreed == SAVE and step + 1 < steps):
                     self._leave(step + 1, sums)
-                    raise StoppedError(agreed)
-                if agreed == SAVE and step + 1 < steps:
-                    self.clock.finish()
-                    self._leave(step + 1, sums)
-                    return None
+                    self._account()
+                    if agreed > SAVE:
+                        raise StoppedError(agreed)
+                    self._save()
+                    self.timed_from = time.perf_counter()
+                    self.clock.start()
             assert sums is not None
             means = (self._sum(sums) / (steps * self.accelerator.num_processes)).tolist()
-        self.clock.finish()
+        self._account()
         if self.agreement.alone:
             self._leave(steps, sums)
         return dict(zip(self.step.names, means, strict=True))
+
+    def _account(self) -> None:
+        """Of training up to now, since the epoch or the last checkpoint in it."""
+        self.clock.finish()
+        seconds = time.perf_counter() - self.timed_from
+        self.progress.training_seconds += seconds
+        self.intake.account_waiting(self.progress, seconds)
 
     def _begin_epoch(self, epoch: int) -> tuple[int, Tensor | None]:
         """The first step to do and the loss terms of those before, summed."""
@@ -215,9 +223,12 @@ class Run:
         self.progress.part = PartOfEpoch.now(steps, self.step.names, sums, *place)
 
     def _evaluate(self) -> dict[str, Metrics]:
+        started = time.perf_counter()
         self._average_buffers()
         with self.step.autocast():
-            return evaluate(self.method, self._evaluation_batches(), self._sum)
+            metrics = evaluate(self.method, self._evaluation_batches(), self._sum)
+        self.progress.evaluation_seconds += time.perf_counter() - started
+        return metrics
 
     def _evaluation_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.evaluation:
@@ -225,15 +236,6 @@ class Run:
             if self.stop.requested and self.agreement.alone:
                 raise StoppedError(self.stop.received[0])
             yield batch
-
-    @contextlib.contextmanager
-    def _timed(self, what: Literal["training_seconds", "evaluation_seconds"]) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = getattr(self.progress, what) + time.perf_counter() - started
-            setattr(self.progress, what, spent)
 
     def _calibrate(self) -> None:
         if self.held_out is not None:
@@ -276,6 +278,7 @@ class Run:
     def _save(self) -> None:
         """A checkpoint of how things are now."""
         progress = self.progress
+        self.intake.account_undecodable(progress)
         progress.history = json.dumps([e.model_dump() for e in self.history])
         progress.windows = tuple(self.clock.windows)
         progress.place = self.place
@@ -327,8 +330,8 @@ class Run:
     def _places_left(self) -> dict[str, Any]:
         """For the result, whose environment, rate and memory are those of the last place."""
         total = self.spec.suite.total_steps
-        left = [f"{place}: to step {n} of {total}" for place, n in self.progress.left.items()]
-        return {"trained before on": left} if left else {}
+        before = [f"{place}: to step {n} of {total}" for place, n in self.progress.places]
+        return {TRAINED_BEFORE: before} if before else {}
 
     def _count_work(self) -> int | None:
         """FLOPs of the run; None for a method that cannot take a few images on their own."""

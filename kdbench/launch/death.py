@@ -33,7 +33,8 @@ def record_unwritable(spec: RunSpec, how: Execution, error: UnwritableError) -> 
 
 def _failed(spec: RunSpec, how: Execution, reason: str, **environment: int) -> Result:
     """It is told in any case, and written where the disk takes it."""
-    result = empty_result(spec, make_accelerator(), "failed", without_paths(reason), how.processes)
+    accelerator = make_accelerator(deterministic=how.deterministic)  # this process may train on
+    result = empty_result(spec, accelerator, "failed", without_paths(reason), how.processes)
     told = result.environment.model_copy(update=environment)
     result = result.model_copy(update={"environment": told})
     with contextlib.suppress(UnwritableError):

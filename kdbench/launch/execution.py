@@ -183,11 +183,14 @@ def run_one(
         status: Status = "diverged" if isinstance(error, DivergedError) else "failed"
         moment = _moment(error, run, ranks)
         reason = ranks.settle(spec.label, _reason(error, spec, run), moment, lost)
+        if run is not None:
+            run.files.finish()  # once they agreed: who waits for a disk is not lost
         result = unfinished(status, reason)
     finally:
         ranks.on_failure = None  # it holds the run, and with it all networks
         for tracker in accelerator.trackers:
             tracker.finish()
+        accelerator.trackers.clear()  # or the next run would log to this one's too
         accelerator.free_memory()
     record(result)
     if not ranks.in_step:
