@@ -14,7 +14,7 @@ from kdbench.discovery import find_methods
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
 from kdbench.launch import slurm, watch
-from kdbench.launch.dispatch import prepare, read_orders, record
+from kdbench.launch.dispatch import at_its_turn, prepare, read_orders, record
 from kdbench.launch.execution import Execution
 from kdbench.launch.slurm import SlurmRequest, minutes
 from kdbench.launch.status import RunStatus, Ticket, write_status
@@ -184,8 +184,13 @@ def test_overwriting_begins_anew_once_and_a_waiting_run_keeps_what_it_reached(su
         assert (waiting.state, waiting.step, waiting.reason) == ("queued", step, None)
         assert waiting.ticket == Ticket(submission=sent.name, task=0)
         (order,) = read_orders(sent)
-        assert order.spec() == spec and not order.how.overwrite
-        assert (folder / "checkpoint-000000004.pt").exists() is not overwrite
+        assert order.spec() == spec
+        # What is to be replaced stays until then: a cluster may refuse it yet.
+        assert (folder / "checkpoint-000000004.pt").exists()
+        for expected in (not overwrite, True):  # its turn comes, and comes again
+            assert not at_its_turn(order).overwrite
+            assert (folder / "checkpoint-000000004.pt").exists() is expected
+            (folder / "checkpoint-000000004.pt").touch()
     write_status(folder, waiting.model_copy(update={"state": "running", "step": 9}))
     record(sent, Submission(cluster="slurm", job="7", runs=1))
     assert status_of("baseline").step == 9  # it was faster than the one who sent it

@@ -19,6 +19,7 @@ test -n "$order" || read order
 echo "$order in $CUDA_MPS_PIPE_DIRECTORY of ${CUDA_VISIBLE_DEVICES-all}" >> "$(dirname "$0")/orders"
 exit "$(cat "$(dirname "$0")/code")"
 """
+IS_DEAD = 'test "$order" = get_server_list && exit 1'
 TAKE_TURNS = "The runs of a GPU take turns on it: "
 SHARED = Shares(jobs=2, gpus=("0",), threads=1)
 
@@ -74,7 +75,17 @@ def test_a_service_of_the_user_serves_as_it_is(orders, place, monkeypatch, tmp_p
         (tmp_path / "no-service").mkdir()
         (tmp_path / "no-service" / "control").touch()
     assert use(SHARED) == (SHARED, [])
-    assert not orders.exists()
+    assert [line.split()[0] for line in orders.read_text().splitlines()] == ["get_server_list"]
+    (orders.parent / CONTROL).unlink()  # nobody to ask
+    assert use(SHARED) == (SHARED, [])
+
+
+def test_what_a_dead_service_left_is_none(orders, monkeypatch):
+    monkeypatch.setenv(PIPES, "theirs")
+    program = orders.parent / CONTROL
+    program.write_text(CONTROLLER.replace("exit", f"{IS_DEAD}\nexit"))
+    shares, said = use(SHARED)
+    assert said == [] and shares.variables[PIPES].startswith("/tmp/kdbench-mps-")
 
 
 def test_without_a_service_the_runs_take_turns_and_it_is_said(orders, monkeypatch):
@@ -106,6 +117,8 @@ def test_the_service_ends_with_a_killed_process(orders):
         assert process.stdout is not None and process.stdout.readline() == b"up\n"
         process.kill()
     assert eventually(lambda: "quit" in orders.read_text())
+    folder = Path(orders.read_text().split()[2])
+    assert eventually(lambda: not folder.exists())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the stand-in serves no GPU")

@@ -6,13 +6,20 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kdbench.atomic import written_whole
+from kdbench.atomic import exists, refused, written_whole
 from kdbench.engine.checkpoint import has_checkpoint, remove_checkpoints
 from kdbench.engine.spec import RunSpec
-from kdbench.launch.execution import Execution, run_folder
+from kdbench.launch.execution import Execution
 from kdbench.launch.order import WorkOrder
 from kdbench.launch.status import RunStatus, Ticket, read_status, write_status
-from kdbench.launch.submission import FILE, FOLDER, Submission, cancel_file, order_file
+from kdbench.launch.submission import (
+    FILE,
+    FOLDER,
+    Submission,
+    begun_file,
+    cancel_file,
+    order_file,
+)
 
 
 def prepare(specs: Sequence[RunSpec], how: Execution) -> Path:
@@ -25,16 +32,29 @@ def prepare(specs: Sequence[RunSpec], how: Execution) -> Path:
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     names = itertools.chain([now], (f"{now}-{number}" for number in itertools.count(2)))
     folder = next(place / name for name in names if not (place / name).exists())
-    if how.overwrite:  # now, not each time that a run's turn comes
-        for spec in specs:
-            remove_checkpoints(run_folder(how.runs, spec))
-        how = replace(how, overwrite=False)
     for task, spec in enumerate(specs):
         order = WorkOrder.of(spec, how)
         order = order.model_copy(update={"ticket": Ticket(submission=folder.name, task=task)})
         with written_whole(order_file(folder, task)) as stream:
             stream.write(order.model_dump_json(indent=1).encode())
     return folder
+
+
+def at_its_turn(order: WorkOrder) -> Execution:
+    """How to carry out an order: of a run to begin anew nothing is kept when its turn comes first,
+    and when it comes again what it did then.
+
+    Raises:
+        UnwritableError: its folder, or that of its submission, cannot be written.
+    """
+    if order.ticket is None or not order.how.overwrite:
+        return order.how
+    begun = begun_file(order.how.runs / FOLDER / order.ticket.submission, order.ticket.task)
+    if not exists(begun):
+        remove_checkpoints(order.folder)
+        with refused(f"write '{begun}'"):
+            begun.touch()
+    return replace(order.how, overwrite=False)
 
 
 def record(folder: Path, submission: Submission) -> None:
@@ -63,7 +83,7 @@ def _queued(order: WorkOrder, before: RunStatus | None) -> RunStatus:
         started=now,
         updated=now,
     )
-    if before is None or not has_checkpoint(order.folder):
+    if before is None or order.how.overwrite or not has_checkpoint(order.folder):
         return fresh
     kept = {"epoch", "step", "loss", "top1"}
     return fresh.model_copy(update=before.model_dump(include=kept))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from kdbench.atomic import exists
 from kdbench.launch.shares import VISIBLE, Shares
 
 CONTROL = "nvidia-cuda-mps-control"
@@ -19,8 +20,11 @@ LOGS = "CUDA_MPS_LOG_DIRECTORY"
 
 DEFAULT_PIPES = Path("/tmp/nvidia-mps")
 
-SERVICE = f"{CONTROL} -d >&2 && echo up && cat && echo quit | {CONTROL}"
+SERVICE = f'{CONTROL} -d >&2 && echo up && cat && echo quit | {CONTROL}; rm -rf "${PIPES}"'
 """Ends once its input does: also where this process is killed."""
+
+ASK = f"echo get_server_list | {CONTROL}"
+"""Fails where no service is up."""
 
 PROBE = (sys.executable, "-c", "import torch; torch.zeros(1, device='cuda')")
 
@@ -41,20 +45,33 @@ def side_by_side(shares: Shares, say: Callable[[str], None]) -> Iterator[Shares]
         yield shares
         return
     # The path of a socket may not be long, and TMPDIR is on some clusters.
-    with tempfile.TemporaryDirectory(
-        prefix="kdbench-mps-", dir="/tmp", ignore_cleanup_errors=True
-    ) as folder:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(
+            tempfile.TemporaryDirectory(
+                prefix="kdbench-mps-", dir="/tmp", ignore_cleanup_errors=True
+            )
+        )
         own = {PIPES: folder, LOGS: folder}
-        with _service(own) as is_up:
-            if is_up:
-                yield replace(shares, variables=own)
-            else:
-                say(_in_turn(f"{CONTROL} was started, and does not serve"))
-                yield shares
+        if stack.enter_context(_service(own)):
+            yield replace(shares, variables=own)
+            return
+    say(_in_turn(f"{CONTROL} was started, and does not serve"))
+    yield shares
 
 
 def _is_up() -> bool:
-    return PIPES in os.environ or (DEFAULT_PIPES / "control").exists()
+    """Whether there is a service of the user's; what a dead one left is none."""
+    if PIPES not in os.environ and not exists(DEFAULT_PIPES / "control"):
+        return False
+    if shutil.which(CONTROL) is None:  # in a container, say: nobody to ask
+        return True
+    try:
+        asked = subprocess.run(
+            ["/bin/sh", "-c", ASK], capture_output=True, timeout=PATIENCE_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return asked.returncode == 0
 
 
 def _in_turn(why: str) -> str:

@@ -45,6 +45,11 @@ def cancel_file(folder: Path, task: int) -> Path:
     return folder / f"cancel-{task}"
 
 
+def begun_file(folder: Path, task: int) -> Path:
+    """Where it exists, a run that was to begin anew has done so."""
+    return folder / f"begun-{task}"
+
+
 def has_supervisor(folder: Path) -> bool:
     """Whether one lives, on whatever machine shares the file system and its locks."""
     lock = locked(folder)

@@ -13,6 +13,7 @@ from pathlib import Path
 from kdbench.errors import UserError
 from kdbench.launch.child import Child, end_all, interrupted_by_signals
 from kdbench.launch.dispatch import is_cancelled, read_orders
+from kdbench.launch.mps import side_by_side
 from kdbench.launch.order import WorkOrder
 from kdbench.launch.shares import Shares
 from kdbench.launch.status import leave_word, read_status
@@ -27,7 +28,11 @@ def supervise(folder: Path, parallel: int) -> None:
         KeyboardInterrupt: it was told to stop; every run then has its checkpoint.
     """
     orders = read_orders(folder)
-    shares = Shares.among(min(parallel, len(orders)))
+    with side_by_side(Shares.among(min(parallel, len(orders))), print) as shares:
+        _carry_out(orders, folder, shares)
+
+
+def _carry_out(orders: list[WorkOrder], folder: Path, shares: Shares) -> None:
     waiting = deque(orders)
     running: dict[int, Child] = {}
     try:

@@ -21,6 +21,7 @@ from kdbench.engine.stop import Stop
 from kdbench.errors import PlanAbandonedError, UnwritableError, UserError
 from kdbench.launch.claim import claimed
 from kdbench.launch.death import UNWRITABLE
+from kdbench.launch.dispatch import at_its_turn
 from kdbench.launch.execution import open_images_together, run_and_save
 from kdbench.launch.order import WorkOrder
 from kdbench.launch.place import Place, end_with
@@ -88,7 +89,7 @@ def _reporter(order: WorkOrder, spec: RunSpec, ranks: Ranks) -> StatusReporter |
 
 
 def _train(order: WorkOrder, spec: RunSpec, ranks: Ranks, observer: Observer, stop: Stop) -> Result:
-    how = order.how
+    how = at_its_turn(order)
     accelerator = make_accelerator(how.runs, how.tensorboard, deterministic=how.deterministic)
     place = accelerator.device, accelerator.num_processes
     mode = step_mode(how.compile, spec.suite, spec.architecture, *place)
