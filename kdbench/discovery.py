@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 import sys
+import tokenize
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -136,7 +137,8 @@ def load_file(
         raise BrokenMethodError(
             f"{file.name}, line {line}: two methods ({names}); a file holds one."
         )
-    digest = source_digest(file.read_text(encoding="utf-8"))
+    with tokenize.open(file) as source:  # in the encoding that it says it has
+        digest = source_digest(source.read())
     return _checked(MethodEntry(file.stem, found[0], digest, argument or file.stem))
 
 
@@ -193,8 +195,6 @@ def _is_docstring(node: Any) -> bool:
 
 
 def _from_user(file: Path, taken: set[str]) -> MethodEntry:
-    if not file.is_file():
-        raise BrokenMethodError(f"Method file '{file}' does not exist.")
     if file.stem in taken:
         raise BrokenMethodError(
             f"Method file '{file}': the name '{file.stem}' is taken; rename the file."
@@ -214,8 +214,8 @@ def _import(file: Path, name: str) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise BrokenMethodError(f"{file.name}, line {error.lineno}: {error.msg}.") from error
-    except Exception as error:  # a user's file may raise anything while it is imported
+        raise BrokenMethodError(f"{file.name}, line {error.lineno or 1}: {error.msg}.") from error
+    except (Exception, SystemExit) as error:  # a user's file may raise anything
         line = error_line(error, file) or 1
         raise BrokenMethodError(f"{file.name}, line {line}: {error_text(error)}.") from error
     return module

@@ -1,5 +1,6 @@
 """Names of methods: a mistyped one is refused before anything that takes long is imported."""
 
+import os
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -20,14 +21,17 @@ def method_names() -> list[str]:
 
 
 def check_method_names(names: Iterable[str]) -> None:
-    """Refuse a name that is no method's, no file's and not `all`.
+    """Refuse a name that is no method's and not `all`, and a file that is not there.
 
     Raises:
-        UserError: with the nearest that exists.
+        UserError: with the nearest name that exists.
     """
     known = [*method_names(), "all"]
     for name in names:
-        if name not in known and not name.endswith(".py"):
+        if name.endswith(".py"):
+            if not os.path.isfile(name):
+                raise UserError(f"Method file '{name}' does not exist.")
+        elif name not in known:
             file = f"./{name}.py"
             hint = f" For the file in this folder write '{file}'." if Path(file).exists() else ""
             raise UserError(f"{unknown('method', name, method_names())}{hint}")

@@ -102,6 +102,7 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 from kdbench.losses import kl
+from kdbench.errors import UserError
 from kdbench.method import Method, network_roles
 
 class Good(Method):
@@ -216,6 +217,8 @@ def test_check_passes_a_good_method_and_catches_ranks_that_drift(tmp_path):
         ("class Broken(:\n    pass\n", ["mine.py, line 1", "syntax"]),
         ("import torch\n", ["mine.py", "no method"]),
         ("\n\nimport nothing_of_this_name\n", ["mine.py, line 3", "ModuleNotFoundError"]),
+        ("import sys\nsys.exit(3)\n", ["mine.py, line 2", "SystemExit: 3"]),
+        ("x = '\0'\n", ["mine.py, line 1", "null bytes"]),
         (
             GOOD + GOOD.partition("class ")[0] + "class Twice(Good):\n    pass\n",
             ["mine.py, line", "two methods (Good and Twice)"],
@@ -280,8 +283,14 @@ def test_a_constructor_that_raises_is_named_with_its_line(tmp_path):
 
 
 def test_a_file_that_is_not_there_is_named():
-    with pytest.raises(BrokenMethodError, match=r"'gone\.py' does not exist"):
+    with pytest.raises(UserError, match=r"'\./gone\.py' does not exist"):
         find_methods(["./gone.py"])
+
+
+def test_a_file_is_read_in_the_encoding_that_it_declares(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_bytes(f"# -*- coding: latin-1 -*-\nNAME = 'é'\n{GOOD}".encode("latin-1"))
+    assert [entry.name for entry in find_methods([str(file)])] == ["mine"]
 
 
 def test_options_of_another_kind_are_refused(tmp_path):

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from platformdirs import user_cache_path
 from torch import Tensor
 
-from kdbench.atomic import written_whole
+from kdbench.atomic import exists, written_whole
 from kdbench.data.selection import first_per_class, last_share_per_class
 from kdbench.data.sources import Source
 from kdbench.errors import UserError
@@ -93,7 +93,7 @@ def load_images(source: Source, split: Split) -> Images:
 def is_cached(source: Source) -> bool:
     """Whether both splits were read before and kept."""
     splits = (source.data.train, source.data.test)
-    return all(_cache_file(source, split).is_file() for split in splits)
+    return all(exists(_cache_file(source, split)) for split in splits)
 
 
 def _read(source: Source, split: Split) -> tuple[np.ndarray, np.ndarray]:
