@@ -1,10 +1,10 @@
 """Names of methods: a mistyped one is refused before anything that takes long is imported."""
 
-import os
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
+from kdbench.atomic import exists
 from kdbench.errors import UserError, unknown
 from kdbench.paths import built_in_files
 
@@ -29,7 +29,7 @@ def check_method_names(names: Iterable[str]) -> None:
     known = [*method_names(), "all"]
     for name in names:
         if name.endswith(".py"):
-            if not os.path.isfile(name):
+            if not exists(Path(name)):
                 raise UserError(f"Method file '{name}' does not exist.")
         elif name not in known:
             file = f"./{name}.py"

@@ -11,6 +11,7 @@ from kdbench.check.command import check_methods, run_check, table
 from kdbench.check.subject import Subject
 from kdbench.check.two_processes import train_in_two_processes
 from kdbench.discovery import BrokenMethodError, find_methods
+from kdbench.errors import UserError
 from kdbench.suite import load_suite
 
 VARIANTS = [
