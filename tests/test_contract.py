@@ -12,6 +12,7 @@ from kdbench.check.subject import Subject
 from kdbench.check.two_processes import train_in_two_processes
 from kdbench.discovery import BrokenMethodError, find_methods
 from kdbench.errors import UserError
+from kdbench.errors import UserError
 from kdbench.suite import load_suite
 
 VARIANTS = [
@@ -102,7 +103,6 @@ GOOD = '''
 import torch
 from torch import nn
 import torch.nn.functional as F
-from kdbench.losses import kl
 from kdbench.errors import UserError
 from kdbench.method import Method, network_roles
 
