@@ -12,7 +12,6 @@ from kdbench.check.subject import Subject
 from kdbench.check.two_processes import train_in_two_processes
 from kdbench.discovery import BrokenMethodError, find_methods
 from kdbench.errors import UserError
-from kdbench.errors import UserError
 from kdbench.suite import load_suite
 
 VARIANTS = [
@@ -103,7 +102,7 @@ GOOD = '''
 import torch
 from torch import nn
 import torch.nn.functional as F
-from kdbench.errors import UserError
+from kdbench.losses import kl
 from kdbench.method import Method, network_roles
 
 class Good(Method):
