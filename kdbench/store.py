@@ -143,6 +143,8 @@ class Result(Record):
     schema_version: Literal[1] = SCHEMA_VERSION
     fingerprint: str
     """Of suite, method, options, architecture and seed: equal means the same run."""
+    harness: int = 1
+    """Version of the harness: another gives other numbers, whatever the method."""
     identity: Identity
     options: dict[str, Any]
     protocol: dict[str, Any]

@@ -140,6 +140,11 @@ def load_suite(name: str) -> Suite:
         content = _merged(file, seen=())
     except OSError as error:
         raise UserError(f"Suite '{name}' cannot be read: {error.strerror or error}.") from None
+    if "@" in file.stem:
+        raise UserError(
+            f"Suite '{file.name}' is not valid: '@' in a suite's name stands before what a command "
+            "changes in it; rename the file."
+        )
     if "name" in content:
         raise UserError(
             f"Suite '{file.name}' is not valid: a suite is named after its file; remove 'name'."

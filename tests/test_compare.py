@@ -30,6 +30,7 @@ def save(template):
         *top1: float,
         made: dict | None = None,
         cost: dict | None = None,
+        run: dict | None = None,
         **identity: str,
     ) -> None:
         for seed, value in enumerate(top1):
@@ -41,6 +42,7 @@ def save(template):
                     "cost": template.cost.model_copy(update=cost or {}),
                 }
                 | one_epoch({"student": metrics(value)})
+                | (run or {})
             )
             store.save(Path(folder), result)
 
@@ -75,8 +77,9 @@ def test_differences_are_paired_adjusted_and_sorted_by_evidence(save, compared):
     alone = paired(*(dict(enumerate(t)) for t in ([72.0 + s / 10 for s in range(8)], [70.0] * 8)))
     assert rows["up"].difference == pytest.approx(alone.mean)
     assert rows["up"].interval == pytest.approx(alone.interval)
-    # Two of 256 sign flips; the smallest of four comparisons counts four times, as the next does.
-    assert rows["up"].p == rows["down"].p == pytest.approx(4 * 2 / 256)
+    # Two of 256 sign flips; the smallest of three comparisons counts three times, as the next does:
+    # what is identical was never in doubt.
+    assert rows["up"].p == rows["down"].p == pytest.approx(3 * 2 / 256)
     text = render(compare("a", "b", Path("results")), "terminal")
     assert text.endswith("\n1 better, 1 worse, 1 not distinguishable, 1 identical\n")
 
@@ -146,19 +149,20 @@ def test_what_one_side_lacks_or_did_not_finish_is_said(save, compared, template)
 
 
 @pytest.mark.parametrize(
-    ("made", "cost", "ratio"),
+    ("made", "cost", "notes", "ratio"),
     [
-        ({}, {}, 2.0),
-        ({"device": "another"}, {}, None),
-        ({"step": "graph"}, {}, None),
-        ({"threads": 64}, {}, None),
-        ({}, {"jobs": 2}, None),
+        ({}, {}, {}, 2.0),
+        ({"device": "another"}, {}, {}, None),
+        ({"step": "graph"}, {}, {}, None),
+        ({"threads": 64}, {}, {}, None),
+        ({}, {"jobs": 2}, {}, None),
+        ({}, {}, {store.TRAINED_BEFORE: ["elsewhere"]}, None),
     ],
 )
-def test_costs_are_ratios_where_runs_were_made_alike(save, compared, made, cost, ratio):
+def test_costs_are_ratios_where_runs_were_made_alike(save, compared, made, cost, notes, ratio):
     save("a", "dml", 60.0, cost={"images_per_second": 100.0, "peak_memory_bytes": 1000})
     both = {"images_per_second": 200.0, "peak_memory_bytes": 2000}
-    save("b", "dml", 60.0, made=made, cost=both | cost)
+    save("b", "dml", 60.0, made=made, cost=both | cost, run={"notes": notes})
     assert (compared()["dml"].rate, compared()["dml"].memory) == (ratio, ratio)
 
 
@@ -170,6 +174,16 @@ def test_two_methods_are_compared_by_architecture(save, compared):
     assert rows["resnet20"].difference == 1.5
     assert rows["resnet20"].notes == []  # that two methods differ is no news
     assert rows["resnet32"].verdict == "only in B"
+
+
+def test_what_is_of_several_versions_is_said(save, compared):
+    save("results", "dml", 60.0, 60.0)
+    save("results", "ffsd", 61.0, 62.0)
+    save("results", "ffsd", 61.0, method_hash="another")
+    assert compared("dml", "ffsd")["resnet20"].notes == ["more than one version in B"]
+    save("a", "dml", 60.0)
+    save("b", "dml", 61.0, run={"harness": 2})
+    assert compared()["dml"].notes == ["another harness version"]
 
 
 def git(*arguments: str) -> None:

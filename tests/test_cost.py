@@ -185,6 +185,21 @@ def test_every_table_for_readers_has_the_controls_below(tmp_path, form, title):
     assert make_report(tmp_path, None, form, "baseline").text.count(title) == 1
 
 
+def test_a_table_at_equal_cost_stands_below_either_of_its_suites(tmp_path):
+    for run in [
+        *make("baseline", 60.0, flops=3e14),
+        *make("ffsd", 66.0),
+        *make("baseline", 63.0, epochs=33),
+    ]:
+        save(tmp_path, run)
+    short, long = "cifar100-reduced", "cifar100-reduced@epochs=33"
+    for suites in (None, [short], [long], [short, long]):
+        text = make_report(tmp_path, suites, "terminal", "baseline").text
+        assert text.count("baseline trained for as many FLOPs") == 1, suites
+        assert (f"{short}, resnet20\n" in text) is (suites != [long])
+        assert (f"{long}, resnet20\n" in text) is (suites != [short])
+
+
 def test_a_suite_of_another_name_is_not_among_the_points():
     """Even where it is the same recipe."""
     results = make("baseline", 60.0) + make("ffsd", 66.0)

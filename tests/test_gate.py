@@ -128,6 +128,12 @@ def test_accuracy_has_the_tolerance_of_a_prediction_interval_over_pooled_seeds(s
         assert float(found.tolerance) == pytest.approx(tolerance, abs=0.01)
 
 
+def test_a_spread_is_of_all_methods_whichever_were_asked_for(stored):
+    tolerance = stats.t.isf(ALARMS / 2 / 2, 4) * 2.0 * math.sqrt(2 / 3)  # 1 method x 2 roles
+    found = judged(stored, entry("a"), "student top-1")
+    assert float(found.tolerance) == pytest.approx(tolerance, abs=0.01)
+
+
 def test_accuracy_is_compared_over_the_seeds_that_both_have(stored):
     found = judged(stored, entry("a", traces={2: trace(94.0)}), "student top-1")
     assert found.identical and found.baseline == "94.00"
@@ -257,6 +263,8 @@ def test_an_update_from_changed_code_is_refused(gate, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "arguments", "complaint"),
     [
+        ({}, ("--update", "--architectures", "wrn16-2", "--methods", "all"), "lose resnet8"),
+        ({}, ("--results-dir", "kept"), "'kept' holds results"),
         ({}, (), "another version of suite"),
         ({"schema_version": 2}, (), "no valid baseline"),
         ({}, ("--update",), "would lose c"),
@@ -267,6 +275,9 @@ def test_an_update_from_changed_code_is_refused(gate, monkeypatch):
 def test_mistakes_are_one_sentence(gate, made, change, arguments, complaint):
     stored = made.model_copy(update={"entries": [entry("c")]})
     Path("stored.json").write_text(json.dumps(stored.model_dump(mode="json") | change))
+    kept = Path("kept/tiny/resnet8/c/seed0.json")
+    kept.parent.mkdir(parents=True)
+    kept.touch()
     code, _, err = gate("--baseline", "stored.json", *arguments)
     assert code == 2 and "Traceback" not in err
     if complaint:
@@ -318,6 +329,8 @@ def test_agreement_is_of_the_ranks_of_means_over_seeds(result):
     assert found.startswith(f"resnet8: Spearman's rho {rho:.2f} ") and "over 3 methods" in found
     assert "2 methods have both, 3 are needed" in agreement([*short[:2], *full], "short", "full")
     assert "no method has" in agreement([*short[3:], *full], "short", "full")
+    short[0] = short[0].model_copy(update={"harness": 2})
+    assert agreement([*short, *full], "short", "full").startswith("n/a: the results of 'short' are")
 
 
 def test_agreement_says_what_is_missing(kdbench):

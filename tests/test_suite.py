@@ -294,6 +294,7 @@ def test_a_wrong_value_is_one_clear_sentence(write, key, values):
 def test_a_circle_of_extends_is_refused(write, tmp_path):
     write('extends = "mine"', "other")
     assert "extends itself" in complaint(write('extends = "other"'))
+    assert "'@' in a suite's name" in complaint(write('extends = "digits"', "a@b"))
     assert "extends itself" in complaint(
         write(f'extends = "../{tmp_path.name}/roundabout"', "roundabout")
     )

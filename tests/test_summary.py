@@ -12,6 +12,7 @@ from kdbench.report.columns import columns
 from kdbench.report.statistics import paired, seeds_needed
 from kdbench.report.summary import leaderboard, runs_frame
 from kdbench.report.tables import render
+from kdbench.store import TRAINED_BEFORE
 
 BASELINE = [70.0, 70.4, 70.1, 69.9, 70.2, 70.3, 70.0, 70.1]
 BETTER = [72.1, 72.3, 72.2, 71.8, 72.4, 72.1, 72.2, 72.0]
@@ -101,6 +102,45 @@ def test_hours_are_of_all_gpus_and_of_runs_alone():
     )
     assert board.hours["dml"] == 2.0
     assert board.hours["one"] == 0.5  # a CPU's cores are no devices
+
+
+def test_a_run_that_moved_has_no_rate_nor_time_of_its_own():
+    moved = made("dml", cost={"images_per_second": 1.0})
+    moved = moved.model_copy(update={"notes": {TRAINED_BEFORE: ["elsewhere: to step 6 of 12"]}})
+    board = board_of(made("baseline"), moved)
+    measured = ["images_per_second", "peak_memory_bytes", "training_seconds", "hours"]
+    assert board.loc["dml", measured].isna().all() and board.loc["baseline", measured].notna().all()
+    text = render(board.reset_index(), "terminal")
+    assert "Trained in several places one after the other, so no rate is its own: dml." in text
+    assert " moved " in text
+    stays = made("dml", 1, cost={"images_per_second": 100.0})
+    assert board_of(made("baseline"), moved, stays).images_per_second["dml"] == 100
+
+
+@pytest.mark.parametrize(
+    ("change", "labels"),
+    [
+        ({"environment": {"precision": "tf32"}}, ("fp32", "tf32")),
+        ({"notes": {"images": "prepared"}}, ("originals", "prepared")),
+        ({"harness": 2}, ("harness 1", "harness 2")),
+    ],
+)
+def test_rows_that_differ_in_more_than_their_method_say_so(change, labels):
+    results = made_seeds("baseline", BASELINE), made_seeds("dml", BETTER)
+    for i, result in enumerate(results[1]):
+        update = dict(change)
+        if "environment" in update:
+            update["environment"] = result.environment.model_copy(update=update["environment"])
+        results[1][i] = result.model_copy(update=update)
+    said = "Rows of another precision, other images or another version of the harness are ranked"
+    board = board_of(*results[0], *results[1])
+    names = [f"baseline ({labels[0]})", f"dml ({labels[1]})"]
+    assert sorted(board.index) == names and pd.isna(board.difference[names[1]])
+    assert said in render(board.reset_index(), "terminal")
+    assert said not in render(board_of(*results[1]).reset_index(), "terminal")
+    # A mean of both kinds is none of either.
+    board = board_of(*results[0], *results[1][:4], *made_seeds("dml", BETTER)[4:])
+    assert board.n[f"dml ({labels[0]})"] == board.n[f"dml ({labels[1]})"] == 4
 
 
 def test_csv_and_json_hold_every_value_by_seed(three):

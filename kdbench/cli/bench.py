@@ -16,6 +16,7 @@ from kdbench.cli.common import (
     names_of,
 )
 from kdbench.errors import UserError, unknown
+from kdbench.names import check_method_names
 
 
 def bench(
@@ -40,15 +41,16 @@ def bench(
     format_: Annotated[TableFormat, Option("--format")] = TableFormat.terminal,
 ) -> None:
     """Measure what a training step of each method costs, on random images."""
-    names = methods_of(methods)
+    from kdbench.suite import load_suite
+
+    names, chosen, how = methods_of(methods), load_suite(suite), ways(compile_)
+    check_method_names([against])
     from rich.progress import Progress
 
     from kdbench.bench.command import bench as measure
     from kdbench.bench.tables import render
     from kdbench.launch.plan import make_specs
-    from kdbench.suite import load_suite
 
-    chosen = load_suite(suite)
     if precision is not None:
         chosen = chosen.with_precision(precision.value)
     specs = make_specs(chosen, names, names_of(architectures), settings=set_ or [])
@@ -63,7 +65,7 @@ def bench(
         task = progress.add_task("measuring", total=1)
         measured = measure(
             specs,
-            [way.value for way in ways(compile_)],
+            [way.value for way in how],
             rounds,
             against,
             lambda what, share: progress.update(task, description=what, completed=share),

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from typer import Option
 
-from kdbench.cli.common import SuiteName
+from kdbench.cli.common import SuiteName, complain
 from kdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ def prepare(
         with _progress("checking", manifest.images if manifest else 0) as advance:
             problems = work.check(output, advance)
         for problem in problems:
-            _say(problem)
+            complain(problem)
         if problems:
-            _say("Delete what is damaged, and the same command without --check makes it again.")
+            complain("Delete what is damaged, and the same command without --check makes it again.")
             raise typer.Exit(1)
         print(f"'{output}' is whole.")
         return
@@ -88,7 +88,7 @@ def _say_undecodable(manifest: "Manifest") -> None:
         return
     named = ", ".join(f"{split} {index} ({reason})" for split, index, reason in bad[:NAMED])
     more = f" and {len(bad) - NAMED:,} more" if len(bad) > NAMED else ""
-    _say(f"{len(bad):,} images cannot be decoded and keep their bytes: {named}{more}.")
+    complain(f"{len(bad):,} images cannot be decoded and keep their bytes: {named}{more}.")
 
 
 @contextmanager
@@ -100,8 +100,3 @@ def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.advance(task, count)
-
-
-def _say(message: str) -> None:
-    console = Console(stderr=True, soft_wrap=True)
-    console.print(f"kdbench: {message}", markup=False, highlight=False)

@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from kdbench.cli.common import RESULTS, DataDir, Methods, SuiteName, complain, methods_of, names_of
+from kdbench.cli.common import (
+    RESULTS,
+    DataDir,
+    Methods,
+    SuiteName,
+    complain,
+    complain_of,
+    methods_of,
+    names_of,
+)
 from kdbench.errors import UserError
 
 BASELINES = Path("results/gate")
@@ -43,17 +52,22 @@ def gate(
     ] = None,
 ) -> None:
     """Train a short schedule and compare it with a baseline; exit code 1 on a regression."""
-    names = methods_of(methods)
+    from kdbench.suite import load_suite
+
+    names, chosen = methods_of(methods), load_suite(suite)
+    if agreement is not None:
+        _print_agreement(results_dir or RESULTS, chosen.name, load_suite(agreement).name)
+        return
     from kdbench.gate.command import Asked
     from kdbench.gate.command import gate as measure
     from kdbench.gate.record import write_baseline
     from kdbench.launch.execution import Execution
-    from kdbench.suite import load_suite
 
-    chosen = load_suite(suite)
-    if agreement is not None:
-        _print_agreement(results_dir or RESULTS, chosen.name, load_suite(agreement).name)
-        return
+    if results_dir is not None and any(results_dir.glob("*/*/*/seed*.json")):
+        raise UserError(
+            f"'{results_dir}' holds results, which the gate's own would replace; name an empty "
+            "folder with --results-dir."
+        )
     file = baseline or BASELINES / f"{chosen.name}.json"
     asked = Asked(chosen, names, names_of(architectures) or None, seeds, epochs)
     with TemporaryDirectory(prefix="kdbench-gate-") as folder:
@@ -75,7 +89,10 @@ def _print_agreement(results: Path, short: str, full: str) -> None:
     from kdbench.report.agreement import agreement
     from kdbench.store import read_apart
 
-    print(agreement(read_apart(results)[0], short, full))
+    good, damaged = read_apart(results)
+    print(agreement(good, short, full))
+    if complain_of(damaged):
+        raise typer.Exit(2)
 
 
 def _append(file: Path, text: str) -> None:

@@ -51,19 +51,20 @@ def report(
 ) -> None:
     """Print the leaderboards of all results, or write them as a page or figures."""
     names = None if columns is None else names_of(columns)
+    suites = None if suite is None else [suite]
     if format_ in FILES:
-        left_out = _write_report(results_dir, suite, format_, against, output or SITE, names)
+        left_out = _write_report(results_dir, suites, format_, against, output or SITE, names)
     elif output:
         raise UserError(f"--output goes with --format {', '.join(FILES)}; {format_} is printed.")
     else:
-        left_out = print_report(results_dir, suite, format_, against, names)
+        left_out = print_report(results_dir, suites, format_, against, names)
     if left_out:
         raise typer.Exit(2)
 
 
 def print_report(
     results: Path,
-    suite: str | None,
+    suites: list[str] | None,
     form: ReportFormat,
     against: str,
     columns: list[str] | None = None,
@@ -72,14 +73,14 @@ def print_report(
     from kdbench.report.command import make_report
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    made = make_report(results, suite, cast("Format", form.value), against, columns, width)
+    made = make_report(results, suites, cast("Format", form.value), against, columns, width)
     print(made.text, end="")
     return complain_of(made.damaged)
 
 
 def _write_report(
     results: Path,
-    suite: str | None,
+    suites: list[str] | None,
     form: ReportFormat,
     against: str,
     output: Path,
@@ -89,10 +90,10 @@ def _write_report(
     from kdbench.report.site import write_figures, write_page
 
     if form is ReportFormat.html:
-        written = write_page(results, suite, against, output, columns)
+        written = write_page(results, suites, against, output, columns)
     elif columns is None:
         image = cast("ImageFormat", form.value)
-        written = write_figures(results, suite, image, against, output)
+        written = write_figures(results, suites, image, against, output)
     else:
         raise UserError(f"--columns is for tables; --format {form} has none.")
     print(written.text, end="")

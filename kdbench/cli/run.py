@@ -19,12 +19,12 @@ from kdbench.cli.common import (
     SuiteName,
     Workers,
     complain,
-    methods_of,
     names_of,
 )
 from kdbench.cli.report import ReportFormat, print_report
 from kdbench.errors import UserError
 from kdbench.launch.place import Place, silent
+from kdbench.names import check_method_names
 
 if TYPE_CHECKING:
     from kdbench.store import Result
@@ -87,7 +87,7 @@ def run(
 
     if not Place.of_this_process().launched:  # such processes meet first, and then end together
         load_suite(suite)
-        methods_of(methods)
+        check_method_names([*names_of(methods), *([match_cost] if match_cost else [])])
     from kdbench.data import is_cached, locate
     from kdbench.launch.execution import Execution, check_processes
     from kdbench.launch.local import execute
@@ -163,8 +163,8 @@ def run(
             if ranks.is_main:
                 # Where the disk took no result, there is no table, and it is said why.
                 with contextlib.suppress(UserError) if code else contextlib.nullcontext():
-                    for name in dict.fromkeys(run.spec.suite.name for run in plan):
-                        print_report(results_dir, name, ReportFormat.terminal, "baseline")
+                    suites = list(dict.fromkeys(run.spec.suite.name for run in plan))
+                    print_report(results_dir, suites, ReportFormat.terminal, "baseline")
         else:
             code = 2
     if code:

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from kdbench.engine.environment import environment
-from kdbench.engine.spec import RunSpec
+from kdbench.engine.spec import HARNESS_VERSION, RunSpec
 from kdbench.store import Epoch, Metrics, Result, Status
 
 
@@ -49,6 +49,7 @@ def empty_result(
     command += " --deterministic" if torch.are_deterministic_algorithms_enabled() else ""
     return Result(
         fingerprint=spec.fingerprint(),
+        harness=HARNESS_VERSION,
         identity=spec.identity(),
         options=spec.options.model_dump(mode="json"),
         protocol=spec.suite.model_dump(mode="json"),

@@ -51,7 +51,7 @@ class Gate:
 
     def render(self, markdown: bool = False) -> str:
         if self.old is None:
-            return "There was no baseline to compare with.\n"
+            return "There was no baseline of this suite to compare with.\n"
         return render(self.findings, self.old, self.new.environment, markdown)
 
 
@@ -131,13 +131,19 @@ def _check_update(
             "--update is refused: kdbench, methods or suites have changes that no commit holds, "
             "and a baseline names the commit that made it; commit them first."
         )
+    if old is None:
+        return
     kept = {spec.method_name for spec in specs}
-    lost = sorted({entry.method for entry in old.entries} - kept) if old else []
-    if lost and "all" not in methods:
-        raise UserError(
-            f"--update writes the whole baseline, and would lose {', '.join(lost)}; "
-            "leave out --methods."
-        )
+    gone = set() if "all" in methods else {entry.method for entry in old.entries} - kept
+    for lost, option in (
+        (gone, "--methods"),
+        (set(old.architectures) - {spec.architecture for spec in specs}, "--architectures"),
+    ):
+        if lost:
+            raise UserError(
+                f"--update writes the whole baseline, and would lose {', '.join(sorted(lost))}; "
+                f"leave out {option}."
+            )
 
 
 def _check_finished(entries: Sequence[Entry]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import pandas as pd
 from scipy import stats
 
-from kdbench.report.summary import runs_frame
+from kdbench.report.summary import KINDS, runs_frame
 from kdbench.store import Result
 
 FEWEST = 3
@@ -19,8 +19,14 @@ def agreement(results: Iterable[Result], short: str, full: str) -> str:
     runs = runs_frame(results)
     runs = runs[runs.status == "finished"]
     for suite in (full, short):
-        if not (runs.suite == suite).any():
+        of_suite = runs[runs.suite == suite]
+        if of_suite.empty:
             return f"n/a: no results of '{suite}'."
+        if len(of_suite[["suite_hash", *KINDS]].drop_duplicates()) > 1:
+            return (
+                f"n/a: the results of '{suite}' are of several recipes, precisions, images or "
+                "versions of the harness."
+            )
     means = runs.groupby(["architecture", "method", "suite"]).student_top1.mean().unstack("suite")
     both = means.dropna(subset=[short, full])
     lines = [_line(str(name), rows[short], rows[full]) for name, rows in both.groupby(level=0)]

@@ -136,9 +136,9 @@ def _cost_columns(board: pd.DataFrame, against: str) -> list[Column]:
     hours = " or ".join("GPU-hours" if kind == "device" else "hours" for kind in kinds) or "hours"
 
     def rate(row: pd.Series) -> str:
-        """Rates of runs that shared a device are none; those of several ways are told apart."""
-        if row.shared:
-            return "shared"
+        """Of runs that shared a device or moved there is none; several ways are told apart."""
+        if row.unmeasured:
+            return str(row.unmeasured)
         text = _formatted("images_per_second", ",.0f")(row)
         ways = [
             row[name] if isinstance(row[name], str) else f"{name} {row[name]:.0f}"

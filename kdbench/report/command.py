@@ -1,12 +1,12 @@
 """What `kdbench report` does: read, summarise, render."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdbench.errors import UserError, unknown
 from kdbench.paths import built_in_files
-from kdbench.report.cost import equal_cost, equal_cost_tables
+from kdbench.report.cost import GROUP, ByGroup, cost_frame, equal_cost, equal_cost_tables
 from kdbench.report.published import Source, read_published
 from kdbench.report.summary import leaderboard, runs_frame
 from kdbench.report.tables import Format, render
@@ -27,6 +27,8 @@ class Gathered:
     """What a results folder holds."""
 
     results: list[Result]
+    siblings: list[Result]
+    """Of the same suites under other epochs or in another precision, where none was asked for."""
     published: list[Source]
     damaged: list[Damaged]
     """Files that are neither."""
@@ -34,7 +36,7 @@ class Gathered:
 
 def make_report(
     results: Path,
-    suite: str | None,
+    suites: Sequence[str] | None,
     form: Format,
     against: str,
     names: Sequence[str] | None = None,
@@ -42,23 +44,46 @@ def make_report(
 ) -> Report:
     """The leaderboards of a results folder, in the named columns, to fit a terminal's `width`.
 
-    Below them stand controls that were trained for as many FLOPs, where there are any.
+    With `suites`, of these only. Below them stand controls that were trained for as many FLOPs,
+    where there are any.
 
     Raises:
         UserError: there is no result to show, or no such suite, method or column.
     """
     if names is not None and form in ("csv", "json"):
         raise UserError(f"--columns is for tables; --format {form} always holds all of them.")
-    found = gather(results, suite, against)
+    found = gather(results, suites, against)
     board = leaderboard(runs_frame(found.results), against)
     text = render(board, form, against, names, found.published, width)
     if form not in ("csv", "json"):
-        for table in equal_cost_tables(equal_cost(found.results, against), against).values():
+        for table in controls(found, against).values():
             text += f"\n{table.latex() if form == 'latex' else table.text(form == 'markdown')}"
     return Report(text, found.damaged)
 
 
-def gather(results: Path, suite: str | None, against: str) -> Gathered:
+def controls(found: Gathered, against: str) -> ByGroup:
+    """Tables at equal cost, of the boards that are shown."""
+    tables = equal_cost_tables(equal_cost([*found.results, *found.siblings], against), against)
+    shown = cost_frame(found.results)[GROUP].drop_duplicates().itertuples(index=False, name=None)
+    return {group: tables[group] for group in shown if group in tables}
+
+
+def _read(
+    results: Path, suites: Sequence[str] | None, folders: Iterable[str]
+) -> tuple[list[Result], list[Result], list[Damaged]]:
+    """Results, their siblings, and damaged files."""
+    if suites is None:
+        everything, damaged = read_apart(results)
+        return everything, [], damaged
+    read = {name: read_apart(results, name) for name in suites}
+    good = [result for name in suites for result in read[name][0]]
+    bases = {name.partition("@")[0] for name in suites}
+    others = {name for name in folders if name.partition("@")[0] in bases} - set(suites)
+    siblings = [result for name in sorted(others) for result in read_apart(results, name)[0]]
+    return good, siblings, [item for name in suites for item in read[name][1]]
+
+
+def gather(results: Path, suites: Sequence[str] | None, against: str) -> Gathered:
     """The results of a folder, and what in it is none.
 
     Raises:
@@ -66,11 +91,12 @@ def gather(results: Path, suite: str | None, against: str) -> Gathered:
     """
     folders = {folder.parents[1].name for folder in results.glob("*/*/*/")}
     known_suites = folders | set(suite_files())
-    if suite is not None and suite not in known_suites:
-        raise unknown("suite", suite, known_suites)
-    good, damaged = read_apart(results, suite)
+    for suite in suites or []:
+        if suite not in known_suites:
+            raise unknown("suite", suite, known_suites)
+    good, siblings, damaged = _read(results, suites, folders)
     if not good:
-        of_suite = f" of suite '{suite}'" if suite else ""
+        of_suite = f" of suite '{', '.join(suites)}'" if suites else ""
         unreadable = f" ({len(damaged)} damaged files)" if damaged else ""
         raise UserError(
             f"No results{of_suite} in '{results}'{unreadable}; `kdbench run` makes some."
@@ -81,4 +107,4 @@ def gather(results: Path, suite: str | None, against: str) -> Gathered:
     others = list(read_published(results))
     sources = [item for item in others if isinstance(item, Source)]
     damaged += [item for item in others if isinstance(item, Damaged)]
-    return Gathered(good, sources, damaged)
+    return Gathered(good, siblings, sources, damaged)

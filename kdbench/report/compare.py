@@ -14,7 +14,7 @@ from kdbench.report.sides import Side, read_sides
 from kdbench.report.statistics import LEVEL, holm, paired
 from kdbench.report.summary import WAY
 from kdbench.report.tables import titled_table
-from kdbench.store import Damaged, Result
+from kdbench.store import TRAINED_BEFORE, Damaged, Result
 
 Format = Literal["terminal", "markdown", "json"]
 Key = tuple[str, str, str, str, str, str]
@@ -154,8 +154,7 @@ def _row(key: Key, ours: Mapping[Key, Runs], theirs: Mapping[Key, Runs]) -> Row:
         verdict, others = ("only in A", theirs) if a else ("only in B", ours)
         notes = _why_alone(key, others) + row.notes
         return replace(row, verdict=verdict, a=_mean(a), b=_mean(b), notes=notes)
-    if method:
-        row = replace(row, notes=_of_versions(a, b) + row.notes)
+    row = replace(row, notes=_of_versions(a, b, of_methods=not method) + row.notes)
     top1 = [_top1(runs) for runs in (a, b)]
     alone = [("A", top1[0].keys() - b.keys()), ("B", top1[1].keys() - a.keys())]
     lost = [f"{counted(len(seeds), 'seed')} only in {name}" for name, seeds in alone if seeds]
@@ -182,17 +181,17 @@ def _row(key: Key, ours: Mapping[Key, Runs], theirs: Mapping[Key, Runs]) -> Row:
 
 
 def _judged(rows: list[Row]) -> list[Row]:
-    """With p adjusted for all rows, and sorted."""
-    compared = [row for row in rows if row.p is not None]
+    """Sorted, with p adjusted for all rows that were compared; identical ones are no hypothesis."""
+    identical = [row for row in rows if row.verdict == "identical"]
+    compared = [row for row in rows if row.p is not None and row not in identical]
     adjusted = holm([row.p for row in compared if row.p is not None])
     judged = []
     for row, p in zip(compared, adjusted, strict=True):
         assert row.difference is not None
-        told = p <= 1 - LEVEL and row.verdict != "identical"
-        verdict = ("better" if row.difference > 0 else "worse") if told else row.verdict
-        judged.append(replace(row, p=p, verdict=verdict))
-    judged.sort(key=lambda row: (row.verdict == "identical", row.p, -abs(row.difference or 0)))
-    return judged + [row for row in rows if row.p is None]
+        told = "better" if row.difference > 0 else "worse"
+        judged.append(replace(row, p=p, verdict=told if p <= 1 - LEVEL else row.verdict))
+    judged.sort(key=lambda row: (row.p, -abs(row.difference or 0)))
+    return judged + identical + [row for row in rows if row.p is None]
 
 
 def _top1(runs: Runs) -> dict[int, float]:
@@ -211,9 +210,17 @@ def _why_alone(key: Key, others: Iterable[Key]) -> list[str]:
     return [why for i, why in enumerate(WHY) if any(key[3:][i] != other[i] for other in same)]
 
 
-def _of_versions(a: Runs, b: Runs) -> list[str]:
-    hashes = [{run.identity.method_hash for run in runs.values()} for runs in (a, b)]
-    return ["another method hash"] if hashes[0] != hashes[1] else []
+def _of_versions(a: Runs, b: Runs, of_methods: bool) -> list[str]:
+    """Where numbers may differ for another reason than what is compared."""
+    methods, harnesses = (
+        [{version(run) for run in runs.values() if run.status == "finished"} for runs in (a, b)]
+        for version in (lambda run: run.identity.method_hash, lambda run: run.harness)
+    )
+    notes = ["another method hash"] if methods[0] != methods[1] and not of_methods else []
+    notes += ["another harness version"] if harnesses[0] != harnesses[1] else []
+    for side, *found in zip("AB", methods, harnesses, strict=True):
+        notes += [f"more than one version in {side}"] if max(map(len, found)) > 1 else []
+    return notes
 
 
 def _unfinished(a: Runs, b: Runs) -> list[str]:
@@ -225,11 +232,17 @@ def _unfinished(a: Runs, b: Runs) -> list[str]:
     ]
 
 
+def _is_alone(run: Result) -> bool:
+    """On one device, all the time."""
+    shares = run.cost is None or run.cost.jobs > 1
+    return run.status == "finished" and not shares and TRAINED_BEFORE not in run.notes
+
+
 def _cost_ratios(a: Runs, b: Runs) -> tuple[float | None, float | None]:
     """Of rates and of memory, where all runs were made alone, on one device and in one way."""
     costs, ways = [], set()
     for runs in (a, b):
-        alone = [r for r in runs.values() if r.status == "finished" and r.cost and r.cost.jobs == 1]
+        alone = [run for run in runs.values() if _is_alone(run)]
         costs.append([run.cost for run in alone if run.cost])
         for made in (run.environment for run in alone):
             ways.add(tuple(getattr(made, name) for name in WAY))

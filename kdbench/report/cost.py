@@ -14,7 +14,7 @@ from kdbench.report.protocol import suite_of
 from kdbench.report.statistics import LEVEL, Difference, holm, paired
 from kdbench.report.summary import WAY
 from kdbench.report.tables import TextTable
-from kdbench.store import Result
+from kdbench.store import TRAINED_BEFORE, Result
 from kdbench.suite import Suite
 
 GROUP = ["suite", "key", "architecture"]
@@ -41,11 +41,12 @@ def cost_frame(results: Iterable[Result]) -> pd.DataFrame:
     """A row per suite, architecture, method and number of epochs; finished runs only.
 
     `suite` is the name without its epochs; `key` is a hash of what else was the same: the
-    protocol but for its epochs, the precision and the images. `student_top1` is the mean in per
-    cent. `training_flops` is NaN where no run has it, `training_seconds` where runs shared a device
-    or were made in several ways; `way` is the one, and times of two ways have no common axis. Two
-    versions of a method are two rows, told apart by their hash; `base` is the name without it.
-    Results of suites that this version cannot read are left out.
+    protocol but for its epochs, the precision, the images and the version of the harness.
+    `student_top1` is the mean in per cent. `training_flops` is NaN where no run has it,
+    `training_seconds` where runs shared a device, moved or were made in several ways; `way` is the
+    one, and times of two ways have no common axis. Two versions of a method are two rows, told
+    apart by their hash; `base` is the name without it. Results of suites that this version cannot
+    read are left out.
     """
     return _frame(_runs(results))
 
@@ -105,7 +106,7 @@ def _runs(results: Iterable[Result]) -> pd.DataFrame:
         for result in results
         if result.status == "finished" and result.last and (suite := suite_of(result))
     ]
-    columns = [*ROW, "base", "hash", "seed", "student_top1", *WAY, "jobs", "flops", "seconds"]
+    columns = [*ROW, "base", "hash", "seed", "student_top1", *WAY, "alone", "flops", "seconds"]
     runs = pd.DataFrame(rows, columns=columns)
     # Two versions of a method are two rows.
     clashes = runs.groupby([*GROUP, "method"]).hash.transform("nunique") > 1
@@ -117,7 +118,7 @@ def _run(result: Result, suite: Suite) -> dict[str, object]:
     assert result.last is not None
     identity, cost = result.identity, result.cost
     alike = [suite.digest(schedule=False), result.environment.precision]
-    alike.append(str(result.notes.get("images", "")))
+    alike += [str(result.notes.get("images", "")), str(result.harness)]
     alike.append(_shape(suite))
     name, _, changes = identity.suite.partition("@")
     kept = [change for change in changes.split(",") if change and not change.startswith("epochs=")]
@@ -132,7 +133,7 @@ def _run(result: Result, suite: Suite) -> dict[str, object]:
         "seed": identity.seed,
         "student_top1": result.last["student"].top1,
         **result.environment.model_dump(include=set(WAY)),
-        "jobs": cost.jobs if cost else None,
+        "alone": cost is not None and cost.jobs == 1 and TRAINED_BEFORE not in result.notes,
         "flops": cost.training_flops if cost else None,
         "seconds": cost.training_seconds if cost else None,
     }
@@ -158,7 +159,7 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _row(made: pd.DataFrame) -> dict[str, object]:
-    alone = made[made.jobs == 1]
+    alone = made[made.alone]
     comparable = len(alone[WAY].drop_duplicates()) == 1
     return {
         "base": made.base.iloc[0],

@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping, Sequence
 import pandas as pd
 
 from kdbench.report.columns import ACCURACIES, MISSING, Column
-from kdbench.report.notes import about
+from kdbench.report.notes import about, doubts
 
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -36,7 +36,7 @@ def leaderboard_table(title: str, rows: pd.DataFrame, shown: Sequence[Column], a
         f"{escape(title)}: last epoch, mean $\\pm$ sample standard deviation over seeds, {runs}; "
         f"differences are paired by seed, against {escape(against)}."
     )
-    caption = " ".join([caption, *map(escape, about(rows))])
+    caption = " ".join([caption, *map(escape, [*about(rows), *doubts(rows)])])
     return _table(caption, pd.DataFrame(cells), [column.words for column in shown])
 
 

@@ -1,5 +1,7 @@
 """What there is to choose from, for `kdbench list`."""
 
+from collections.abc import Sequence
+
 from tabulate import tabulate
 
 from kdbench.backbones import ARCHITECTURES, build
@@ -10,10 +12,15 @@ from kdbench.suite import Suite, all_suites
 
 def listing() -> str:
     """Suites, methods and architectures as three tables."""
-    suites = [_suite(suite) for suite in all_suites()]
-    methods = [_method(entry) for entry in find_methods(["all"])]
-    architectures = [_architecture(name) for name in ARCHITECTURES]
-    tables = [tabulate(rows, headers="keys") for rows in (suites, methods, architectures)]
+    suites = list(all_suites())
+    tables = [
+        tabulate(rows, headers="keys")
+        for rows in (
+            [_suite(suite) for suite in suites],
+            [_method(entry) for entry in find_methods(["all"])],
+            [_architecture(name, suites) for name in ARCHITECTURES],
+        )
+    ]
     return "\n\n".join(tables)
 
 
@@ -29,9 +36,9 @@ def _suite(suite: Suite) -> dict[str, object]:
     }
 
 
-def _architecture(name: str) -> dict[str, object]:
+def _architecture(name: str, suites: Sequence[Suite]) -> dict[str, object]:
     """With as many classes as the largest suite that offers it has."""
-    offered = [suite.data.classes for suite in all_suites() if name in suite.architectures]
+    offered = [suite.data.classes for suite in suites if name in suite.architectures]
     classes = max(offered, default=100)
     parameters = count_parameters(build(name, classes))
     return {"architecture": name, "classes": classes, "parameters": f"{parameters:,}"}

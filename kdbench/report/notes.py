@@ -25,8 +25,28 @@ def clashes(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def unequal_seeds(rows: pd.DataFrame) -> list[str]:
-    """A sentence for a board that ranks means over unequal numbers of seeds."""
+def doubts(rows: pd.DataFrame) -> list[str]:
+    """A sentence for each thing that keeps rows of a board from being compared."""
+    return [*_unequal_seeds(rows), *_several_kinds(rows), *_moved(rows)]
+
+
+def _several_kinds(rows: pd.DataFrame) -> list[str]:
+    if rows.kind[rows.n > 0].nunique() < 2:
+        return []
+    return [
+        "Rows of another precision, other images or another version of the harness are ranked "
+        "together; differences are to rows alike."
+    ]
+
+
+def _moved(rows: pd.DataFrame) -> list[str]:
+    moved = ", ".join(map(printable, rows.method[rows.unmeasured == "moved"]))
+    if not moved:
+        return []
+    return [f"Trained in several places one after the other, so no rate is its own: {moved}."]
+
+
+def _unequal_seeds(rows: pd.DataFrame) -> list[str]:
     finished = rows[rows.n > 0]
     most = finished.n.max()
     each = zip(finished.method, finished.n, strict=True)

@@ -17,7 +17,7 @@ from kdbench.report.columns import Column, columns
 from kdbench.report.cost import GROUP, ByGroup, Group, cost_frame, equal_cost, equal_cost_tables
 from kdbench.report.drawn import Drawn, drawn
 from kdbench.report.fidelity import FIDELITY, fidelity
-from kdbench.report.notes import clashes, unequal_seeds
+from kdbench.report.notes import clashes, doubts
 from kdbench.report.protocol import description, suite_of
 from kdbench.report.published import Source, published_apart, published_cells, published_notes
 from kdbench.report.style import drawing, inline_svg, visible
@@ -82,6 +82,7 @@ def render_page(
     sources: Sequence[Source] = (),
     damaged: Sequence[Damaged] = (),
     names: Sequence[str] | None = None,
+    siblings: Sequence[Result] = (),
 ) -> str:
     """The page; equal results give equal text.
 
@@ -91,6 +92,8 @@ def render_page(
         sources: of numbers that others have published.
         damaged: files that were left out.
         names: columns of the tables; None takes the usual ones.
+        siblings: results of the same suites under other epochs, where they are not shown: they
+            are in figures and tables of cost.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("kdbench.report"),
@@ -100,8 +103,9 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    costs = cost_frame(results)
-    controls = equal_cost_tables(equal_cost(results, against), against)
+    costed = [*results, *siblings]
+    costs = cost_frame(costed)
+    controls = equal_cost_tables(equal_cost(costed, against), against)
     templates = resources.files("kdbench.report") / "templates"
     script, style = ((templates / name).read_text("utf-8") for name in ("page.js", "page.css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -164,7 +168,7 @@ def _section(
             row.method: [Cell(column.text(row), _sortable(column.value(row))) for column in shown]
             for _, row in board.rows.iterrows()
         },
-        unequal_seeds(board.rows),
+        doubts(board.rows),
         _published(sources, board),
         published_notes(sources, board.rows),
         _equal_cost(controls, board, tabulated, anchor),

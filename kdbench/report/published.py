@@ -35,6 +35,10 @@ SHORTEST = {False: 100, True: 90}
 """Epochs of a suite that published numbers may stand beside, by whether images are encoded."""
 
 
+ALIKE = 0.05
+"""Share by which our number of epochs may be another than theirs for a difference to be shown."""
+
+
 class Entry(Section):
     """One number: the values of its runs, or their mean, or the range that a source gives."""
 
@@ -117,8 +121,8 @@ def published_cells(sources: Sequence[Source], board: pd.DataFrame) -> list[dict
     """What others have published of a board's data set and architecture, a row each, by heading.
 
     Nothing beside a suite that uses a part of the images, or too short a schedule to compare.
-    `ours less theirs` is known where the board has the same method, and says of which epoch ours
-    is; protocols differ all the same.
+    `ours less theirs` is known where the board has the same method over as many epochs, as far as
+    they state it, and says of which epoch ours is; protocols differ all the same.
     """
     ours = board.set_index("method")
     rows = [
@@ -186,7 +190,8 @@ def _ours(table: Table, entry: Entry, board: pd.DataFrame) -> dict[str, str]:
         return cells
     if best:
         cells[OURS_BEST] = mean_and_deviation(mean, board[f"{column}_sd"][entry.method])
-    if entry.center is not None:
+    epochs = board.epochs[entry.method]
+    if entry.center is not None and abs(epochs / (table.epochs or epochs) - 1) <= ALIKE:
         epoch = "best on test" if best else "last epoch"
         cells["ours less theirs"] = f"{mean - entry.center:+.2f} ({epoch})"
     return cells

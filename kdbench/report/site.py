@@ -27,7 +27,7 @@ class Written:
 
 def write_page(
     results: Path,
-    suite: str | None,
+    suites: Sequence[str] | None,
     against: str,
     output: Path,
     names: Sequence[str] | None = None,
@@ -38,24 +38,25 @@ def write_page(
         UserError: there is no result to show, no such suite, method or column, or `output` takes
             no file.
     """
-    found = gather(results, suite, against)
+    found = gather(results, suites, against)
     file = output / "index.html"
-    page = render_page(found.results, against, found.published, found.damaged, names)
+    others = found.published, found.damaged
+    page = render_page(found.results, against, *others, names, found.siblings)
     with written_whole(file, durable=False) as stream:
         stream.write(page.encode())
     return Written(f"The page is '{file}'.\n", found.damaged)
 
 
 def write_figures(
-    results: Path, suite: str | None, form: ImageFormat, against: str, output: Path
+    results: Path, suites: Sequence[str] | None, form: ImageFormat, against: str, output: Path
 ) -> Written:
     """The figures of all boards as files in the folder `output`.
 
     Raises:
         UserError: as of `write_page`.
     """
-    found = gather(results, suite, against)
-    costs, count = cost_frame(found.results), 0
+    found = gather(results, suites, against)
+    costs, count = cost_frame([*found.results, *found.siblings]), 0
     with drawing():
         for board in boards(found.results, against):
             for item in drawn(board, costs, against):

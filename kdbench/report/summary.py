@@ -9,7 +9,7 @@ from kdbench.errors import printable
 from kdbench.report.protocol import description, suite_of
 from kdbench.report.statistics import LEVEL, Difference, holm, paired, seeds_needed
 from kdbench.roles import is_peer
-from kdbench.store import Result
+from kdbench.store import TRAINED_BEFORE, Result
 
 BOARD = ["suite", "suite_hash", "architecture"]
 """What rows must share to stand in one table."""
@@ -22,6 +22,9 @@ WAY = ["device", "step", "processes", "threads"]
 
 MADE = [*WAY, "precision", "jobs"]
 """How a run was made: what explains a difference in its rates, and in precision its numbers."""
+
+KINDS = ["precision", "images", "harness"]
+"""What rows must share to be compared: another method differs in these for no merit of its own."""
 
 PROTOCOL = ["description", "dataset", "classes", "encoded", "all_images", "epochs"]
 """What a table says of its suite; missing where another version's suite cannot be read."""
@@ -50,7 +53,8 @@ RUN_COLUMNS = ACCURACIES | {
 def runs_frame(results: Iterable[Result]) -> pd.DataFrame:
     """A row per run; numbers are missing where the run did not finish."""
     rows = [_run(result) for result in results]
-    columns = [*BOARD, *PROTOCOL, *IDENTITY, "status", *MADE, "images", "memory_kind", *RUN_COLUMNS]
+    columns = [*BOARD, *PROTOCOL, *IDENTITY, "status", *MADE, "images", "harness", "moved"]
+    columns += ["memory_kind", *RUN_COLUMNS]
     frame = pd.DataFrame(rows, columns=columns)
     return frame.astype(dict.fromkeys(RUN_COLUMNS, float))
 
@@ -68,8 +72,9 @@ def leaderboard(runs: pd.DataFrame, against: str = "baseline") -> pd.DataFrame:
     it by Student's t, `bootstrap_low` and `bootstrap_high` by resampled seeds. `p_holm` is `p`
     adjusted for all methods of the board that are compared, `distinguishable` where it is no more
     than 1 - LEVEL, and `seeds_needed` how many would show a difference like this one. `cost` is in
-    training FLOPs, those of `against` being 1. Rates, times and memory are of runs alone on their
-    device; where a method was run in several ways, of the one that most methods of the board have.
+    training FLOPs, those of `against` being 1. Rates, times and memory are of runs alone on the one
+    device that they had; where a method was run in several ways, of the one that most methods of
+    the board have. Where there is no such run, `unmeasured` says why.
     """
     boards = [_board(board, against) for _, board in runs.groupby(BOARD, sort=True)]
     return pd.concat(boards, ignore_index=True) if boards else pd.DataFrame()
@@ -92,19 +97,18 @@ def each_board(table: pd.DataFrame) -> Iterator[tuple[str, dict[str, str], pd.Da
 def row_names(board: pd.DataFrame) -> "pd.Series[str]":
     """The name of its row in the leaderboard, for each run of a board.
 
-    Two versions of a method are two rows, told apart by their hash; so are two precisions, and
-    images that were prepared beside the originals.
+    Two versions of a method are two rows, told apart by their hash. Where a board holds several
+    precisions, prepared images beside the originals, or runs of two versions of the harness, every
+    row says which are its own.
     """
-    names = board.method
-    for column, label in (
-        ("method_hash", board.method_hash.str[:8]),
-        ("precision", board.precision),
-        ("images", board.images),
-    ):
-        # What did not finish may not know its images: it tells no versions apart.
-        versions = board[board.status == "finished"].groupby("method")[column].nunique()
-        clashes = board.method.map(versions).fillna(0) > 1
-        names = names.where(~clashes, names + " (" + label + ")")
+    finished = board[board.status == "finished"]
+    versions = finished.groupby("method").method_hash.nunique()
+    clashes = board.method.map(versions).fillna(0) > 1
+    names = board.method.where(~clashes, board.method + " (" + board.method_hash.str[:8] + ")")
+    for kind in KINDS:
+        # What did not finish may not know its images: it tells no kinds apart.
+        if finished[kind].nunique() > 1:
+            names = names + " (" + board[kind] + ")"
     return names
 
 
@@ -112,7 +116,8 @@ def _run(result: Result) -> dict[str, object]:
     row: dict[str, object] = result.identity.model_dump(include={*BOARD, *IDENTITY})
     row["status"] = result.status
     row |= _protocol(result) | result.environment.model_dump(include=set(MADE))
-    row["images"] = str(result.notes.get("images", ""))
+    row["images"] = str(result.notes.get("images", "originals"))
+    row |= {"harness": f"harness {result.harness}", "moved": TRAINED_BEFORE in result.notes}
     if result.status == "finished" and result.last is not None and result.cost is not None:
         row |= _accuracies(result)
         cost = result.cost.model_dump()
@@ -178,7 +183,7 @@ def _usual_way(board: pd.DataFrame) -> list[object]:
 
 def _method(runs: pd.DataFrame, against: str, usual: list[object]) -> dict[str, object]:
     finished = runs[runs.status == "finished"]
-    alone = finished[finished.jobs == 1]
+    alone = finished[(finished.jobs == 1) & ~finished.moved]
     # Rates of different devices, or of compiled and eager steps, have no common mean.
     several = len(alone[WAY].drop_duplicates()) > 1
     comparable = alone[(alone[WAY] == usual).all(axis=1)] if several else alone
@@ -190,7 +195,7 @@ def _method(runs: pd.DataFrame, against: str, usual: list[object]) -> dict[str, 
         "student_top1_by_seed": dict(zip(finished.seed, finished.student_top1, strict=True)),
         **accuracies.mean(),
         **accuracies.std(ddof=1).add_suffix("_sd"),
-        "shared": bool(len(finished)) and alone.empty,
+        "unmeasured": _why_unmeasured(finished) if alone.empty else "",
         **comparable[WAY].max(),
         "images_per_second": comparable.images_per_second.median(),
         "peak_memory_bytes": comparable.peak_memory_bytes.max(),
@@ -202,17 +207,22 @@ def _method(runs: pd.DataFrame, against: str, usual: list[object]) -> dict[str, 
         "parameters_trained": finished.parameters_trained.max(),
         "parameters_deployed": finished.parameters_deployed.max(),
         "reference": bool((runs.method == against).all()),
-        "made_of": " ".join(sorted({*finished.precision, *finished.images} - {""})),
+        "kind": ", ".join(kind for name in KINDS for kind in sorted(set(finished[name]))),
     }
 
 
+def _why_unmeasured(finished: pd.DataFrame) -> str:
+    """In a word, why no rate, time or memory of a row is one; none where no run finished."""
+    if finished.empty:
+        return ""
+    return "moved" if finished.moved.any() else "shared"
+
+
 def _compared(frame: pd.DataFrame) -> list[dict[str, object]]:
-    """For each row, how it differs from the reference in the same precision, on the same images;
-    nothing where no seed is common.
-    """
+    """How each row differs from the reference of its kind; nothing where no seed is common."""
     references = [
-        _reference(frame.student_top1_by_seed[frame.reference & (frame.made_of == made_of)])
-        for made_of in frame.made_of
+        _reference(frame.student_top1_by_seed[frame.reference & (frame.kind == kind)])
+        for kind in frame.kind
     ]
     found = [
         None if itself else paired(by_seed, reference)

@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from kdbench.report.columns import DEFAULT, DISPENSABLE, PAPER, Column, columns
 from kdbench.report.latex import leaderboard_table, plain_table
-from kdbench.report.notes import about, clashes, unequal_seeds
+from kdbench.report.notes import about, clashes, doubts
 from kdbench.report.published import SPARE, TITLE, WORDS, Source, published_cells, published_notes
 from kdbench.report.summary import each_board
 
@@ -113,7 +113,7 @@ def _leaderboard(title: str, rows: pd.DataFrame, shown: Sequence[Column]) -> Tex
         cells,
         words=[column.heading for column in shown if column.words],
         spare=[heading[name] for name in DISPENSABLE if name in heading],
-        notes=[*about(rows), *unequal_seeds(rows)],
+        notes=[*about(rows), *doubts(rows)],
     )
 
 
