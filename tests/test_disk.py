@@ -266,11 +266,13 @@ def test_a_folder_without_permission_is_named_before_training(subject, place, mo
 def test_a_run_whose_folder_is_closed_fails_alone(subject, jobs, mode):
     folder = folder_of("baseline")
     folder.mkdir(parents=True)
-    code, _, said = subject(*PLAN, "--jobs", jobs, closing=folder, mode=mode)
+    code, _, said = subject(*PLAN, "--jobs", jobs, "--deterministic", closing=folder, mode=mode)
     assert code == 1 and len(said) == 1
     assert said[0].startswith("kdbench: baseline resnet8 seed 0 failed: Cannot write to ")
     assert "Permission denied" in result_of("baseline")["reason"]
     assert result_of("independent")["status"] == "finished"
+    for method in ("baseline", "independent"):
+        assert result_of(method)["environment"]["deterministic"]
 
 
 def test_a_report_names_a_folder_that_it_may_not_read(subject):

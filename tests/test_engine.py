@@ -7,7 +7,7 @@ import torch
 from conftest import METHODS, Watcher
 from torch import nn
 
-from kdbench import discovery
+from kdbench import names
 from kdbench.discovery import find_methods, source_digest
 from kdbench.engine import measure
 from kdbench.engine.device import make_accelerator
@@ -138,12 +138,16 @@ def test_tensorboard_on_request(suite, images, tmp_path):
     (events,) = (tmp_path / "board").rglob("events.out.tfevents.*")
     content = events.read_bytes()
     assert b"top1/student" in content and b"loss/ce/student" in content
+    accelerator.init_trackers("another")
+    run_one(spec, *images, tmp_path / "another", accelerator, Watcher())
+    (events,) = (tmp_path / "board").rglob("events.out.tfevents.*")
+    assert events.read_bytes() == content  # the next run logs to its own alone
 
 
 def test_an_installed_package_brings_a_method(monkeypatch):
     (dml,) = find_methods(["dml"])
-    point = SimpleNamespace(name="theirs", load=lambda: dml.method)
-    monkeypatch.setattr(discovery, "entry_points", lambda group: [point])
+    point = SimpleNamespace(name="theirs", group="kdbench.methods", load=lambda: dml.method)
+    monkeypatch.setattr(names, "entry_points", lambda group: [point])
     (entry,) = find_methods(["theirs"])
     assert (entry.name, entry.method) == ("theirs", dml.method)
     assert "theirs" in [e.name for e in find_methods(["all"])]

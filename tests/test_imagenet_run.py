@@ -26,6 +26,7 @@ from encoded_data import (
 from test_invariants import Fixed
 
 from kdbench.data import UNJUDGED, workers
+from kdbench.data.workers import DecodePool
 from kdbench.discovery import find_methods
 from kdbench.engine import intake as intake_module
 from kdbench.engine import run as run_module
@@ -180,6 +181,15 @@ def test_a_killed_run_ends_with_the_same_numbers(make, photos, monkeypatch, save
     assert resumed.train().history == expected.history
     states = (run.method.state_dict().values() for run in (whole, resumed))
     assert all(torch.equal(*pair) for pair in zip(*states, strict=True))
+
+
+def test_a_checkpoint_amid_an_epoch_leaves_the_workers_alone(make, photos, monkeypatch):
+    started: list[DecodePool] = []
+    start = DecodePool._make_loader
+    monkeypatch.setattr(DecodePool, "_make_loader", lambda p: started.append(p) or start(p))
+    monkeypatch.setattr(run_module, "SAVE_SECONDS", -1)
+    make(photos, "baseline").train()
+    assert len(started) == len(set(map(id, started))) == 2  # to train with, and to evaluate
 
 
 def test_kdcl_general_holds_images_out(make, photos):

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -112,6 +114,21 @@ def test_a_plan_that_is_stopped_in_mid_epoch_goes_on_there(run_tiny, monkeypatch
     assert run_tiny("--methods", "baseline")[0] == 0
     assert (status_of("baseline").state, status_of("baseline").first_step) == ("finished", 2)
     assert numbers_of("baseline") == numbers_of("baseline", results="alone")
+
+
+def test_a_user_in_a_hurry_does_not_wait_for_a_checkpoint():
+    code = (
+        "import os, signal, threading, time\n"
+        "from pathlib import Path\n"
+        "from kdbench.engine import files\n"
+        "files.write_checkpoint = lambda *_: time.sleep(100)\n"
+        "run = files.RunFiles(Path(), print)\n"
+        "run.save_checkpoint({}, 1)\n"
+        "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "run.finish()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert b"KeyboardInterrupt" in ended.stderr
 
 
 def test_a_status_beats_while_no_step_ends(make_run, tmp_path, monkeypatch):
