@@ -236,11 +236,11 @@ def test_waiting_is_added_up_over_epochs_and_much_of_it_is_said_once(accelerator
     intake, progress = Intake(training, (), accelerator, said.append), Progress()
     for total in (0.5, 2.5, 5.5):
         training.waited_seconds = total
-        intake.account(progress, seconds=10)
+        intake.account_waiting(progress, seconds=10)
         progress.training_seconds += 10
     assert progress.waiting_seconds == 5.5 and waiting_share(progress) == 5.5 / 30
     (message,) = said  # 5 % of the first epoch are not much
-    assert "20% of this epoch" in message
+    assert "20% of the time" in message
 
 
 def test_of_several_processes_the_one_that_waits_most_counts(monkeypatch):
@@ -250,12 +250,11 @@ def test_of_several_processes_the_one_that_waits_most_counts(monkeypatch):
     said: list[str] = []
     two = SimpleNamespace(num_processes=2)
     intake, progress = Intake(training, (), two, said.append), Progress()
-    monkeypatch.setattr(intake, "_account_undecodable", lambda progress: None)
     for total in (0.0, 3.0):
         training.waited_seconds = total
-        intake.account(progress, seconds=10)
+        intake.account_waiting(progress, seconds=10)
     assert progress.waiting_seconds == 6.0 + 3.0
-    assert len(said) == 1 and "60% of this epoch" in said[0]
+    assert len(said) == 1 and "60% of the time" in said[0]
 
 
 def test_waiting_is_measured_where_the_loader_is_slow_and_not_elsewhere(make, photos, monkeypatch):
