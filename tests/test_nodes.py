@@ -51,6 +51,45 @@ def kill(node: subprocess.Popen) -> None:
     node.wait(timeout=60)
 
 
+SILENT = """
+import os, sys, threading, time
+from torch import distributed
+from kdbench.launch import pulse, ranks
+from kdbench.launch.place import Place
+
+silent_after = float(sys.argv[1])
+pulse.GIVE_SECONDS = 0.05
+ranks.WATCH_SECONDS = ranks.PATIENCE_SECONDS = 0.01
+store = distributed.HashStore()
+other = pulse.Pulse(store, 1, 2)
+
+def live():
+    while time.monotonic() < began + silent_after:
+        other.beat()
+        time.sleep(0.01)
+
+began = time.monotonic()
+threading.Thread(target=live, daemon=True).start()
+main = ranks.Ranks(Place(0, 2, 0, 1, launched=True), store)
+main.on_failure = lambda reason: print("recorded:", reason, flush=True)
+threading.Thread(target=main.watch, daemon=True).start()
+try:
+    main.exchange("images", "mine", ranks.timedelta(seconds=4))  # longer than 24 looks
+except TimeoutError:
+    print("it lives")
+"""
+
+
+@pytest.mark.parametrize(("after", "lost"), [(0.2, True), (100, False)])
+def test_a_machine_that_dies_without_a_word_is_noticed_in_any_wait(after, lost):
+    ended = subprocess.run(
+        [sys.executable, "-c", SILENT, str(after)], capture_output=True, text=True, timeout=60
+    )
+    reason = "process 1, or its machine, gave no sign of life for 120 seconds"
+    said = [f"recorded: {reason}", f"{reason.capitalize()}; {GOES_ON}"] if lost else ["it lives"]
+    assert (ended.stdout.splitlines(), ended.returncode) == (said, int(lost)), ended.stderr
+
+
 @pytest.mark.parametrize("dies", [0, 1])
 def test_who_is_left_says_one_sentence_and_the_same_command_goes_on(kdbench, dies):
     method, log = write_method("held", PACED), Path("runs/tiny/resnet8/held/seed0/log.jsonl")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 
 import pandas as pd
 import pytest
@@ -95,6 +96,13 @@ def test_a_copy_of_a_result_does_not_count_twice(make, tmp_path):
     found = {type(item): item for item in store.read_all(tmp_path)}
     assert found[Damaged].file == copy and "belongs at" in found[Damaged].reason
     assert found[Result].identity.seed == 0
+
+
+def test_another_precision_is_compared_with_nothing(make):
+    other = make("b", 0, 60.0)
+    made = other.environment.model_copy(update={"precision": "bf16"})
+    results = [make("baseline", 0, 50.0), other.model_copy(update={"environment": made})]
+    assert math.isnan(leaderboard(runs_frame(results)).set_index("method").difference["b (bf16)"])
 
 
 def test_two_recipes_of_one_name_are_two_leaderboards(make):

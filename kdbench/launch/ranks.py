@@ -26,6 +26,7 @@ from kdbench.errors import (
     UserError,
 )
 from kdbench.launch.place import Place
+from kdbench.launch.pulse import GIVE_SECONDS, LOOKS, Pulse
 from kdbench.launch.shares import check_gpus, cores, threads_are_the_users
 from kdbench.launch.status import NoReporter, StatusReporter
 from kdbench.signals import exit_code
@@ -183,9 +184,13 @@ class Ranks:
     def watch(self) -> None:
         """End this process when another one must end, also while it is stuck in a collective."""
         assert self._store is not None
+        pulse = Pulse(self._store, self.place.rank, self.count)
         while True:
             time.sleep(WATCH_SECONDS)
             try:
+                silent = pulse.beat()
+                if silent is not None:
+                    self._store.compare_set(END, "", json.dumps(asdict(_lost(silent))))
                 ended = self._store.check([END])
                 ending = Ending(**json.loads(self._store.get(END))) if ended else None
             except distributed.DistError:
@@ -301,6 +306,12 @@ def tell(reporter: StatusReporter | NoReporter, ending: Ending) -> None:
     """Put into a run's status why its processes end while it is under way."""
     stopped = ending.code > 128 or ending is GONE
     reporter.left("stopped" if stopped else "failed", ending.reason or ending.sentence)
+
+
+def _lost(rank: int) -> Ending:
+    seconds = LOOKS * GIVE_SECONDS
+    reason = f"process {rank}, or its machine, gave no sign of life for {seconds:.0f} seconds"
+    return Ending(f"{reason[0].upper()}{reason[1:]}; {GOES_ON}.", 1, reason)
 
 
 def _ending(error: BaseException) -> Ending:
