@@ -18,7 +18,7 @@ from kdbench.engine.run import Run
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.stop import Stop
 from kdbench.paths import built_in_files
-from kdbench.store import Epoch
+from kdbench.store import Epoch, Result
 from kdbench.suite import Suite, load_suite
 
 checks = (HealthCheck.function_scoped_fixture, HealthCheck.too_slow)
@@ -110,6 +110,16 @@ class Stopper(Watcher):
             self.stop.received.append(signal.SIGTERM)
 
 
+class Completing(Run):
+    """Its last checkpoint is written, also where it is left as if by a kill: a test counts on it."""
+
+    def train(self) -> Result:
+        try:
+            return super().train()
+        finally:
+            self.files.finish()
+
+
 @pytest.fixture
 def make_run(suite, images, accelerator, tmp_path):
     """Builds a run of a method by name, in a folder of its own."""
@@ -127,7 +137,8 @@ def make_run(suite, images, accelerator, tmp_path):
         (entry,) = find_methods([method])
         chosen = changed_suite or suite
         spec = RunSpec(chosen, "resnet8", entry, entry.options(settings), seed)
-        return Run(spec, *images, tmp_path / folder, accelerator, watcher or Watcher(), stop=stop)
+        where = tmp_path / folder, accelerator, watcher or Watcher()
+        return Completing(spec, *images, *where, stop=stop)
 
     return build
 

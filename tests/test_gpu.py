@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import METHODS, Watcher
+from conftest import METHODS, Completing, Watcher
 from launched import result_of
 
 from kdbench.bench.subject import Subject
@@ -45,7 +45,7 @@ def make_run(suite, cuda_images, tmp_path, monkeypatch) -> MakeRun:
         (entry,) = find_methods([method])
         spec = RunSpec(suite, "resnet8", entry, entry.options({}), 0)
         watcher = watcher or Watcher()
-        return Run(spec, *cuda_images, tmp_path / folder, accelerator, watcher, mode)
+        return Completing(spec, *cuda_images, tmp_path / folder, accelerator, watcher, mode)
 
     yield build
     torch.set_float32_matmul_precision("high")

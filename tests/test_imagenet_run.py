@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from conftest import Watcher, is_one_sentence
+from conftest import Completing, Watcher, is_one_sentence
 from encoded_data import (
     CLASSES,
     TEST,
@@ -45,7 +45,7 @@ def make(accelerator, tmp_path):
     def build(images, method="baseline", folder="run", watcher=None, **settings) -> Run:
         (entry,) = find_methods([method])
         spec = RunSpec(photo_suite(), "resnet8", entry, entry.options(settings), 0)
-        return Run(spec, *images, tmp_path / folder, accelerator, watcher or Watcher())
+        return Completing(spec, *images, tmp_path / folder, accelerator, watcher or Watcher())
 
     return build
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from conftest import METHODS, Stopper, Watcher
+from conftest import METHODS, Completing, Stopper, Watcher
 from torch import Tensor
 
 from kdbench.data import Images, load_images, locate
@@ -61,10 +61,8 @@ def normalised_per_sample() -> Iterator[None]:
 def leave(method: str, folder: Path, accelerator: Accelerator) -> None:
     """End after seven steps, as if killed, where each step wants a checkpoint to be written."""
     often = mock.patch.object(run_module, "SAVE_SECONDS", -1)
-    run = _run(method, folder, accelerator, Watcher(stop_after=7))
     with often, suppress(KeyboardInterrupt):
-        run.train()
-    run.files.finish()
+        _run(method, folder, accelerator, Watcher(stop_after=7)).train()
 
 
 def stop_and_train(method: str, folder: Path, accelerator: Accelerator) -> dict[str, Any]:
@@ -129,7 +127,7 @@ def _run(
     (entry,) = find_methods([method])
     spec = RunSpec(suite, "resnet8", entry, entry.options({}), 0)
     where = folder / entry.name, accelerator, watcher
-    return Run(spec, *odd_images(suite), *where, stop=stop)
+    return Completing(spec, *odd_images(suite), *where, stop=stop)
 
 
 def main(folder: Path) -> None:

@@ -78,7 +78,11 @@ class Subject:
         train, test = (random_images(data, split.images) for split in (data.train, data.test))
         with tempfile.TemporaryDirectory() as folder:
             device = accelerator or make_accelerator(cpu=True)
-            yield Run(self.spec, train, test, Path(folder), device, Unobserved())
+            run = Run(self.spec, train, test, Path(folder), device, Unobserved())
+            try:
+                yield run
+            finally:
+                run.files.finish()  # or the folder is removed while a checkpoint comes into it
 
 
 def own_parameters(method: Method, images: Tensor) -> dict[str, dict[str, nn.Parameter]]:

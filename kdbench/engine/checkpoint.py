@@ -35,8 +35,8 @@ class Progress:
     """Of the epoch after those, where the run was stopped in its midst."""
     history: str = "[]"
     """JSON list of epochs."""
-    windows: tuple[float, ...] = ()
-    """Seconds per step that were measured."""
+    step_seconds: Tensor = field(default_factory=lambda: torch.zeros(0), compare=False)
+    """As they were measured, a value a window; thousands, which are copied as one."""
     place: str = ""
     """What they were measured on, and how: others have no common median."""
     places: list[tuple[str, int]] = field(default_factory=list)

@@ -1,6 +1,5 @@
 """One run: the loop that trains every method."""
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from kdbench.data import Evaluation, ImageSet, evaluation_batches, training_batches
@@ -38,6 +38,8 @@ from kdbench.store import (
     Status,
     best_on_test,
 )
+
+HISTORY = TypeAdapter(list[Epoch])
 
 SAVE_SECONDS = 300.0
 """Of training between two checkpoints, at most, where an epoch takes longer."""
@@ -151,9 +153,9 @@ class Run:
         if progress is not None:
             progress.jobs = max(progress.jobs, self.progress.jobs)
             self.progress = progress
-            self.history = [Epoch.model_validate(e) for e in json.loads(progress.history)]
+            self.history = HISTORY.validate_json(progress.history)
             if progress.place == self.place:
-                self.clock.windows = list(progress.windows)
+                self.clock.windows = progress.step_seconds.tolist()
             else:
                 progress.places.append((progress.place, self._steps_done()))
                 progress.peak_memory_bytes = 0  # of a device there, of this process here
@@ -279,8 +281,8 @@ class Run:
         """A checkpoint of how things are now."""
         progress = self.progress
         self.intake.account_undecodable(progress)
-        progress.history = json.dumps([e.model_dump() for e in self.history])
-        progress.windows = tuple(self.clock.windows)
+        progress.history = HISTORY.dump_json(self.history).decode()
+        progress.step_seconds = torch.tensor(self.clock.windows, dtype=torch.float64)
         progress.place = self.place
         progress.peak_memory_bytes = max(progress.peak_memory_bytes, self._peak_memory())
         if self.accelerator.is_main_process:
