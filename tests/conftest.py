@@ -111,7 +111,7 @@ class Stopper(Watcher):
 
 
 class Completing(Run):
-    """Its last checkpoint is written, also where it is left as if by a kill: a test counts on it."""
+    """Its last checkpoint is written, also where it is left as if by a kill."""
 
     def train(self) -> Result:
         try:
