@@ -161,6 +161,12 @@ class Result(Record):
     notes: dict[str, Any] = Field(default_factory=dict)
     """What the method wants known about its run."""
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether rate, time and memory are its own: of one device, which it did not share."""
+        shared = self.cost is None or self.cost.jobs > 1
+        return not shared and TRAINED_BEFORE not in self.notes
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.status == "finished" and (self.cost is None or "student" not in (self.last or {})):

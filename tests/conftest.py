@@ -16,7 +16,7 @@ from kdbench.discovery import find_methods
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.run import Run
 from kdbench.engine.spec import RunSpec
-from kdbench.engine.stop import Stop
+from kdbench.engine.stop import Stop, StoppedError
 from kdbench.paths import built_in_files
 from kdbench.store import Epoch, Result
 from kdbench.suite import Suite, load_suite
@@ -116,8 +116,11 @@ class Completing(Run):
     def train(self) -> Result:
         try:
             return super().train()
-        finally:
-            self.files.finish()
+        except StoppedError:
+            raise  # it sees to that itself
+        except BaseException:
+            self.files.close()
+            raise
 
 
 @pytest.fixture

@@ -146,6 +146,11 @@ def test_what_one_side_lacks_or_did_not_finish_is_said(save, compared, template)
     assert rows["one"].verdict == "only in A" and rows["kdcl"].verdict == "only in B"
     assert rows["dml"].notes == ["another method hash", "1 diverged in B"]
     assert rows["dml"].n == 1
+    save("a", "ffsd", 60.0)
+    save("b", "ffsd", 60.0, run=failed)
+    assert compared()["ffsd"].notes == [
+        "1 diverged in B"
+    ]  # what finished nowhere differs in nothing
 
 
 @pytest.mark.parametrize(

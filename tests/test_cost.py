@@ -200,6 +200,15 @@ def test_a_table_at_equal_cost_stands_below_either_of_its_suites(tmp_path):
         assert (f"{long}, resnet20\n" in text) is (suites != [short])
 
 
+def test_tables_of_two_recipes_have_two_titles():
+    results = []
+    for made in ({}, {"precision": "tf32"}):
+        results += make("baseline", 60.0, flops=3e14, made=made)
+        results += make("ffsd", 66.0, made=made) + make("baseline", 63.0, epochs=33, made=made)
+    tables = equal_cost_tables(equal_cost(results))
+    assert len({table.title for table in tables.values()}) == len(tables) == 2
+
+
 def test_a_suite_of_another_name_is_not_among_the_points():
     """Even where it is the same recipe."""
     results = make("baseline", 60.0) + make("ffsd", 66.0)

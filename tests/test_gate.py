@@ -330,7 +330,14 @@ def test_agreement_is_of_the_ranks_of_means_over_seeds(result):
     assert "2 methods have both, 3 are needed" in agreement([*short[:2], *full], "short", "full")
     assert "no method has" in agreement([*short[3:], *full], "short", "full")
     short[0] = short[0].model_copy(update={"harness": 2})
-    assert agreement([*short, *full], "short", "full").startswith("n/a: the results of 'short' are")
+    others = [
+        run.model_copy(
+            update={"identity": run.identity.model_copy(update={"architecture": "wrn16-2"})}
+        )
+        for run in [*short[1:], *full]
+    ]
+    mixed, whole = agreement([*short, *full, *others], "short", "full").splitlines()
+    assert mixed.startswith("resnet8: n/a: results are of several") and "wrn16-2" in whole
 
 
 def test_agreement_says_what_is_missing(kdbench):

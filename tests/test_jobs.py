@@ -256,11 +256,14 @@ def test_the_display_follows_several_runs(spec, tmp_path):
         here.on_step()
         there.show(reporter.status)
         there.show(reporter.status)
+        here.on_step()  # shown with a later one
         overall, *lines = display.progress.tasks
         assert [line.completed for line in lines] == [1, 8]
         assert lines[1].fields["state"] == "2/3  loss 3.000  student 50.00 %"
         assert overall.completed == (1 + 8) * spec.networks
         assert overall.total == 3 * 12 * spec.networks
+        here.finish(empty_result(spec, make_accelerator(cpu=True), "failed", "no luck"))
+        assert display.progress.tasks[0].completed == (12 + 8) * spec.networks
 
 
 def test_a_log_has_a_line_now_and_then_and_what_a_checkpoint_held_is_no_pace(

@@ -86,6 +86,14 @@ def test_a_row_has_its_protocol_and_what_ours_is_more(tmp_path):
     assert published_cells(unstated, shorter)[0]["ours less theirs"] == "+2.50 (last epoch)"
 
 
+def test_a_label_does_not_part_a_method_from_what_was_published_of_it(tmp_path):
+    ours = made("dml", 0, 74.5, suite=CIFAR, environment={"precision": "tf32"})
+    board = board_of(ours, made("one", suite=CIFAR))
+    assert sorted(board.method) == ["dml (tf32)", "one (fp32)"]
+    dml, _ = published_cells(write(tmp_path, SOURCE), board)
+    assert dml["ours less theirs"] == "+2.50 (last epoch)"
+
+
 def test_the_best_epoch_on_test_is_set_against_ours_by_the_same_rule(tmp_path):
     ours = [
         run.model_copy(update={"best_on_test": BestOnTest(epoch=1, metrics={"student": best})})

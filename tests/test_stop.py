@@ -1,19 +1,27 @@
 """Signals: a run ends after its step with a checkpoint; where no run heeds them, at once."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
 from conftest import Stopper, Watcher
 from launched import eventually, numbers_of, status_of
+from torch import distributed
 
+from kdbench.engine import files
+from kdbench.engine import run as run_module
 from kdbench.engine.observer import Observers
+from kdbench.engine.outcome import DivergedError
+from kdbench.engine.run import Run
 from kdbench.engine.stop import Stop, StoppedError
 from kdbench.errors import UserError
 from kdbench.launch import status as status_module
+from kdbench.launch.execution import run_one
 from kdbench.launch.status import StatusReporter, read_status
 from kdbench.signals import SIGNALS, leave_to_the_run
 from kdbench.store import TRAINED_BEFORE
@@ -114,6 +122,65 @@ def test_a_plan_that_is_stopped_in_mid_epoch_goes_on_there(run_tiny, monkeypatch
     assert run_tiny("--methods", "baseline")[0] == 0
     assert (status_of("baseline").state, status_of("baseline").first_step) == ("finished", 2)
     assert numbers_of("baseline") == numbers_of("baseline", results="alone")
+
+
+@pytest.fixture
+def slow_disk(monkeypatch):
+    write = files.write_checkpoint
+    monkeypatch.setattr(
+        files, "write_checkpoint", lambda *checkpoint: (time.sleep(0.3), write(*checkpoint))
+    )
+
+
+@pytest.mark.parametrize("after", [6, None])
+def test_a_run_ends_once_its_checkpoint_is_written(make_run, tmp_path, slow_disk, after):
+    stopper = Stopper(after)
+    run = make_run("baseline", watcher=stopper, stop=stopper.stop)
+    with contextlib.suppress(StoppedError):
+        run.train()
+    assert (tmp_path / "run" / f"checkpoint-{after or 12:09d}.pt").exists()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_run_that_fails_loses_no_checkpoint_that_is_being_written(
+    make_run, suite, images, tmp_path, accelerator, slow_disk, monkeypatch, asked
+):
+    """A launcher that sees a process die asks the others to end."""
+    stop = Stop()
+
+    def lost(*_: object) -> None:
+        stop.received += [signal.SIGTERM] * asked
+        raise distributed.DistError("gone")
+
+    def later(run: Run, epoch: int) -> dict[str, float]:
+        return lost() if epoch else train_epoch(run, epoch)
+
+    train_epoch = Run._train_epoch
+    monkeypatch.setattr(Run, "_train_epoch", later)
+    spec, where = make_run("baseline").spec, (tmp_path / "other", accelerator, Watcher())
+    expected = pytest.raises(StoppedError) if asked else contextlib.nullcontext()
+    with expected:
+        assert run_one(spec, *images, *where, stop=stop).status == "failed"
+    assert (tmp_path / "other" / "checkpoint-000000004.pt").exists()
+
+
+def test_a_checkpoint_that_breaks_ends_no_plan(
+    make_run, images, tmp_path, accelerator, monkeypatch
+):
+    def full(*_: object) -> None:
+        raise MemoryError("no memory")
+
+    def diverges(epoch: int, *_: object) -> None:
+        if epoch == 2:
+            raise DivergedError("'ce' is nan in epoch 2")
+
+    monkeypatch.setattr(files, "write_checkpoint", full)
+    monkeypatch.setattr(run_module, "check_finite", diverges)
+    watcher = Watcher()
+    where = tmp_path / "other", accelerator, watcher
+    result = run_one(make_run("baseline").spec, *images, *where)
+    assert (result.status, result.reason) == ("diverged", "'ce' is nan in epoch 2")
+    assert any("was not written: MemoryError('no memory')" in said for said in watcher.messages)
 
 
 def test_a_user_in_a_hurry_does_not_wait_for_a_checkpoint():

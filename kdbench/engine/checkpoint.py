@@ -184,6 +184,8 @@ def _read(file: Path, device: torch.device) -> dict[str, Any] | None:
 def _progress(content: dict[str, Any]) -> Progress:
     """Another version may have noted more or less; what moves numbers is in the fingerprint."""
     known = {name: content[name] for name in Progress.__dataclass_fields__ if name in content}
+    if "left" in content:  # of a version that called places by other names
+        known |= {"places": list(content["left"].items()), "place": ""}
     part = known.pop("part", None)
     return Progress(**known, part=part and PartOfEpoch.of(part))
 

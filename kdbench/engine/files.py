@@ -55,6 +55,13 @@ class RunFiles:
             with self._said_once():
                 writing.result()
 
+    def close(self) -> None:
+        """The same for a run that failed: what goes wrong here costs that checkpoint alone."""
+        try:
+            self.finish()
+        except Exception as error:  # a writer may run out of memory, say
+            self._say(f"The last checkpoint in '{self.folder}' was not written: {error!r}.")
+
     @contextlib.contextmanager
     def _said_once(self) -> Iterator[None]:
         try:

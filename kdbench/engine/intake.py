@@ -10,7 +10,7 @@ from kdbench.data import Evaluation, Training
 from kdbench.engine.checkpoint import Progress
 
 MUCH_WAITING = 0.1
-"""Share of an epoch's training that may be spent waiting for data without a word."""
+"""Share of training, between two accounts, that may be spent waiting for data without a word."""
 
 NAMED = 5
 """Undecodable images that a result names."""

@@ -39,7 +39,7 @@ class StepClock:
         self._warm = False
 
     def start(self) -> None:
-        """Before the first step of an epoch."""
+        """Before the first step of an epoch, or after a checkpoint in it."""
         self._marks = [self._mark()]
         self._steps = 0
 
@@ -50,13 +50,12 @@ class StepClock:
             self._marks.append(self._mark())
 
     def finish(self) -> None:
-        """After the last step of an epoch, once its results were read from the device."""
+        """After the last step before one of these, once its results were read from the device."""
         pairs = zip(self._marks, self._marks[1:], strict=False)
         seconds = [self._between(start, end) / self.window for start, end in pairs]
         # The first window of a process pays for warming up: allocator, algorithm choice, caches.
         self.windows += seconds if self._warm else seconds[1:]
         self._warm = self._warm or bool(seconds)
-        self._marks = []  # a run that is stopped in its evaluation ends the epoch twice
 
     def median(self) -> float | None:
         """Seconds per step; None before two windows were seen."""

@@ -154,7 +154,7 @@ class Run:
             progress.jobs = max(progress.jobs, self.progress.jobs)
             self.progress = progress
             self.history = HISTORY.validate_json(progress.history)
-            if progress.place == self.place:
+            if progress.place in ("", self.place):
                 self.clock.windows = progress.step_seconds.tolist()
             else:
                 progress.places.append((progress.place, self._steps_done()))

@@ -1,5 +1,6 @@
 """Progress of a plan: bars on a terminal, a line now and then where there is none."""
 
+import math
 import sys
 import time
 from datetime import timedelta
@@ -7,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
 from rich.status import Status as Spinner
 
 from kdbench.engine.spec import RunSpec
@@ -20,6 +21,46 @@ LOG_SECONDS = 60.0
 
 PACE_SECONDS = 600.0
 """Over which the time left is estimated: evaluations and slow steps among them."""
+
+SAMPLE_SECONDS = PACE_SECONDS / 1000
+"""Between two that it is estimated from; no more than 1,000 are kept."""
+
+
+class Bar:
+    """One of rich's, moved seldom enough for what it keeps to reach back PACE_SECONDS."""
+
+    def __init__(
+        self, progress: Progress, description: str, total: int, state: str, visible: bool = True
+    ):
+        self._progress = progress
+        self._task = progress.add_task(description, total=total, state=state, visible=visible)
+        self._moved = -math.inf
+
+    @property
+    def task(self) -> Task:
+        """Rich's own."""
+        return self._progress.tasks[self._progress.task_ids.index(self._task)]
+
+    def move(self, completed: int, trained: bool) -> None:
+        """What comes too soon after the last is shown with the next.
+
+        What was not `trained`, but found in a checkpoint, say, is no pace to go by.
+        """
+        now = time.monotonic()
+        if not trained:
+            self._progress.reset(self._task, completed=completed)
+        elif now - self._moved >= SAMPLE_SECONDS:
+            self._progress.update(self._task, completed=completed)
+            self._moved = now
+
+    def show(self) -> None:
+        self._progress.update(self._task, visible=True)
+
+    def describe(self, state: str) -> None:
+        self._progress.update(self._task, state=state)
+
+    def remove(self) -> None:
+        self._progress.remove_task(self._task)
 
 
 class Display:
@@ -38,7 +79,7 @@ class Display:
             disable=not self.console.is_terminal,
         )
         work = sum(_work(run.spec) for run in plan if run.state == "to run")
-        self._overall = self.progress.add_task("plan", total=work, state="", visible=False)
+        self._plan = Bar(self.progress, "plan", work, state="", visible=False)
         self._done = 0
         """Of that work."""
         self._said: set[str] = set()
@@ -75,20 +116,13 @@ class Display:
     def start(self, spec: RunSpec) -> "RunBar":
         """A run begins."""
         self.progress.start()
-        self.progress.update(self._overall, visible=True)
+        self._plan.show()
         return RunBar(self, spec)
 
-    def move(self, run: TaskID, step: int, work: int, trained: bool) -> None:
-        """A run to a step, and the plan by the work until there.
-
-        What was `trained` before, and found in a checkpoint, says nothing of the time left.
-        """
+    def advance(self, work: int, trained: bool) -> None:
+        """The plan as a whole."""
         self._done += work
-        for task, completed in ((run, step), (self._overall, self._done)):
-            if trained:
-                self.progress.update(task, completed=completed)
-            else:
-                self.progress.reset(task, completed=completed)
+        self._plan.move(self._done, trained)
 
     @property
     def is_brief(self) -> bool:
@@ -97,7 +131,7 @@ class Display:
 
     def log(self, text: str) -> None:
         """How far a run is, and with it the plan."""
-        plan = self.progress.tasks[0]
+        plan = self._plan.task
         left = plan.time_remaining
         pace = "" if left is None else f", {timedelta(seconds=left)} left"
         self.print(f"under way: {text}  (plan {plan.percentage:.0f} %{pace})")
@@ -111,9 +145,7 @@ class RunBar:
         self.spec = spec
         self.step = 0
         self._state = f"0/{spec.suite.schedule.epochs}"
-        self._task = display.progress.add_task(
-            spec.label, total=spec.suite.total_steps, state=self._state
-        )
+        self._bar = Bar(display.progress, spec.label, spec.suite.total_steps, self._state)
         self._logged = time.monotonic()
 
     def on_step(self) -> None:
@@ -133,12 +165,14 @@ class RunBar:
         """How far the run is in its own process."""
         if status.loss is not None and status.top1 is not None:
             self._describe(status.epoch, status.loss, status.top1)
-        self._move(status.step, trained=self.step > 0)
+        if status.step != self.step:
+            self._move(status.step, trained=self.step > 0)
         for message in status.messages:
             self.display.say(message)
 
     def finish(self, result: Result) -> None:
-        """The run ended, one way or another."""
+        """The run ended, one way or another: nothing of it is left to do."""
+        self._move(self.spec.suite.total_steps, trained=False)
         self.leave()
         outcome = result.reason or ""
         if result.last is not None and result.status == "finished":
@@ -148,22 +182,23 @@ class RunBar:
 
     def leave(self) -> None:
         """Another command has the run."""
-        self.display.progress.remove_task(self._task)
+        self._bar.remove()
 
     def _move(self, step: int, trained: bool = True) -> None:
         work = (step - self.step) * self.spec.networks
         self.step = step
-        self.display.move(self._task, step, work, trained)
+        self._bar.move(step, trained)
+        self.display.advance(work, trained)
         now = time.monotonic()
         if not self.display.console.is_terminal and now - self._logged >= LOG_SECONDS:
             self._logged = now
-            share = step / self.spec.suite.total_steps
+            share = self.step / self.spec.suite.total_steps
             self.display.log(f"{self.spec.label}  {share:.0%}  {self._state}")
 
     def _describe(self, epoch: int, loss: float, top1: float) -> None:
         epochs = self.spec.suite.schedule.epochs
         self._state = f"{epoch}/{epochs}  loss {loss:.3f}  student {top1:.2f} %"
-        self.display.progress.update(self._task, state=self._state)
+        self._bar.describe(self._state)
 
 
 def _work(spec: RunSpec) -> int:

@@ -179,12 +179,14 @@ def run_one(
         lost = is_loss_of_a_process(error)
         if lost and stop is not None and stop.requested:
             # A launcher that sees one process die asks the others to end.
+            if run is not None:
+                run.files.close()
             raise StoppedError(stop.received[0]) from error
         status: Status = "diverged" if isinstance(error, DivergedError) else "failed"
         moment = _moment(error, run, ranks)
         reason = ranks.settle(spec.label, _reason(error, spec, run), moment, lost)
         if run is not None:
-            run.files.finish()  # once they agreed: who waits for a disk is not lost
+            run.files.close()  # once they agreed: who waits for a disk is not lost
         result = unfinished(status, reason)
     finally:
         ranks.on_failure = None  # it holds the run, and with it all networks

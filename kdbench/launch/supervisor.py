@@ -8,6 +8,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from kdbench.errors import UserError
@@ -27,13 +28,17 @@ def supervise(folder: Path, parallel: int) -> None:
     Raises:
         KeyboardInterrupt: it was told to stop; every run then has its checkpoint.
     """
-    orders = read_orders(folder)
-    with side_by_side(Shares.among(min(parallel, len(orders))), print) as shares:
-        _carry_out(orders, folder, shares)
+    waiting = deque(read_orders(folder))
+    equal = Shares.among(min(parallel, len(waiting)))
+    try:
+        with side_by_side(equal, partial(print, flush=True)) as shares:
+            _carry_out(waiting, folder, shares)
+    finally:
+        for order in waiting:
+            leave_word(order.folder, "stopped", "its supervisor was told to stop")
 
 
-def _carry_out(orders: list[WorkOrder], folder: Path, shares: Shares) -> None:
-    waiting = deque(orders)
+def _carry_out(waiting: deque[WorkOrder], folder: Path, shares: Shares) -> None:
     running: dict[int, Child] = {}
     try:
         while waiting or running:
@@ -46,8 +51,6 @@ def _carry_out(orders: list[WorkOrder], folder: Path, shares: Shares) -> None:
                     del running[slot]
     finally:
         end_all(list(running.values()))
-        for order in waiting:
-            leave_word(order.folder, "stopped", "its supervisor was told to stop")
 
 
 def _start(order: WorkOrder, folder: Path, shares: Shares, slot: int) -> Child | None:

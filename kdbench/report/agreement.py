@@ -19,17 +19,18 @@ def agreement(results: Iterable[Result], short: str, full: str) -> str:
     runs = runs_frame(results)
     runs = runs[runs.status == "finished"]
     for suite in (full, short):
-        of_suite = runs[runs.suite == suite]
-        if of_suite.empty:
+        if not (runs.suite == suite).any():
             return f"n/a: no results of '{suite}'."
-        if len(of_suite[["suite_hash", *KINDS]].drop_duplicates()) > 1:
-            return (
-                f"n/a: the results of '{suite}' are of several recipes, precisions, images or "
-                "versions of the harness."
-            )
     means = runs.groupby(["architecture", "method", "suite"]).student_top1.mean().unstack("suite")
     both = means.dropna(subset=[short, full])
-    lines = [_line(str(name), rows[short], rows[full]) for name, rows in both.groupby(level=0)]
+    recipes = runs[runs.suite.isin([short, full])].groupby(["architecture", "suite"])
+    mixed = (recipes[["suite_hash", *KINDS]].nunique() > 1).any(axis=1).groupby(level=0).any()
+    lines = [
+        f"{name}: n/a: results are of several recipes, precisions, images or harness versions."
+        if mixed[str(name)]
+        else _line(str(name), rows[short], rows[full])
+        for name, rows in both.groupby(level=0)
+    ]
     return "\n".join(lines) or f"n/a: no method has results of '{short}' and of '{full}'."
 
 

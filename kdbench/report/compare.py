@@ -14,7 +14,7 @@ from kdbench.report.sides import Side, read_sides
 from kdbench.report.statistics import LEVEL, holm, paired
 from kdbench.report.summary import WAY
 from kdbench.report.tables import titled_table
-from kdbench.store import TRAINED_BEFORE, Damaged, Result
+from kdbench.store import Damaged, Result
 
 Format = Literal["terminal", "markdown", "json"]
 Key = tuple[str, str, str, str, str, str]
@@ -216,6 +216,8 @@ def _of_versions(a: Runs, b: Runs, of_methods: bool) -> list[str]:
         [{version(run) for run in runs.values() if run.status == "finished"} for runs in (a, b)]
         for version in (lambda run: run.identity.method_hash, lambda run: run.harness)
     )
+    if not all(methods):  # a side of which nothing finished
+        return []
     notes = ["another method hash"] if methods[0] != methods[1] and not of_methods else []
     notes += ["another harness version"] if harnesses[0] != harnesses[1] else []
     for side, *found in zip("AB", methods, harnesses, strict=True):
@@ -232,17 +234,11 @@ def _unfinished(a: Runs, b: Runs) -> list[str]:
     ]
 
 
-def _is_alone(run: Result) -> bool:
-    """On one device, all the time."""
-    shares = run.cost is None or run.cost.jobs > 1
-    return run.status == "finished" and not shares and TRAINED_BEFORE not in run.notes
-
-
 def _cost_ratios(a: Runs, b: Runs) -> tuple[float | None, float | None]:
     """Of rates and of memory, where all runs were made alone, on one device and in one way."""
     costs, ways = [], set()
     for runs in (a, b):
-        alone = [run for run in runs.values() if _is_alone(run)]
+        alone = [r for r in runs.values() if r.status == "finished" and r.is_alone]
         costs.append([run.cost for run in alone if run.cost])
         for made in (run.environment for run in alone):
             ways.add(tuple(getattr(made, name) for name in WAY))

@@ -14,7 +14,7 @@ from kdbench.report.protocol import suite_of
 from kdbench.report.statistics import LEVEL, Difference, holm, paired
 from kdbench.report.summary import WAY
 from kdbench.report.tables import TextTable
-from kdbench.store import TRAINED_BEFORE, Result
+from kdbench.store import Result
 from kdbench.suite import Suite
 
 GROUP = ["suite", "key", "architecture"]
@@ -83,10 +83,13 @@ def equal_cost(results: Iterable[Result], against: str = "baseline") -> pd.DataF
 def equal_cost_tables(found: pd.DataFrame, against: str = "baseline") -> ByGroup:
     """What `equal_cost` found, by GROUP: a table for each with a control of other epochs."""
     tables = {}
+    recipes = found.groupby(["suite", "architecture"])["key"].nunique()
     for key, rows in found.groupby(GROUP, sort=True):
         # A method that costs what the control does is beside it in the leaderboard already.
         if (rows.control_epochs.notna() & (rows.control_epochs != rows.epochs)).any():
-            suite, _, architecture = map(str, key)
+            suite, recipe, architecture = map(str, key)
+            if recipes[suite, architecture] > 1:
+                suite = f"{suite} ({recipe[:8]})"
             title = f"{suite}, {architecture}: {against} trained for as many FLOPs"
             notes = []
             if rows.control_epochs.isna().any():
@@ -133,7 +136,7 @@ def _run(result: Result, suite: Suite) -> dict[str, object]:
         "seed": identity.seed,
         "student_top1": result.last["student"].top1,
         **result.environment.model_dump(include=set(WAY)),
-        "alone": cost is not None and cost.jobs == 1 and TRAINED_BEFORE not in result.notes,
+        "alone": result.is_alone,
         "flops": cost.training_flops if cost else None,
         "seconds": cost.training_seconds if cost else None,
     }

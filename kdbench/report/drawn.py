@@ -35,7 +35,8 @@ def drawn(board: Board, costs: pd.DataFrame, against: str) -> Iterator[Drawn]:
         yield _roles(tops)
     epochs = curves(board.runs)
     if not epochs.empty:
-        yield _curves(epochs, against)
+        references = board.rows.method[board.rows.reference]
+        yield _curves(epochs, references.iloc[0] if len(references) == 1 else against)
     terms = losses(board.runs)
     if not terms.empty:
         yield _losses(terms)

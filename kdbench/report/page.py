@@ -67,9 +67,9 @@ class Section:
     """Numbers of others, under their own protocols."""
     published_notes: list[str]
     """Where they stand, and those protocols."""
-    equal_cost: dict[str, Table | str]
-    """Controls that were trained for as many FLOPs, by title; an anchor where the table stands
-    there already, below a board of the same recipe over other epochs.
+    equal_cost: list[tuple[str, Table | str]]
+    """Controls that were trained for as many FLOPs, under their titles; an anchor where the table
+    stands there already, below a board of the same recipe over other epochs.
     """
     figures: dict[str, tuple[Drawn, Markup | None]]
     folds: dict[str, list[Fold]]
@@ -184,14 +184,14 @@ def _published(sources: Sequence[Source], board: Board) -> Table | None:
 
 def _equal_cost(
     controls: ByGroup, board: Board, tabulated: dict[Group, str], anchor: str
-) -> dict[str, Table | str]:
+) -> list[tuple[str, Table | str]]:
     """Of the board's recipe, over any number of epochs; `tabulated` learns where it stands."""
     groups = cost_frame(board.results)[GROUP].drop_duplicates().itertuples(index=False, name=None)
     found = {group: controls[group] for group in groups if group in controls}
-    shown: dict[str, Table | str] = {}
+    shown: list[tuple[str, Table | str]] = []
     for group, table in found.items():
         title = " ".join([f"{table.title}.", *table.notes])
-        shown[title] = tabulated.get(group) or _table(table.rows)
+        shown.append((title, tabulated.get(group) or _table(table.rows)))
         tabulated.setdefault(group, anchor)
     return shown
 

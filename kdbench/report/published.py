@@ -124,7 +124,7 @@ def published_cells(sources: Sequence[Source], board: pd.DataFrame) -> list[dict
     `ours less theirs` is known where the board has the same method over as many epochs, as far as
     they state it, and says of which epoch ours is; protocols differ all the same.
     """
-    ours = board.set_index("method")
+    ours = board.drop_duplicates("base", keep=False).set_index("base")
     rows = [
         _cells(source, table, entry, _ours(table, entry, ours))
         for source, table, entry in _beside(sources, board)

@@ -53,7 +53,7 @@ RUN_COLUMNS = ACCURACIES | {
 def runs_frame(results: Iterable[Result]) -> pd.DataFrame:
     """A row per run; numbers are missing where the run did not finish."""
     rows = [_run(result) for result in results]
-    columns = [*BOARD, *PROTOCOL, *IDENTITY, "status", *MADE, "images", "harness", "moved"]
+    columns = [*BOARD, *PROTOCOL, *IDENTITY, "status", *MADE, "images", "harness", "moved", "alone"]
     columns += ["memory_kind", *RUN_COLUMNS]
     frame = pd.DataFrame(rows, columns=columns)
     return frame.astype(dict.fromkeys(RUN_COLUMNS, float))
@@ -61,6 +61,8 @@ def runs_frame(results: Iterable[Result]) -> pd.DataFrame:
 
 def leaderboard(runs: pd.DataFrame, against: str = "baseline") -> pd.DataFrame:
     """A row per suite, architecture and method, ordered by the student's mean accuracy.
+
+    `method` names a row; `base` is the method itself, of which there may be several versions.
 
     Accuracies are means over seeds with the sample standard deviation (`*_sd`, missing for one
     seed); `student_top1_by_seed` holds what they are of. `rank` is that of competitions (1, 2, 2,
@@ -108,7 +110,7 @@ def row_names(board: pd.DataFrame) -> "pd.Series[str]":
     for kind in KINDS:
         # What did not finish may not know its images: it tells no kinds apart.
         if finished[kind].nunique() > 1:
-            names = names + " (" + board[kind] + ")"
+            names = names + (" (" + board[kind] + ")").where(board[kind] != "", "")
     return names
 
 
@@ -116,8 +118,8 @@ def _run(result: Result) -> dict[str, object]:
     row: dict[str, object] = result.identity.model_dump(include={*BOARD, *IDENTITY})
     row["status"] = result.status
     row |= _protocol(result) | result.environment.model_dump(include=set(MADE))
-    row["images"] = str(result.notes.get("images", "originals"))
     row |= {"harness": f"harness {result.harness}", "moved": TRAINED_BEFORE in result.notes}
+    row |= {"images": _images(result), "alone": result.is_alone}
     if result.status == "finished" and result.last is not None and result.cost is not None:
         row |= _accuracies(result)
         cost = result.cost.model_dump()
@@ -126,6 +128,11 @@ def _run(result: Result) -> dict[str, object]:
         devices = result.environment.processes if row["memory_kind"] == "device" else 1
         row["hours"] = result.cost.training_seconds * devices / 3600
     return {k: printable(item) if isinstance(item, str) else item for k, item in row.items()}
+
+
+def _images(result: Result) -> str:
+    """Prepared ones, or originals; empty of a run that failed before it saw any."""
+    return str(result.notes.get("images", "originals" if result.status == "finished" else ""))
 
 
 def _accuracies(result: Result) -> dict[str, object]:
@@ -162,7 +169,13 @@ def _board(board: pd.DataFrame, against: str) -> pd.DataFrame:
     protocol = board[PROTOCOL].iloc[0].to_dict()
     usual = _usual_way(board)
     rows = [
-        {**key, "method": name, **_method(runs, against, usual), **protocol}
+        {
+            **key,
+            "method": name,
+            "base": runs.method.iloc[0],
+            **_method(runs, against, usual),
+            **protocol,
+        }
         for name, runs in board.groupby(row_names(board), sort=True)
     ]
     frame = pd.DataFrame(rows)
@@ -176,14 +189,14 @@ def _board(board: pd.DataFrame, against: str) -> pd.DataFrame:
 
 def _usual_way(board: pd.DataFrame) -> list[object]:
     """In which most methods of a board have runs alone on their device, and then most runs."""
-    alone = board[(board.status == "finished") & (board.jobs == 1)]
+    alone = board[(board.status == "finished") & board.alone]
     counts = alone.groupby(WAY).method.agg(["nunique", "size"]).sort_values(["nunique", "size"])
     return list(counts.index[-1]) if len(counts) else []
 
 
 def _method(runs: pd.DataFrame, against: str, usual: list[object]) -> dict[str, object]:
     finished = runs[runs.status == "finished"]
-    alone = finished[(finished.jobs == 1) & ~finished.moved]
+    alone = finished[finished.alone]
     # Rates of different devices, or of compiled and eager steps, have no common mean.
     several = len(alone[WAY].drop_duplicates()) > 1
     comparable = alone[(alone[WAY] == usual).all(axis=1)] if several else alone
