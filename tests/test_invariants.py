@@ -297,6 +297,8 @@ def test_8_a_checkpoint_of_a_version_that_noted_more_or_less_counts():
     written = asdict(noted)
     del written["waiting_seconds"]
     assert _progress(written | {"novel": 1}) == noted
+    moved = _progress(written | {"left": {"another GPU, 1": 7}, "place": "a GPU, 1"})
+    assert (moved.places, moved.place) == ([("another GPU, 1", 7)], "")
 
 
 @pytest.mark.parametrize("method", [*METHODS, "./drawing.py"])
