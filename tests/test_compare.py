@@ -148,9 +148,7 @@ def test_what_one_side_lacks_or_did_not_finish_is_said(save, compared, template)
     assert rows["dml"].n == 1
     save("a", "ffsd", 60.0)
     save("b", "ffsd", 60.0, run=failed)
-    assert compared()["ffsd"].notes == [
-        "1 diverged in B"
-    ]  # what finished nowhere differs in nothing
+    assert compared()["ffsd"].notes == ["1 diverged in B"]  # of no version that is known
 
 
 @pytest.mark.parametrize(
