@@ -172,9 +172,9 @@ def _board(board: pd.DataFrame, against: str) -> pd.DataFrame:
         {
             **key,
             "method": name,
-            "base": runs.method.iloc[0],
             **_method(runs, against, usual),
             **protocol,
+            "base": runs.method.iloc[0],
         }
         for name, runs in board.groupby(row_names(board), sort=True)
     ]
