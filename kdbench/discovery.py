@@ -119,14 +119,16 @@ def load_file(
         UserError: the file cannot be imported, or defines no method or several.
     """
     module = _import(file, module_name or f"methods.{file.stem}")
-    found = [
+    classes = [
         item
         for item in vars(module).values()
-        if inspect.isclass(item)
-        and issubclass(item, Method)
-        and not inspect.isabstract(item)
-        and item.__module__ == module.__name__
+        if inspect.isclass(item) and issubclass(item, Method) and item.__module__ == module.__name__
     ]
+    found = [cls for cls in classes if not inspect.isabstract(cls)]
+    if not found and classes:
+        lacks = " and ".join(f"{name}()" for name in sorted(classes[0].__abstractmethods__))
+        line = inspect.getsourcelines(classes[0])[1]
+        raise BrokenMethodError(f"{file.name}, line {line}: {classes[0].__name__} lacks {lacks}.")
     if not found:
         raise BrokenMethodError(
             f"{file.name}: no method: define a class that derives from kdbench's Method."

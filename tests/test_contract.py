@@ -216,6 +216,7 @@ def test_check_passes_a_good_method_and_catches_ranks_that_drift(tmp_path):
     [
         ("class Broken(:\n    pass\n", ["mine.py, line 1", "syntax"]),
         ("import torch\n", ["mine.py", "no method"]),
+        (GOOD.replace("def predict(", "def predictt("), ["mine.py, line", "Good lacks predict()"]),
         ("\n\nimport nothing_of_this_name\n", ["mine.py, line 3", "ModuleNotFoundError"]),
         ("import sys\nsys.exit(3)\n", ["mine.py, line 2", "SystemExit: 3"]),
         ("x = '\0'\n", ["mine.py, line 1", "null bytes"]),

@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from conftest import Stopper, Watcher
-from launched import eventually, numbers_of, status_of
+from launched import eventually, folder_of, numbers_of, status_of, write_method
 from torch import distributed
 
 from kdbench.engine import files
@@ -181,6 +182,21 @@ def test_a_checkpoint_that_breaks_ends_no_plan(
     result = run_one(make_run("baseline").spec, *images, *where)
     assert (result.status, result.reason) == ("diverged", "'ce' is nan in epoch 2")
     assert any("was not written: MemoryError('no memory')" in said for said in watcher.messages)
+
+
+def test_two_ctrl_c_end_a_run_whose_disk_hangs(kdbench):
+    method, log = write_method("held", "pass"), folder_of("held") / "log.jsonl"
+    with Path(method).open("a") as source:
+        source.write("from kdbench.engine import files\nfiles.write_checkpoint = lambda *_: ")
+        source.write("(Path('writing').touch(), time.sleep(100))\n")
+    command = [sys.executable, "-m", "kdbench", "run", "--suite", "tiny.toml", "--methods", method]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert eventually(lambda: log.exists() and Path("writing").exists())
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "0 of 1 runs are done" in said, said
 
 
 def test_a_user_in_a_hurry_does_not_wait_for_a_checkpoint():

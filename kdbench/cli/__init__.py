@@ -1,6 +1,5 @@
 """Commands: parse, call, print. What takes long to import is imported by the command."""
 
-import sys
 from typing import Annotated
 
 import typer
@@ -55,6 +54,7 @@ app.add_typer(data.app, name="data")
 def main() -> None:
     """Entry point: errors of the user become one sentence and exit code 2."""
     from kdbench.launch.place import Place, silent
+    from kdbench.signals import leave
 
     speaks = True
     try:
@@ -65,4 +65,4 @@ def main() -> None:
     except (UserError, PlanAbandonedError, PlanInterruptedError) as error:
         if speaks:
             complain(str(error))
-        sys.exit(error.exit_code)
+        leave(error.exit_code)

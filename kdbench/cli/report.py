@@ -68,12 +68,14 @@ def print_report(
     form: ReportFormat,
     against: str,
     columns: list[str] | None = None,
+    with_controls: bool = True,
 ) -> bool:
     """Whether a damaged file was left out. A table fits the terminal, and is whole in a pipe."""
     from kdbench.report.command import make_report
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    made = make_report(results, suites, cast("Format", form.value), against, columns, width)
+    text = cast("Format", form.value)
+    made = make_report(results, suites, text, against, columns, width, with_controls)
     print(made.text, end="")
     return complain_of(made.damaged)
 

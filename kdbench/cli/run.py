@@ -164,7 +164,13 @@ def run(
                 # Where the disk took no result, there is no table, and it is said why.
                 with contextlib.suppress(UserError) if code else contextlib.nullcontext():
                     suites = list(dict.fromkeys(run.spec.suite.name for run in plan))
-                    print_report(results_dir, suites, ReportFormat.terminal, "baseline")
+                    print_report(
+                        results_dir,
+                        suites,
+                        ReportFormat.terminal,
+                        "baseline",
+                        with_controls=match_cost is not None,
+                    )
         else:
             code = 2
     if code:

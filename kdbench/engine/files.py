@@ -5,7 +5,6 @@ It needs neither to come to its result. Where the disk takes them no more, it sa
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from kdbench.atomic import written_whole
 from kdbench.engine.checkpoint import write_checkpoint
 from kdbench.errors import UnwritableError
+from kdbench.signals import WRITING
 from kdbench.store import Epoch
 
 LOG = "log.jsonl"
@@ -26,6 +26,28 @@ def goes_on_without(folder: Path, error: UnwritableError) -> str:
     )
 
 
+class Writing(Thread):
+    """Of a checkpoint, beside training. Python must not end meanwhile: tensors are freed in it."""
+
+    def __init__(self, folder: Path, content: dict[str, Any], step: int):
+        super().__init__(name=WRITING, daemon=True)  # or Python waits for it, whoever is in a hurry
+        self._task = folder, content, step
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            write_checkpoint(*self._task)
+        except BaseException as error:  # whoever waits raises it
+            self._error = error
+        del self._task
+
+    def finish(self) -> None:
+        """Wait for its end; raises what went wrong."""
+        self.join()
+        if self._error is not None:
+            raise self._error
+
+
 class RunFiles:
     """Of one run; its main process writes them."""
 
@@ -33,7 +55,7 @@ class RunFiles:
         self.folder = folder
         self._say = say
         self._said = False
-        self._writing: Future[None] | None = None
+        self._writing: Writing | None = None
 
     def write_log(self, history: Sequence[Epoch]) -> None:
         """All epochs so far, a line each; whole, so that a full disk leaves no half line."""
@@ -43,17 +65,15 @@ class RunFiles:
     def save_checkpoint(self, content: dict[str, Any], step: int) -> None:
         """Begin to write what `snapshot` gave, beside training; the one before is written then."""
         self.finish()
-        self._writing = Future()
-        task = self._writing, self.folder, content, step
-        # Not a pool's: those are waited for at exit, however impatient the user is.
-        Thread(target=_write, args=task, daemon=True).start()
+        self._writing = Writing(self.folder, content, step)
+        self._writing.start()
 
     def finish(self) -> None:
         """Wait for the checkpoint that is being written."""
         writing, self._writing = self._writing, None
         if writing is not None:
             with self._said_once():
-                writing.result()
+                writing.finish()
 
     def close(self) -> None:
         """The same for a run that failed: what goes wrong here costs that checkpoint alone."""
@@ -70,12 +90,3 @@ class RunFiles:
             if not self._said:
                 self._said = True
                 self._say(goes_on_without(self.folder, error))
-
-
-def _write(writing: Future[None], folder: Path, content: dict[str, Any], step: int) -> None:
-    try:
-        write_checkpoint(folder, content, step)
-    except BaseException as error:  # whoever waits for it raises it
-        writing.set_exception(error)
-    else:
-        writing.set_result(None)

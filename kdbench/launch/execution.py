@@ -174,6 +174,8 @@ def run_one(
         run = Run(spec, train, test, folder, accelerator, observer, mode, jobs, stop)
         result = run.train()
     except UserError:
+        if run is not None:
+            run.files.close()
         raise
     except Exception as error:  # a method may raise anything; it must not take the plan with it
         lost = is_loss_of_a_process(error)

@@ -41,11 +41,12 @@ def make_report(
     against: str,
     names: Sequence[str] | None = None,
     width: int | None = None,
+    with_controls: bool = True,
 ) -> Report:
     """The leaderboards of a results folder, in the named columns, to fit a terminal's `width`.
 
-    With `suites`, of these only. Below them stand controls that were trained for as many FLOPs,
-    where there are any.
+    With `suites`, of these only. Below them stand, `with_controls`, those that were trained for as
+    many FLOPs, where there are any.
 
     Raises:
         UserError: there is no result to show, or no such suite, method or column.
@@ -55,7 +56,7 @@ def make_report(
     found = gather(results, suites, against)
     board = leaderboard(runs_frame(found.results), against)
     text = render(board, form, against, names, found.published, width)
-    if form not in ("csv", "json"):
+    if with_controls and form not in ("csv", "json"):
         for table in controls(found, against).values():
             text += f"\n{table.latex() if form == 'latex' else table.text(form == 'markdown')}"
     return Report(text, found.damaged)
