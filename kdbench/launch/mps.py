@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,13 +65,7 @@ def _is_up() -> bool:
         return False
     if shutil.which(CONTROL) is None:  # in a container, say: nobody to ask
         return True
-    try:
-        asked = subprocess.run(
-            ["/bin/sh", "-c", ASK], capture_output=True, timeout=PATIENCE_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return False
-    return asked.returncode == 0
+    return _succeeds(("/bin/sh", "-c", ASK), {})
 
 
 def _in_turn(why: str) -> str:
@@ -93,7 +87,7 @@ def _service(own: dict[str, str]) -> Iterator[bool]:
     )
     assert service.stdin is not None and service.stdout is not None
     try:
-        yield service.stdout.readline() == b"up\n" and _serves(own)
+        yield service.stdout.readline() == b"up\n" and _succeeds(PROBE, own)
     finally:
         service.stdin.close()
         try:
@@ -104,11 +98,16 @@ def _service(own: dict[str, str]) -> Iterator[bool]:
         service.stdout.close()
 
 
-def _serves(own: dict[str, str]) -> bool:
+def _succeeds(command: Sequence[str], own: dict[str, str]) -> bool:
+    """Whether it ends well, and in time."""
     try:
-        probe = subprocess.run(
-            PROBE, env=os.environ | own, capture_output=True, timeout=PATIENCE_SECONDS, check=False
+        ended = subprocess.run(
+            command,
+            env=os.environ | own,
+            capture_output=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return False
-    return probe.returncode == 0
+    return ended.returncode == 0
