@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdbench.errors import UserError, unknown
 from kdbench.paths import built_in_files
-from kdbench.report.cost import GROUP, ByGroup, cost_frame, equal_cost, equal_cost_tables
+from kdbench.report.cost import ByGroup, equal_cost, equal_cost_tables, groups_of
 from kdbench.report.published import Source, read_published
 from kdbench.report.summary import leaderboard, runs_frame
 from kdbench.report.tables import Format, render
@@ -65,8 +65,7 @@ def make_report(
 def controls(found: Gathered, against: str) -> ByGroup:
     """Tables at equal cost, of the boards that are shown."""
     tables = equal_cost_tables(equal_cost([*found.results, *found.siblings], against), against)
-    shown = cost_frame(found.results)[GROUP].drop_duplicates().itertuples(index=False, name=None)
-    return {group: tables[group] for group in shown if group in tables}
+    return {group: tables[group] for group in groups_of(found.results) if group in tables}
 
 
 def _read(

@@ -51,6 +51,11 @@ def cost_frame(results: Iterable[Result]) -> pd.DataFrame:
     return _frame(_runs(results))
 
 
+def groups_of(results: Iterable[Result]) -> list[Group]:
+    """Those that a cost frame of these results has."""
+    return list(cost_frame(results)[GROUP].drop_duplicates().itertuples(index=False, name=None))
+
+
 def equal_cost(results: Iterable[Result], against: str = "baseline") -> pd.DataFrame:
     """For each method the run of a control that cost the same FLOPs: the nearest within TOLERANCE.
 

@@ -14,7 +14,14 @@ from markupsafe import Markup
 
 from kdbench.report.boards import Board, boards
 from kdbench.report.columns import Column, columns
-from kdbench.report.cost import GROUP, ByGroup, Group, cost_frame, equal_cost, equal_cost_tables
+from kdbench.report.cost import (
+    ByGroup,
+    Group,
+    cost_frame,
+    equal_cost,
+    equal_cost_tables,
+    groups_of,
+)
 from kdbench.report.drawn import Drawn, drawn
 from kdbench.report.fidelity import FIDELITY, fidelity
 from kdbench.report.notes import clashes, doubts
@@ -186,8 +193,7 @@ def _equal_cost(
     controls: ByGroup, board: Board, tabulated: dict[Group, str], anchor: str
 ) -> list[tuple[str, Table | str]]:
     """Of the board's recipe, over any number of epochs; `tabulated` learns where it stands."""
-    groups = cost_frame(board.results)[GROUP].drop_duplicates().itertuples(index=False, name=None)
-    found = {group: controls[group] for group in groups if group in controls}
+    found = {group: controls[group] for group in groups_of(board.results) if group in controls}
     shown: list[tuple[str, Table | str]] = []
     for group, table in found.items():
         title = " ".join([f"{table.title}.", *table.notes])
