@@ -169,26 +169,27 @@ def run_one(
             return empty_result(spec, accelerator, status, reason)
         return run.result(status, reason)
 
+    def close_files() -> None:
+        if run is not None:
+            run.files.close()
+
     ranks.on_failure = lambda reason: record(unfinished("failed", reason))
     try:
         run = Run(spec, train, test, folder, accelerator, observer, mode, jobs, stop)
         result = run.train()
     except UserError:
-        if run is not None:
-            run.files.close()
+        close_files()
         raise
     except Exception as error:  # a method may raise anything; it must not take the plan with it
         lost = is_loss_of_a_process(error)
         if lost and stop is not None and stop.requested:
             # A launcher that sees one process die asks the others to end.
-            if run is not None:
-                run.files.close()
+            close_files()
             raise StoppedError(stop.received[0]) from error
         status: Status = "diverged" if isinstance(error, DivergedError) else "failed"
         moment = _moment(error, run, ranks)
         reason = ranks.settle(spec.label, _reason(error, spec, run), moment, lost)
-        if run is not None:
-            run.files.close()  # once they agreed: who waits for a disk is not lost
+        close_files()  # once they agreed: who waits for a disk is not lost
         result = unfinished(status, reason)
     finally:
         ranks.on_failure = None  # it holds the run, and with it all networks
