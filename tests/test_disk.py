@@ -2,11 +2,13 @@
 reason; files that exist stay whole, and the other runs go on.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,23 +27,31 @@ from kdbench.store import check_writable, read_all
 COMMAND = [sys.executable, "-m", "kdbench", "run", "--suite", "tiny.toml"]
 FILLS = (
     "os.system(\"timeout 20 sh -c 'until find . -name checkpoint-000000004.pt | grep -q .; do "
-    "sleep 0.01; done'; cat /dev/zero > disk/filler 2> /dev/null\") if self.epoch else 0"
+    "sleep 0.01; done'; cat /dev/zero 2> /dev/null >> disk/filler\") if self.epoch else 0"
 )
-"""After the first checkpoint."""
+"""After the first checkpoint. `>` would empty the file first, and give another run its room."""
 FILLS_UNLESS_DONE = f"assert not Path('done').exists(); {FILLS}"
 
 
-@pytest.fixture
-def disk():
-    """A disk of 3 MiB, some checkpoints of a ResNet-8, at `disk`."""
-    place = Path("disk").absolute()
+@contextlib.contextmanager
+def mounted(name: str) -> Iterator[Path]:
+    """A disk of 3 MiB, some checkpoints of a ResNet-8."""
+    place = Path(name).absolute()
     place.mkdir()
     mounting = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)]
     done = subprocess.run(mounting, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.fixture
+def disk():
+    with mounted("disk") as place:
+        yield place
 
 
 def files_in(place: Path) -> dict[Path, bytes]:
@@ -101,21 +111,25 @@ def test_a_result_that_the_disk_does_not_take_is_written_once_there_is_room(run_
 
 
 def test_several_processes_on_a_full_disk_say_why_and_leave_none(kdbench, disk):
-    methods = ",".join([write_method("first", FILLS), write_method("second", FILLS)])
-    folders = ["--results-dir", "disk/results", "--runs-dir", "disk/runs"]
-    process = subprocess.Popen(
-        [*COMMAND, "--methods", methods, "--jobs", "2", *folders],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        process_group=0,
-    )
-    _, err = process.communicate(timeout=150)
-    assert process.returncode == 1 and not group_exists(process.pid)
-    assert "Traceback" not in err
-    for name in ("first", "second"):
-        assert f"kdbench: {name} resnet8 seed 0 failed: " in err
-    assert all_whole(disk / "runs") and not list(disk.rglob("results/**/*.json"))
+    # Results have a disk of their own: a checkpoint that fails gives back room enough for one.
+    fills_other = "cat /dev/zero 2> /dev/null >> other/filler"
+    fills = FILLS.replace("disk/filler", f"disk/filler; {fills_other}")
+    methods = ",".join([write_method("first", fills), write_method("second", fills)])
+    folders = ["--results-dir", "other/results", "--runs-dir", "disk/runs"]
+    with mounted("other") as other:
+        process = subprocess.Popen(
+            [*COMMAND, "--methods", methods, "--jobs", "2", *folders],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,
+        )
+        _, err = process.communicate(timeout=150)
+        assert process.returncode == 1 and not group_exists(process.pid)
+        assert "Traceback" not in err
+        for name in ("first", "second"):
+            assert f"kdbench: {name} resnet8 seed 0 failed: " in err
+        assert all_whole(disk / "runs") and not list(other.rglob("*.json"))
 
 
 def test_processes_that_train_together_and_cannot_write_fail_their_run_alone(run_tiny, disk):
