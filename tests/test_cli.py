@@ -1,6 +1,7 @@
 """The commands as a user types them: what they print, what they write, how they fail."""
 
 import json
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -70,6 +71,10 @@ def test_another_recipe_under_the_same_name_does_not_replace_a_result(run_tiny):
     other = Path("results/tiny/resnet8/label_smoothing/seed0.json")
     assert run_tiny("--methods", "label_smoothing")[0] == 0
     kept = other.read_bytes()
+    code, out, err = run_tiny("--methods", "baseline,label_smoothing", "--seeds", "2", "--dry-run")
+    assert code == 2 and is_one_sentence(err) and "--overwrite-stale" in err
+    states = [re.split(r"\s{2,}", line)[-2] for line in out.splitlines() if ".json" in line]
+    assert states == ["in the way", "exists (finished)", "to run", "to run"]
     assert run_tiny("--methods", "baseline,label_smoothing", "--overwrite-stale")[0] == 0
     assert file.read_bytes() != before and other.read_bytes() == kept
 
@@ -121,6 +126,7 @@ def test_list_names_suites_methods_and_architectures(kdbench):
         (["--set", "dml.temperature=cold"], ["temperature", "number"]),
         (["--set", "dml.temperature=0"], ["temperature", "greater than 0"]),
         (["--set", "dmll.temperature=1"], ["Unknown method in --set 'dmll'", "'dml'"]),
+        (["--methods", "ffsd", "--set", "dml.temperature=2"], ["--methods does not name"]),
         (["--set", "temperature"], ["METHOD.OPTION=VALUE"]),
         (["--set", "ffsd.networks=2"], ["'ffsd' needs at least 3 networks"]),
         (["--set", "baseline.networks=2"], ["'baseline' has 1 network"]),
@@ -171,12 +177,17 @@ def test_a_method_that_diverges_or_breaks_is_recorded_and_the_others_go_on(run_t
         for file in Path("results").rglob("*.json")
     }
     assert statuses == {"diverges": "diverged", "breaks": "failed", "baseline": "finished"}
+    code, out, err = run_tiny("--methods", "./diverges.py,baseline")
+    assert code == 1 and is_one_sentence(err) and "1 diverged" in out
+    assert "diverges resnet8 seed 0 diverged before: 'ce/student' is nan in epoch 1;" in err
 
 
-def test_a_failed_run_is_tried_again(run_tiny):
+def test_a_failed_run_is_tried_again_whatever_its_version(run_tiny):
     Path("breaks.py").write_text(BREAKS)
-    for _ in range(2):
-        assert run_tiny("--methods", "./breaks.py")[0] == 1
+    for batch_size in (40, 40, 20):
+        Path("tiny.toml").write_text(TINY.replace("batch_size = 40", f"batch_size = {batch_size}"))
+        code, _, err = run_tiny("--methods", "./breaks.py")
+        assert code == 1 and "seed 0 failed: breaks.py, line 6" in err
 
 
 def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(run_tiny, monkeypatch):

@@ -244,13 +244,16 @@ def test_8_of_two_checkpoints_the_whole_one_counts(make_run):
     damage(last)
     watcher = Watcher()
     assert make_run("dml", watcher=watcher).train().history == expected.history
-    assert last.name in watcher.messages[0] and "damaged" in watcher.messages[0]
+    (said,) = watcher.messages
+    assert f"{last} is damaged; it goes on at 2.0/3." in said
     assert watcher.steps == 4  # one epoch of three
     damage(last)
     before.write_bytes(before.read_bytes()[:1000])
     watcher = Watcher()
     assert make_run("dml", watcher=watcher).train().history == expected.history
-    assert len(watcher.messages) == 2 and watcher.steps == 12
+    (said,) = watcher.messages
+    assert said.count("is damaged") == 2 and said.endswith("; it begins anew.")
+    assert watcher.steps == 12
 
 
 def test_8_a_checkpoint_is_of_its_moment_though_training_goes_on_beside(make_run, monkeypatch):

@@ -303,7 +303,7 @@ def test_an_estimate_takes_rates_of_steps_that_ran_in_the_same_way(
 
     def seconds(mode: str) -> list[float]:
         modes = [mode, mode]
-        return estimate.estimate_seconds([fp32, bf16], tmp_path, accelerator.device, modes)
+        return estimate.estimate_seconds([fp32, bf16], [0, 0], tmp_path, accelerator.device, modes)
 
     assert seconds("inductor") == [12.0, 1200.0]
     assert seconds("eager") == [1200.0, 1200.0]

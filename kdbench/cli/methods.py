@@ -46,3 +46,4 @@ def new(
     file = write_method(name, Path(), set(method_names()))
     print(f"Wrote {file}. Next: kdbench check ./{file}")
     print(f"               then: kdbench run --methods ./{file},baseline")
+    print("Once it is edited, --overwrite-stale lets its new version replace its results.")

@@ -27,6 +27,7 @@ from kdbench.launch.place import Place, silent
 from kdbench.names import check_method_names
 
 if TYPE_CHECKING:
+    from kdbench.launch.plan import PlannedRun
     from kdbench.store import Result
 
 
@@ -91,7 +92,7 @@ def run(
     from kdbench.data import is_cached, locate
     from kdbench.launch.execution import Execution, check_processes
     from kdbench.launch.local import execute
-    from kdbench.launch.plan import agree, make_plan
+    from kdbench.launch.plan import agree, check_nothing_in_the_way, make_plan
     from kdbench.launch.ranks import together
 
     code = 0
@@ -145,21 +146,24 @@ def run(
             on_broken,
             match_cost,
         )
+        if not dry_run:
+            check_nothing_in_the_way(plan)
         plan = agree(plan, ranks)
         if dry_run and plan:
             from kdbench.launch.preview import preview
 
             source = locate(chosen.data, data_dir, is_cached)
             if ranks.is_main:
-                print(preview(plan, source, results_dir, compile_.value, jobs, how.processes))
+                print(preview(plan, source, how))
             if cluster is not None:
                 print(cluster_options.preview(plan, cluster, asked))
+            check_nothing_in_the_way(plan)
         elif plan and cluster is not None:
             cluster_options.submit(plan, how, cluster, asked)
             code = 1 if broken else 0
         elif plan:
             new = execute(plan, how, ranks)
-            code = 1 if _complain_of_unfinished(new) or broken else 0
+            code = 1 if _complain_of_unfinished(plan, new) or broken else 0
             if ranks.is_main:
                 # Where the disk took no result, there is no table, and it is said why.
                 with contextlib.suppress(UserError) if code else contextlib.nullcontext():
@@ -177,11 +181,19 @@ def run(
         raise typer.Exit(code)
 
 
-def _complain_of_unfinished(results: "list[Result]") -> bool:
+def _complain_of_unfinished(plan: "list[PlannedRun]", new: "list[Result]") -> bool:
     """Whether there are any."""
-    unfinished = [result for result in results if result.status != "finished"]
-    for result in unfinished:
-        identity = result.identity
-        name = f"{identity.method} {identity.architecture} seed {identity.seed}"
-        complain(f"{name} {result.status}: {result.reason}.")
-    return bool(unfinished)
+    said = [
+        f"{run.spec.label} diverged before: {run.reason}; --overwrite trains it, and what else is "
+        "asked for, again."
+        for run in plan
+        if run.state == "diverged"
+    ]
+    for result in new:
+        if result.status != "finished":
+            identity = result.identity
+            name = f"{identity.method} {identity.architecture} seed {identity.seed}"
+            said.append(f"{name} {result.status}: {result.reason}.")
+    for sentence in said:
+        complain(sentence)
+    return bool(said)

@@ -121,6 +121,17 @@ def read_checkpoint(folder: Path, fingerprint: str) -> tuple[dict[str, Tensor], 
     return None if content is None else (content["method"], _progress(content["progress"]))
 
 
+def saved_progress(folder: Path, fingerprint: str) -> Progress | None:
+    """Of the last whole checkpoint of a run whose fingerprint begins so; None without one."""
+    for file in _files(folder):
+        content = _read(file, torch.device("cpu"))
+        if content is None or content.get("format") != FORMAT:
+            continue
+        if content["fingerprint"].startswith(fingerprint):
+            return _progress(content["progress"])
+    return None
+
+
 def has_checkpoint(folder: Path) -> bool:
     """Whether there is one, of whatever run."""
     return bool(_files(folder))

@@ -142,13 +142,14 @@ class Run:
         )
 
     def _resume(self) -> None:
+        refused: list[str] = []
         progress = load_checkpoint(
             self.folder,
             self.key,
             self.method,
             self.optimizers,
             self.accelerator,
-            self._on_refused,
+            lambda file, why: refused.append(f"its checkpoint {file} {why}"),
         )
         if progress is not None:
             progress.jobs = max(progress.jobs, self.progress.jobs)
@@ -165,6 +166,11 @@ class Run:
             self.observer.on_epoch(epoch, resumed=True)
         if self.progress.part is not None:
             self.observer.on_resume(self._steps_done())
+        where = "goes on at " + self._epochs_done() if self._steps_done() else "begins anew"
+        if refused:
+            self.observer.on_message(f"{self.spec.label}: {'; '.join(refused)}; it {where}.")
+        elif self._steps_done():
+            self.observer.on_message(f"{self.spec.label} {where}.")
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         """One epoch, or what is left of it; the mean of each loss term over all of it.
@@ -301,11 +307,10 @@ class Run:
         part = self.progress.part
         return self.progress.epochs_done * len(self.training) + (part.steps if part else 0)
 
-    def _on_refused(self, checkpoint: Path, why: str) -> None:
-        self.observer.on_message(
-            f"{self.spec.label}: its checkpoint {checkpoint} {why}; the one before it counts, or "
-            "it starts anew."
-        )
+    def _epochs_done(self) -> str:
+        """Such as 3.5/8."""
+        done = self._steps_done() / len(self.training)
+        return f"{done:.1f}/{self.spec.suite.schedule.epochs}"
 
     def _peak_memory(self) -> int:
         """Bytes, of the process that took most."""

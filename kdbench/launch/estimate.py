@@ -28,12 +28,14 @@ Key = tuple[str, str, str, int, int, str]
 
 def estimate_seconds(
     plan: list[PlannedRun],
+    done: Sequence[int],
     results: Path,
     device: torch.device,
     modes: Sequence[Mode],
     processes: int = 1,
 ) -> list[float]:
-    """Seconds of training for each run of the plan; 0 where its result exists.
+    """Seconds of training left for each run of the plan, of which so many steps are `done`; 0 where
+    its result exists.
 
     Taken from results whose steps ran in the same way (`modes`, by run). What no result tells is
     timed in steps that run eagerly, without what several processes exchange: nobody waits for a
@@ -41,7 +43,7 @@ def estimate_seconds(
     """
     known = _measured(results, device, processes)
     seconds = []
-    for run, mode in zip(plan, modes, strict=True):
+    for run, steps, mode in zip(plan, done, modes, strict=True):
         key = _key(run.spec, mode)
         if run.state == "to run" and key not in known:
             try:
@@ -49,7 +51,7 @@ def estimate_seconds(
             except Exception as error:  # a method may raise anything, and would in the run
                 what = run.spec.entry.blame(error).split("\n")[0]
                 raise UserError(f"Method '{run.spec.entry.name}' fails: {what}.") from error
-        remaining = run.spec.suite.total_steps if run.state == "to run" else 0
+        remaining = run.spec.suite.total_steps - steps if run.state == "to run" else 0
         seconds.append(remaining * known.get(key, 0.0))
     return seconds
 

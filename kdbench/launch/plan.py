@@ -13,9 +13,10 @@ from kdbench.atomic import exists
 from kdbench.backbones import ARCHITECTURES
 from kdbench.discovery import BrokenMethodError, MethodEntry, find_methods
 from kdbench.engine.spec import RunSpec
-from kdbench.errors import UserError, unknown
+from kdbench.errors import UserError, counted, unknown
 from kdbench.launch.match_cost import matched
 from kdbench.launch.ranks import Ranks
+from kdbench.names import method_names
 from kdbench.store import Damaged, Result, read, result_path
 from kdbench.suite import Suite
 
@@ -29,7 +30,10 @@ class PlannedRun:
 
     spec: RunSpec
     file: Path
-    state: Literal["to run", "finished", "diverged"]
+    state: Literal["to run", "finished", "diverged", "in the way"]
+    """In the way: its place has what another version made, or what is no result."""
+    reason: str = ""
+    """Why it diverged, or what is in the way."""
 
 
 def make_plan(
@@ -49,8 +53,7 @@ def make_plan(
     `match_cost`, each method has as many epochs as cost what the method of this name costs.
 
     Raises:
-        UserError: an unknown name, a method that does not fit the suite, or a result in the way
-            that another suite or method of the same name made.
+        UserError: an unknown name, or a method that does not fit the suite.
     """
     count = suite.seeds if seeds is None else seeds
     if count < 1:
@@ -59,6 +62,21 @@ def make_plan(
     if match_cost is not None:
         specs = matched(specs, match_cost)
     return [_planned(spec, results, overwrite) for spec in specs]
+
+
+def check_nothing_in_the_way(plan: list[PlannedRun]) -> None:
+    """Results are replaced only where that was asked for.
+
+    Raises:
+        UserError: with the first that would have to be, and how many.
+    """
+    blocked = [run for run in plan if run.state == "in the way"]
+    if blocked:
+        more = f" {counted(len(blocked), 'result')} of the plan are so;" if blocked[1:] else ""
+        raise UserError(
+            f"{blocked[0].reason};{more} --overwrite-stale replaces such results and no others, "
+            "--results-dir keeps both."
+        )
 
 
 def agree(plan: list[PlannedRun], ranks: Ranks) -> list[PlannedRun]:
@@ -75,8 +93,9 @@ def agree(plan: list[PlannedRun], ranks: Ranks) -> list[PlannedRun]:
         seen[f"suite '{spec.suite.name}'"] = spec.suite.digest()
         seen[f"method '{spec.method_name}'"] = spec.entry.digest
     ranks.require_alike(seen, "give all machines the same command and the same files")
-    states = json.loads(ranks.exchange("states", json.dumps([run.state for run in plan]))[0])
-    return [replace(run, state=state) for run, state in zip(plan, states, strict=True)]
+    own = [{"state": run.state, "reason": run.reason} for run in plan]
+    of_main = json.loads(ranks.exchange("states", json.dumps(own))[0])
+    return [replace(run, **told) for run, told in zip(plan, of_main, strict=True)]
 
 
 def make_specs(
@@ -140,6 +159,8 @@ def _options_by_method(
         method, dot, key = path.partition(".")
         if not (equals and dot and key):
             raise UserError(f"--set '{setting}' is not of the form METHOD.OPTION=VALUE.")
+        if method not in names and method in method_names():
+            raise UserError(f"--set '{setting}' is of a method that --methods does not name.")
         if method not in names:
             raise unknown("method in --set", method, names)
         found.setdefault(method, {})[key] = value
@@ -148,23 +169,19 @@ def _options_by_method(
 
 def _planned(spec: RunSpec, results: Path, overwrite: Overwrite) -> PlannedRun:
     file = result_path(results, spec.identity())
+    to_run = PlannedRun(spec, file, "to run")
     existing = read(file) if exists(file) else None
-    if overwrite == "all" or existing is None:
-        return PlannedRun(spec, file, "to run")
-    stale = isinstance(existing, Damaged) or existing.fingerprint != spec.fingerprint()
-    if stale and overwrite == "stale":
-        return PlannedRun(spec, file, "to run")
+    if existing is None or overwrite == "all":
+        return to_run
     if isinstance(existing, Damaged):
-        raise UserError(
-            f"'{file}' is no valid result ({existing.reason}); --overwrite-stale replaces it."
-        )
-    if stale:
-        raise UserError(
-            f"'{file}' was made by {_difference(spec, existing)}; --overwrite-stale replaces such "
-            "results and no others, --results-dir keeps both."
-        )
-    # What failed for a reason outside the run is tried again; what diverged would diverge again.
-    return PlannedRun(spec, file, "to run" if existing.status == "failed" else existing.status)
+        problem = f"'{file}' is no valid result ({existing.reason})"
+    elif existing.status == "failed":
+        return to_run  # the reason may be outside the run; what diverged would diverge again
+    elif existing.fingerprint != spec.fingerprint():
+        problem = f"'{file}' was made by {_difference(spec, existing)}"
+    else:
+        return PlannedRun(spec, file, existing.status, existing.reason or "")
+    return to_run if overwrite == "stale" else PlannedRun(spec, file, "in the way", problem)
 
 
 def _difference(spec: RunSpec, existing: Result) -> str:

@@ -1,33 +1,29 @@
 """The plan as a table, for `--dry-run`."""
 
 from datetime import timedelta
-from pathlib import Path
 
 from tabulate import tabulate
 
 from kdbench.data import Source, batch_share
+from kdbench.engine.checkpoint import saved_progress
 from kdbench.engine.device import make_accelerator
-from kdbench.engine.mode import Compile, step_mode
+from kdbench.engine.mode import step_mode
 from kdbench.launch.estimate import estimate_seconds
+from kdbench.launch.execution import Execution, run_folder
 from kdbench.launch.plan import PlannedRun, at_a_time
 
 
-def preview(
-    plan: list[PlannedRun],
-    source: Source,
-    results: Path,
-    compile: Compile = "auto",
-    jobs: int = 1,
-    processes: int = 1,
-) -> str:
+def preview(plan: list[PlannedRun], source: Source, how: Execution) -> str:
     """What would run, for how long on this device, and where results would go."""
     accelerator = make_accelerator()
     device, suite = accelerator.device, plan[0].spec.suite
     modes = [
-        step_mode(compile, run.spec.suite, run.spec.architecture, device, processes) for run in plan
+        step_mode(how.compile, run.spec.suite, run.spec.architecture, device, how.processes)
+        for run in plan
     ]
-    seconds = estimate_seconds(plan, results, device, modes, processes)
-    rows = [_row(run, time) for run, time in zip(plan, seconds, strict=True)]
+    done = [_steps_done(run, how) for run in plan]
+    seconds = estimate_seconds(plan, done, how.results, device, modes, how.processes)
+    rows = [_row(*row) for row in zip(plan, done, seconds, strict=True)]
     todo = sum(run.state == "to run" for run in plan)
     lines = [
         tabulate(rows, headers="keys", disable_numparse=True, colalign=ALIGN),
@@ -35,24 +31,42 @@ def preview(
         f"Data: {source.describe()}",
         f"{todo} of {len(plan)} runs to do, about {_duration(sum(seconds))} of training "
         f"on {device.type}, evaluation not counted.",
-        f"Training steps: {', '.join(sorted(set(modes)))} (--compile {compile}), "
+        f"Training steps: {', '.join(sorted(set(modes)))} (--compile {how.compile}), "
         f"{suite.precision}.",
     ]
-    if processes > 1:
-        share = batch_share(suite, processes)
+    if how.processes > 1:
+        share = batch_share(suite, how.processes)
         lines.append(
-            f"{processes} processes train each run together, on {share} images of a batch each."
+            f"{how.processes} processes train each run together, on {share} images of a batch each."
         )
-    if at_a_time(plan, jobs) > 1:
-        lines.append(f"{at_a_time(plan, jobs)} at a time; the time is that of one after the other.")
+    jobs = at_a_time(plan, how.jobs)
+    if jobs > 1:
+        lines.append(f"{jobs} at a time; the time is that of one after the other.")
     return "\n".join(lines)
 
 
 ALIGN = ("left", "left", "right", "right", "right", "right", "left", "left")
 
 
-def _row(run: PlannedRun, seconds: float) -> dict[str, str]:
+def _steps_done(run: PlannedRun, how: Execution) -> int:
+    """Those it need not train again."""
+    if how.overwrite or run.state != "to run":
+        return 0
+    progress = saved_progress(run_folder(how.runs, run.spec), run.spec.fingerprint())
+    if progress is None:
+        return 0
+    part = progress.part.steps if progress.part else 0
+    return progress.epochs_done * run.spec.suite.steps_per_epoch + part
+
+
+def _row(run: PlannedRun, done: int, seconds: float) -> dict[str, str]:
     suite = run.spec.suite
+    state = f"exists ({run.state})"
+    if run.state == "in the way":
+        state = run.state
+    elif run.state == "to run":
+        epoch = f"{done / suite.steps_per_epoch:.1f}/{suite.schedule.epochs}"
+        state = f"goes on at {epoch}" if done else "to run"
     return {
         "method": run.spec.method_name,
         "architecture": run.spec.architecture,
@@ -60,7 +74,7 @@ def _row(run: PlannedRun, seconds: float) -> dict[str, str]:
         "epochs": str(suite.schedule.epochs),
         "steps": f"{suite.total_steps:,}",
         "time": _duration(seconds) if run.state == "to run" else "",
-        "state": "to run" if run.state == "to run" else f"exists ({run.state})",
+        "state": state,
         "result": str(run.file),
     }
 
