@@ -170,6 +170,25 @@ def test_a_narrow_terminal_leaves_out_the_least_and_says_which(several):
     assert "Left out" not in render(several, "terminal", names=["all"], width=120)
 
 
+def test_what_fits_a_narrow_terminal_stands_and_a_verdict_is_said_in_any_case(several):
+    whole = render(several, "terminal").splitlines()
+    (dashes,) = (line for line in whole if set(line) == {"-", " "})
+    width = dict(zip(re.split(r"\s{2,}", whole[1].strip()), map(len, dashes.split()), strict=True))
+    for wide in range(80, 140, 5):
+        lines = render(several, "terminal", width=wide).splitlines()
+        table = [line for line in lines if set(line) == {"-", " "}]
+        (said,) = (line for line in lines if line.startswith("Left out to fit: "))
+        left_out = said.removeprefix("Left out to fit: ").partition(";")[0].split(", ")
+        room = wide - len(table[0])
+        assert room >= 0 and all(width[heading] + 2 > room for heading in left_out)
+        sentence = "Distinguishable from baseline at their numbers of seeds: dml (better)."
+        assert (sentence in lines) == ("verdict" in left_out)
+    alone = several[several.method == "baseline"]
+    assert "istinguishable" not in render(alone, "terminal", width=60)
+    level = several.assign(distinguishable=False)
+    assert "No row is distinguishable from baseline" in render(level, "terminal", width=80)
+
+
 def test_only_a_terminal_makes_tables_fit(tmp_path):
     for method in SEVERAL:
         save(tmp_path, made(method))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from kdbench.errors import printable
+from kdbench.errors import counted, printable
 from kdbench.report.columns import interval_text, number_text
 from kdbench.report.protocol import suite_of
 from kdbench.report.statistics import LEVEL, Difference, holm, paired
@@ -86,7 +86,10 @@ def equal_cost(results: Iterable[Result], against: str = "baseline") -> pd.DataF
 
 
 def equal_cost_tables(found: pd.DataFrame, against: str = "baseline") -> ByGroup:
-    """What `equal_cost` found, by GROUP: a table for each with a control of other epochs."""
+    """What `equal_cost` found, by GROUP: a table for each with a control of other epochs.
+
+    Methods without a control are named below it.
+    """
     tables = {}
     recipes = found.groupby(["suite", "architecture"])["key"].nunique()
     for key, rows in found.groupby(GROUP, sort=True):
@@ -96,15 +99,23 @@ def equal_cost_tables(found: pd.DataFrame, against: str = "baseline") -> ByGroup
             if recipes[suite, architecture] > 1:
                 suite = f"{suite} ({recipe[:8]})"
             title = f"{suite}, {architecture}: {against} trained for as many FLOPs"
-            notes = []
-            if rows.control_epochs.isna().any():
-                notes.append(
-                    f"n/a: no {against} was trained for as many FLOPs, to {TOLERANCE:.0%}."
-                )
+            has_control = rows.control_epochs.notna()
+            notes = _uncontrolled(rows[~has_control], against)
             if (rows.control_versions > 1).any():
                 notes.append(f"Seeds of {against} are of several versions of it.")
-            tables[key] = TextTable(title, _cells(rows, against), words=("method",), notes=notes)
+            cells = _cells(rows[has_control], against)
+            tables[key] = TextTable(title, cells, words=("method",), notes=notes)
     return tables
+
+
+def _uncontrolled(rows: pd.DataFrame, against: str) -> list[str]:
+    named = [
+        f"{counted(epochs, 'epoch')} of {', '.join(rows.method[rows.epochs == epochs])}"
+        for epochs in sorted(set(rows.epochs))
+    ]
+    tolerance = f"{TOLERANCE:.0%}"
+    said = f"No {against} took as many FLOPs, to {tolerance}, as {'; '.join(named)}."
+    return [printable(said)] if named else []
 
 
 def _runs(results: Iterable[Result]) -> pd.DataFrame:

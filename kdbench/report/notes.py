@@ -16,6 +16,18 @@ def about(rows: pd.DataFrame) -> list[str]:
     return [said]
 
 
+def verdicts(rows: pd.DataFrame, against: str) -> str:
+    """Which rows are told apart from `against`, where no column has room to say so."""
+    apart = rows[rows.distinguishable.eq(True)]
+    words = (
+        f"{printable(method)} ({'better' if difference > 0 else 'worse'})"
+        for method, difference in zip(apart.method, apart.difference, strict=True)
+    )
+    if apart.empty:
+        return f"No row is distinguishable from {against} at its number of seeds."
+    return f"Distinguishable from {against} at their numbers of seeds: {', '.join(words)}."
+
+
 def clashes(table: pd.DataFrame) -> list[str]:
     """A sentence for each suite of a leaderboard whose name stands for several recipes."""
     return [

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import pandas as pd
@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from kdbench.report.columns import DEFAULT, DISPENSABLE, PAPER, Column, columns
 from kdbench.report.latex import leaderboard_table, plain_table
-from kdbench.report.notes import about, clashes, doubts
+from kdbench.report.notes import about, clashes, doubts, verdicts
 from kdbench.report.published import SPARE, TITLE, WORDS, Source, published_cells, published_notes
 from kdbench.report.summary import each_board
 
@@ -45,7 +45,7 @@ def render(
             sections.append(leaderboard_table(title, rows, shown, against))
             sections += [table.latex(title) for table in _published(others, notes)]
         else:
-            tables = [_leaderboard(title, rows, shown), *_published(others, notes)]
+            tables = [_leaderboard(title, rows, shown, against), *_published(others, notes)]
             if width is not None and names is None and form == "terminal":
                 tables = [table.to_fit(width) for table in tables]
             sections += [table.text(markdown=form == "markdown") for table in tables]
@@ -66,15 +66,28 @@ class TextTable:
     left_out: tuple[str, ...] = ()
     notes: Sequence[str] = ()
     """Sentences below it."""
+    instead: Mapping[str, str] = field(default_factory=dict)
+    """By heading, what is said below in the place of a column that is left out."""
 
     def to_fit(self, width: int) -> "TextTable":
-        """Without as many of its spare columns as need be."""
-        if not self.spare or max(map(len, self._table("simple").splitlines())) <= width:
-            return self
-        out, *spare = self.spare
-        rows = [{key: text for key, text in row.items() if key != out} for row in self.rows]
-        fewer = replace(self, rows=rows, spare=spare, left_out=(*self.left_out, out))
-        return fewer.to_fit(width)
+        """With those of its spare columns for which there is room, the most important first."""
+        spare = [heading for heading in self.spare if heading in self.rows[0]]
+        fitting = self._without(spare)
+        for heading in reversed(spare):
+            wider = self._without([name for name in fitting.left_out if name != heading])
+            if wider._width() <= width:
+                fitting = wider
+        return self if self._width() <= width else fitting
+
+    def _without(self, headings: Sequence[str]) -> "TextTable":
+        rows = [
+            {name: text for name, text in row.items() if name not in headings} for row in self.rows
+        ]
+        said = [self.instead[name] for name in headings if name in self.instead]
+        return replace(self, rows=rows, left_out=tuple(headings), notes=[*self.notes, *said])
+
+    def _width(self) -> int:
+        return max(map(len, self._table("simple").splitlines()))
 
     def text(self, markdown: bool) -> str:
         if markdown:
@@ -105,15 +118,19 @@ def titled_table(
     return TextTable(title, cells, list(cells[0])[:left]).text(markdown)
 
 
-def _leaderboard(title: str, rows: pd.DataFrame, shown: Sequence[Column]) -> TextTable:
+def _leaderboard(
+    title: str, rows: pd.DataFrame, shown: Sequence[Column], against: str
+) -> TextTable:
     cells = [{column.heading: column.text(row) for column in shown} for _, row in rows.iterrows()]
     heading = {column.name: column.heading for column in shown}
+    told_apart = "verdict" in heading and rows.p_holm.notna().any()
     return TextTable(
         title,
         cells,
         words=[column.heading for column in shown if column.words],
         spare=[heading[name] for name in DISPENSABLE if name in heading],
         notes=[*about(rows), *doubts(rows)],
+        instead={heading["verdict"]: verdicts(rows, against)} if told_apart else {},
     )
 
 
