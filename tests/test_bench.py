@@ -112,11 +112,13 @@ def test_what_runs_out_of_memory_is_named_and_the_others_are_measured(bench, eno
 
 
 def test_the_table_names_its_conditions(bench):
-    code, out, _ = bench("--methods", "dml", "--format", "markdown", "--against", "dml")
+    methods = ("--methods", "dml,baseline")
+    code, out, _ = bench(*methods, "--format", "markdown", "--against", "dml")
     assert code == 0
     assert out.startswith("### digits, resnet8, batch 64")
     (row,) = [line for line in out.splitlines() if line.startswith("| dml")]
     assert "| eager" in row and "1.000" in row
+    assert "- n/a: no dml of as many networks was measured.\n" in out
     assert f"torch {torch.__version__}" in out and "Median of 2 rounds" in out
 
 

@@ -39,12 +39,13 @@ def test_runs_in_the_background_equal_others_and_one_that_fails_ends_none(kdbenc
     assert code == 0 and "2 runs under way already: not sent again." in out
     code, _, err = kdbench("run", "--suite", "tiny.toml", "--methods", "baseline")
     assert code == 2 and is_one_sentence(err) and "1 run of these were sent to a cluster" in err
-    assert kdbench("status", "--watch")[0] == 0  # until all are over
-    assert status_of("baseline").state == "finished"
+    code, watched, _ = kdbench("status", "--watch")  # until all are over
+    assert code == 0 and status_of("baseline").state == "finished"
     failed = status_of("raises")
     assert failed.state == "failed" and "ValueError: broken" in failed.reason
     _, out, _ = kdbench("status")
     assert "2 runs: 1 failed, 1 finished." in out and "ValueError: broken" in out
+    assert watched == out  # a line a run, however long
     alone = ("--methods", "baseline", "--results-dir", "alone", "--runs-dir", "other")
     assert kdbench("run", "--suite", "tiny.toml", *alone)[0] == 0
     assert numbers_of("baseline") == numbers_of("baseline", results="alone")

@@ -4,7 +4,7 @@ from typing import Literal
 
 from kdbench.bench.record import Benchmark, StepCost
 from kdbench.report.columns import MISSING
-from kdbench.report.tables import titled_table
+from kdbench.report.tables import TextTable
 
 BenchFormat = Literal["terminal", "markdown", "json"]
 
@@ -22,7 +22,11 @@ def _section(benchmark: Benchmark, architecture: str, form: BenchFormat) -> str:
     rows = [row for row in benchmark.rows if row.architecture == architecture]
     cells = [_cells(row, benchmark.against) for row in rows]
     title = f"{benchmark.suite}, {architecture}, batch {benchmark.batch_size}"
-    return titled_table(title, cells, markdown=form == "markdown", left=2)
+    notes = []
+    if any(row.ratio is None for row in rows):
+        notes.append(f"{MISSING}: no {benchmark.against} of as many networks was measured.")
+    table = TextTable(title, cells, words=("method", "step"), notes=notes)
+    return table.text(markdown=form == "markdown")
 
 
 def _cells(row: StepCost, against: str) -> dict[str, str]:

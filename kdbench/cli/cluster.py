@@ -1,5 +1,6 @@
 """Commands and options for runs that wait for their turn elsewhere."""
 
+import sys
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from kdbench.launch.watch import Watched
 
 REFRESH_SECONDS = 5.0
+
+PIPE_WIDTH = 1000
+"""Of lines where there is no terminal: there they are as long as they are."""
 
 
 class Cluster(StrEnum):
@@ -119,10 +123,12 @@ def status(
     if not watch:
         print(table(_chosen(runs_dir, *names)), end="")
         return
+    from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
-    with Live(auto_refresh=False) as live:
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    with Live(console=Console(width=width), auto_refresh=False) as live:
         under_way = True
         while under_way:
             found = _chosen(runs_dir, *names)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from tabulate import tabulate
 
 from kdbench.backbones import ARCHITECTURES, build
@@ -40,7 +41,8 @@ def _architecture(name: str, suites: Sequence[Suite]) -> dict[str, object]:
     """With as many classes as the largest suite that offers it has."""
     offered = [suite.data.classes for suite in suites if name in suite.architectures]
     classes = max(offered, default=100)
-    parameters = count_parameters(build(name, classes))
+    with torch.device("meta"):  # shapes alone
+        parameters = count_parameters(build(name, classes))
     return {"architecture": name, "classes": classes, "parameters": f"{parameters:,}"}
 
 
