@@ -75,6 +75,10 @@ def test_another_recipe_under_the_same_name_does_not_replace_a_result(run_tiny):
     assert code == 2 and is_one_sentence(err) and "--overwrite-stale" in err
     states = [re.split(r"\s{2,}", line)[-2] for line in out.splitlines() if ".json" in line]
     assert states == ["in the way", "exists (finished)", "to run", "to run"]
+    other.write_bytes(kept[:1000])
+    code, _, err = run_tiny("--methods", "baseline,label_smoothing")
+    assert code == 2 and is_one_sentence(err) and "; 2 files are in the way of this plan;" in err
+    other.write_bytes(kept)
     assert run_tiny("--methods", "baseline,label_smoothing", "--overwrite-stale")[0] == 0
     assert file.read_bytes() != before and other.read_bytes() == kept
 
@@ -179,7 +183,7 @@ def test_a_method_that_diverges_or_breaks_is_recorded_and_the_others_go_on(run_t
     assert statuses == {"diverges": "diverged", "breaks": "failed", "baseline": "finished"}
     code, out, err = run_tiny("--methods", "./diverges.py,baseline")
     assert code == 1 and is_one_sentence(err) and "1 diverged" in out
-    assert "diverges resnet8 seed 0 diverged before: 'ce/student' is nan in epoch 1;" in err
+    assert "Diverged before: diverges resnet8 seed 0 ('ce/student' is nan in epoch 1);" in err
 
 
 def test_a_failed_run_is_tried_again_whatever_its_version(run_tiny):

@@ -1,5 +1,6 @@
 """Launchers of several processes, and what is left when one of them fails."""
 
+import os
 import re
 import signal
 import socket
@@ -51,6 +52,28 @@ files.write_checkpoint = slowly
 """
 KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
 RAISES = "raise RuntimeError('no luck in /home/somebody/secret.bin')"
+
+
+ENDS = """
+import contextlib, sys
+from datetime import timedelta
+from torch import distributed
+from kdbench.errors import UserError
+from kdbench.launch import pulse, ranks
+
+def beat(self):  # as on a slow network: the watcher is in a call of the store at any moment
+    with contextlib.suppress(distributed.DistError):
+        self._store.wait(["never"], timedelta(seconds=1))
+
+pulse.Pulse.beat = beat
+ranks.WATCH_SECONDS = ranks.PATIENCE_SECONDS = 0.01
+code = int(sys.argv[1])
+with contextlib.suppress(UserError), ranks.together(None, print):
+    if code:
+        raise UserError("nothing works")
+sys.exit(code)
+"""
+"""Two such end well, or by an error."""
 
 
 def write_method(name: str, statement: str, where: str = "RANK == 1") -> str:
@@ -134,7 +157,8 @@ def test_after_a_killed_process_the_same_run_goes_on_alone(run_tiny):
     first = log.read_text()
     assert first.count("\n") == 1
     code, _, err = run_tiny("--methods", method)
-    assert (code, err) == (0, "") and log.read_text().startswith(first)
+    going_on = "kdbench: killed resnet8 seed 0 goes on after step 4 of 8.\n"
+    assert code == 0 and err in ("", going_on) and log.read_text().startswith(first)
     assert result_of("killed")["environment"]["processes"] == 1
 
 
@@ -144,6 +168,44 @@ def test_accelerate_launch_with_a_number_of_processes_trains_in_as_many(kdbench)
     code, out, said = finish([*command, "--num-processes", "2"])
     assert (code, said) == (0, []) and out.count("tiny, resnet8") == 1
     assert result_of("baseline")["environment"]["processes"] == 2
+
+
+def test_under_torchrun_a_plan_is_shown_though_something_is_in_its_way(run_tiny):
+    method = Path(write_method("slow", "time.sleep(1)"))
+    method.write_text(method.read_text().replace("self.epoch and RANK == 1", "True"))
+    file = Path("results/tiny/resnet8/baseline/seed0.json")
+    file.parent.mkdir(parents=True)
+    file.write_text("{")
+    command = [*TORCHRUN, *KDBENCH, "--methods", f"baseline,./{method}", "--dry-run"]
+    code, out, said = finish(command)  # it takes the main process long to time the slow one
+    assert code != 0 and "in the way" in out and "1 of 2 runs to do" in out
+    assert len(said) == 1 and said[0].startswith(f"kdbench: '{file}' is no valid result")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_processes_that_watch_one_another_end_with_their_own_code(monkeypatch, code):
+    """No launcher: the store goes with the first of them."""
+    alike = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": free_port()}
+    for name, value in (alike | {"MASTER_ADDR": "localhost", "CUDA_VISIBLE_DEVICES": ""}).items():
+        monkeypatch.setenv(name, str(value))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ENDS, str(code)],
+            env=os.environ | {"RANK": rank, "LOCAL_RANK": rank, "TORCH_CPP_LOG_LEVEL": "ERROR"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    said = [process.communicate(timeout=100)[1] for process in processes]
+    assert [process.returncode for process in processes] == [code, code], said
+    assert said == ["", ""]
 
 
 def test_machines_need_no_common_disk(run_tiny):
@@ -156,10 +218,7 @@ def test_machines_need_no_common_disk(run_tiny):
     other.mkdir()
     for file in ("tiny.toml", "stops.py"):
         (other / file).write_text(Path(file).read_text())
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    rendezvous = [f"--master-port={port}", "--master-addr=localhost", "--nnodes=2"]
+    rendezvous = [f"--master-port={free_port()}", "--master-addr=localhost", "--nnodes=2"]
     launcher = [sys.executable, "-m", "torch.distributed.run", *rendezvous, "--nproc-per-node=1"]
     with subprocess.Popen(
         [*launcher, "--node-rank=1", *command[1:]], cwd=other, stdout=subprocess.PIPE

@@ -64,19 +64,22 @@ store = distributed.HashStore()
 other = pulse.Pulse(store, 1, 2)
 
 def live():
-    while time.monotonic() < began + silent_after:
+    while time.monotonic() < began + silent_after and not over.wait(0.01):
         other.beat()
-        time.sleep(0.01)
 
-began = time.monotonic()
-threading.Thread(target=live, daemon=True).start()
+began, over = time.monotonic(), threading.Event()
+living = threading.Thread(target=live, daemon=True)
+living.start()
 main = ranks.Ranks(Place(0, 2, 0, 1, launched=True), store)
 main.on_failure = lambda reason: print("recorded:", reason, flush=True)
-threading.Thread(target=main.watch, daemon=True).start()
+main.watch()
 try:
     main.exchange("images", "mine", ranks.timedelta(seconds=4))  # longer than 24 looks
 except TimeoutError:
     print("it lives")
+    over.set()
+    living.join()
+    main.unwatch()
 """
 
 

@@ -301,9 +301,11 @@ def test_an_estimate_takes_rates_of_steps_that_ran_in_the_same_way(
     fp32 = PlannedRun(run.spec, tmp_path / "other.json", "to run")
     bf16 = replace(fp32, spec=replace(run.spec, suite=run.spec.suite.with_precision("bf16")))
 
-    def seconds(mode: str) -> list[float]:
-        modes = [mode, mode]
-        return estimate.estimate_seconds([fp32, bf16], [0, 0], tmp_path, accelerator.device, modes)
+    def seconds(mode: str, done: int = 0) -> list[float]:
+        plan, modes = [fp32, bf16], [mode, mode]
+        done_of = [done, 0]
+        return estimate.estimate_seconds(plan, done_of, tmp_path, accelerator.device, modes)
 
     assert seconds("inductor") == [12.0, 1200.0]
+    assert seconds("inductor", done=9) == [3.0, 1200.0]
     assert seconds("eager") == [1200.0, 1200.0]

@@ -121,8 +121,10 @@ def test_a_plan_that_is_stopped_in_mid_epoch_goes_on_there(run_tiny, monkeypatch
     assert code == 128 + number and "0 of 1 runs are done" in err and "last checkpoint" in err
     assert (status_of("baseline").state, status_of("baseline").step) == ("stopped", 1)
     planned = run_tiny("--methods", "baseline,dml", "--dry-run")[1]
-    assert "goes on at 0.2/2" in planned and planned.count("to run") == 1
-    going_on = "kdbench: baseline resnet8 seed 0 goes on at 0.2/2.\n"
+    assert "goes on after step 1 " in planned and planned.count("to run") == 1
+    again = run_tiny("--methods", "baseline", "--dry-run", "--overwrite")[1]
+    assert "to run" in again and "goes on" not in again
+    going_on = "kdbench: baseline resnet8 seed 0 goes on after step 1 of 8.\n"
     assert run_tiny("--methods", "baseline")[::2] == (0, going_on)
     assert (status_of("baseline").state, status_of("baseline").first_step) == ("finished", 2)
     assert numbers_of("baseline") == numbers_of("baseline", results="alone")

@@ -186,7 +186,7 @@ def test_what_fits_a_narrow_terminal_stands_and_a_verdict_is_said_in_any_case(se
     alone = several[several.method == "baseline"]
     assert "istinguishable" not in render(alone, "terminal", width=60)
     level = several.assign(distinguishable=False)
-    assert "No row is distinguishable from baseline" in render(level, "terminal", width=80)
+    assert "No difference from baseline is distinguishable" in render(level, "terminal", width=80)
 
 
 def test_only_a_terminal_makes_tables_fit(tmp_path):

@@ -24,7 +24,8 @@ def _section(benchmark: Benchmark, architecture: str, form: BenchFormat) -> str:
     title = f"{benchmark.suite}, {architecture}, batch {benchmark.batch_size}"
     notes = []
     if any(row.ratio is None for row in rows):
-        notes.append(f"{MISSING}: no {benchmark.against} of as many networks was measured.")
+        alike = "of as many networks, with steps run in that way,"
+        notes.append(f"{MISSING}: no {benchmark.against} {alike} was measured.")
     table = TextTable(title, cells, words=("method", "step"), notes=notes)
     return table.text(markdown=form == "markdown")
 

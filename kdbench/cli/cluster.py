@@ -1,6 +1,5 @@
 """Commands and options for runs that wait for their turn elsewhere."""
 
-import sys
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
     from kdbench.launch.watch import Watched
 
 REFRESH_SECONDS = 5.0
-
-PIPE_WIDTH = 1000
-"""Of lines where there is no terminal: there they are as long as they are."""
 
 
 class Cluster(StrEnum):
@@ -120,21 +116,17 @@ def status(
     from kdbench.launch.watch import table
 
     names = names_of(suite), names_of(methods), names_of(architectures)
-    if not watch:
-        print(table(_chosen(runs_dir, *names)), end="")
-        return
-    from rich.console import Console
-    from rich.live import Live
-    from rich.text import Text
+    found = _chosen(runs_dir, *names)
+    if watch:
+        from rich.live import Live
+        from rich.text import Text
 
-    width = None if sys.stdout.isatty() else PIPE_WIDTH
-    with Live(console=Console(width=width), auto_refresh=False) as live:
-        under_way = True
-        while under_way:
-            found = _chosen(runs_dir, *names)
-            live.update(Text(table(found)), refresh=True)
-            under_way = any(run.under_way for run in found)
-            time.sleep(REFRESH_SECONDS if under_way else 0)
+        with Live(auto_refresh=False, transient=True) as live:
+            while any(run.under_way for run in found):
+                live.update(Text(table(found)), refresh=True)
+                time.sleep(REFRESH_SECONDS)
+                found = _chosen(runs_dir, *names)
+    print(table(found), end="")
 
 
 def cancel(

@@ -149,6 +149,7 @@ def run(
         if not dry_run:
             check_nothing_in_the_way(plan)
         plan = agree(plan, ranks)
+        diverged = [run for run in plan if run.state == "diverged"]
         if dry_run and plan:
             from kdbench.launch.preview import preview
 
@@ -157,13 +158,16 @@ def run(
                 print(preview(plan, source, how))
             if cluster is not None:
                 print(cluster_options.preview(plan, cluster, asked))
-            check_nothing_in_the_way(plan)
+            if ranks.is_main:  # the others wait for it to be done
+                check_nothing_in_the_way(plan)
         elif plan and cluster is not None:
             cluster_options.submit(plan, how, cluster, asked)
-            code = 1 if broken else 0
+            _complain_of_diverged(diverged)
+            code = 1 if broken or diverged else 0
         elif plan:
             new = execute(plan, how, ranks)
-            code = 1 if _complain_of_unfinished(plan, new) or broken else 0
+            _complain_of_diverged(diverged)
+            code = 1 if _complain_of_unfinished(new) or broken or diverged else 0
             if ranks.is_main:
                 # Where the disk took no result, there is no table, and it is said why.
                 with contextlib.suppress(UserError) if code else contextlib.nullcontext():
@@ -181,19 +185,18 @@ def run(
         raise typer.Exit(code)
 
 
-def _complain_of_unfinished(plan: "list[PlannedRun]", new: "list[Result]") -> bool:
+def _complain_of_diverged(before: "list[PlannedRun]") -> None:
+    """Of runs that diverged in an earlier command: they would again."""
+    if before:
+        named = ", ".join(f"{run.spec.label} ({run.reason})" for run in before)
+        complain(f"Diverged before: {named}; --overwrite trains all that is asked for again.")
+
+
+def _complain_of_unfinished(results: "list[Result]") -> bool:
     """Whether there are any."""
-    said = [
-        f"{run.spec.label} diverged before: {run.reason}; --overwrite trains it, and what else is "
-        "asked for, again."
-        for run in plan
-        if run.state == "diverged"
-    ]
-    for result in new:
-        if result.status != "finished":
-            identity = result.identity
-            name = f"{identity.method} {identity.architecture} seed {identity.seed}"
-            said.append(f"{name} {result.status}: {result.reason}.")
-    for sentence in said:
-        complain(sentence)
-    return bool(said)
+    unfinished = [result for result in results if result.status != "finished"]
+    for result in unfinished:
+        identity = result.identity
+        name = f"{identity.method} {identity.architecture} seed {identity.seed}"
+        complain(f"{name} {result.status}: {result.reason}.")
+    return bool(unfinished)

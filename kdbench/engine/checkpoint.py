@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import operator
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ FORMAT = 2
 """Of what is in the file: one of another format is not gone on from."""
 
 Refused = Callable[[Path, str], None]
-"""Told which checkpoint is not gone on from, and what it is, as a clause without a subject."""
+"""Told which checkpoint is not gone on from, and what it is, such as `damaged`."""
 
 
 @dataclass
@@ -117,19 +118,14 @@ def load_checkpoint(
 
 def read_checkpoint(folder: Path, fingerprint: str) -> tuple[dict[str, Tensor], Progress] | None:
     """The method's state, on the CPU, and progress; None without a whole checkpoint of this run."""
-    content = _last(folder, fingerprint, torch.device("cpu"), on_refused=lambda file, why: None)
-    return None if content is None else (content["method"], _progress(content["progress"]))
+    found = _last(folder, fingerprint, torch.device("cpu"))
+    return None if found is None else (found[1]["method"], _progress(found[1]["progress"]))
 
 
-def saved_progress(folder: Path, fingerprint: str) -> Progress | None:
-    """Of the last whole checkpoint of a run whose fingerprint begins so; None without one."""
-    for file in _files(folder):
-        content = _read(file, torch.device("cpu"))
-        if content is None or content.get("format") != FORMAT:
-            continue
-        if content["fingerprint"].startswith(fingerprint):
-            return _progress(content["progress"])
-    return None
+def steps_saved(folder: Path, fingerprint: str) -> int:
+    """Those in the last whole checkpoint of this run, whatever its images were read from."""
+    found = _last(folder, fingerprint, torch.device("cpu"), alike=str.startswith)
+    return 0 if found is None else int(found[0].stem.rpartition("-")[2])
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -155,27 +151,33 @@ def _remove(file: Path) -> None:
 def _read_by_main(
     folder: Path, fingerprint: str, accelerator: Accelerator, on_refused: Refused
 ) -> dict[str, Any] | None:
-    if accelerator.num_processes == 1:
-        return _last(folder, fingerprint, accelerator.device, on_refused)
+    alone = accelerator.num_processes == 1
     shared: list[dict[str, Any] | None] = [None]
     if accelerator.is_main_process:
-        shared = [_last(folder, fingerprint, torch.device("cpu"), on_refused)]
-    broadcast_object_list(shared)
+        device = accelerator.device if alone else torch.device("cpu")
+        found = _last(folder, fingerprint, device, on_refused)
+        shared = [found and found[1]]
+    if not alone:
+        broadcast_object_list(shared)
     return shared[0]
 
 
 def _last(
-    folder: Path, fingerprint: str, device: torch.device, on_refused: Refused
-) -> dict[str, Any] | None:
-    """The last whole one of this very run."""
+    folder: Path,
+    fingerprint: str,
+    device: torch.device,
+    on_refused: Refused = lambda file, why: None,
+    alike: Callable[[str, str], bool] = operator.eq,
+) -> tuple[Path, dict[str, Any]] | None:
+    """The last whole one of this very run, and what is in it."""
     for file in _files(folder):
         content = _read(file, device)
         if content is None:
-            on_refused(file, "is damaged")
-        elif (content.get("format"), content["fingerprint"]) == (FORMAT, fingerprint):
-            return content
+            on_refused(file, "damaged")
+        elif content.get("format") == FORMAT and alike(content["fingerprint"], fingerprint):
+            return file, content
         else:
-            on_refused(file, "is of another version of its suite, its method or kdbench")
+            on_refused(file, "of another version of its suite, its method or kdbench")
     return None
 
 

@@ -142,14 +142,14 @@ class Run:
         )
 
     def _resume(self) -> None:
-        refused: list[str] = []
+        refused: dict[str, list[str]] = {}
         progress = load_checkpoint(
             self.folder,
             self.key,
             self.method,
             self.optimizers,
             self.accelerator,
-            lambda file, why: refused.append(f"its checkpoint {file} {why}"),
+            lambda file, why: refused.setdefault(why, []).append(file.name),
         )
         if progress is not None:
             progress.jobs = max(progress.jobs, self.progress.jobs)
@@ -166,11 +166,7 @@ class Run:
             self.observer.on_epoch(epoch, resumed=True)
         if self.progress.part is not None:
             self.observer.on_resume(self._steps_done())
-        where = "goes on at " + self._epochs_done() if self._steps_done() else "begins anew"
-        if refused:
-            self.observer.on_message(f"{self.spec.label}: {'; '.join(refused)}; it {where}.")
-        elif self._steps_done():
-            self.observer.on_message(f"{self.spec.label} {where}.")
+        self._say_where_it_goes_on(refused)
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         """One epoch, or what is left of it; the mean of each loss term over all of it.
@@ -307,10 +303,18 @@ class Run:
         part = self.progress.part
         return self.progress.epochs_done * len(self.training) + (part.steps if part else 0)
 
-    def _epochs_done(self) -> str:
-        """Such as 3.5/8."""
-        done = self._steps_done() / len(self.training)
-        return f"{done:.1f}/{self.spec.suite.schedule.epochs}"
+    def _say_where_it_goes_on(self, refused: dict[str, list[str]]) -> None:
+        """And from which checkpoints it does not, by reason."""
+        done, steps = self._steps_done(), len(self.training) * self.spec.suite.schedule.epochs
+        where = f"goes on after step {done:,} of {steps:,}" if done else "begins anew"
+        said = [
+            f"{', '.join(files)} {'is' if len(files) == 1 else 'are'} {why}"
+            for why, files in refused.items()
+        ]
+        if said:
+            self.observer.on_message(f"{self.spec.label}: {'; '.join(said)}; it {where}.")
+        elif done:
+            self.observer.on_message(f"{self.spec.label} {where}.")
 
     def _peak_memory(self) -> int:
         """Bytes, of the process that took most."""

@@ -13,7 +13,7 @@ from kdbench.atomic import exists
 from kdbench.backbones import ARCHITECTURES
 from kdbench.discovery import BrokenMethodError, MethodEntry, find_methods
 from kdbench.engine.spec import RunSpec
-from kdbench.errors import UserError, counted, unknown
+from kdbench.errors import UserError, unknown
 from kdbench.launch.match_cost import matched
 from kdbench.launch.ranks import Ranks
 from kdbench.names import method_names
@@ -72,10 +72,10 @@ def check_nothing_in_the_way(plan: list[PlannedRun]) -> None:
     """
     blocked = [run for run in plan if run.state == "in the way"]
     if blocked:
-        more = f" {counted(len(blocked), 'result')} of the plan are so;" if blocked[1:] else ""
+        more = f" {len(blocked)} files are in the way of this plan;" if blocked[1:] else ""
         raise UserError(
-            f"{blocked[0].reason};{more} --overwrite-stale replaces such results and no others, "
-            "--results-dir keeps both."
+            f"{blocked[0].reason};{more} --overwrite-stale replaces what is damaged or of another "
+            "version and nothing else, another --results-dir keeps it."
         )
 
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 from tabulate import tabulate
 
 from kdbench.data import Source, batch_share
-from kdbench.engine.checkpoint import saved_progress
+from kdbench.engine.checkpoint import steps_saved
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.mode import step_mode
 from kdbench.launch.estimate import estimate_seconds
@@ -52,21 +52,13 @@ def _steps_done(run: PlannedRun, how: Execution) -> int:
     """Those it need not train again."""
     if how.overwrite or run.state != "to run":
         return 0
-    progress = saved_progress(run_folder(how.runs, run.spec), run.spec.fingerprint())
-    if progress is None:
-        return 0
-    part = progress.part.steps if progress.part else 0
-    return progress.epochs_done * run.spec.suite.steps_per_epoch + part
+    return steps_saved(run_folder(how.runs, run.spec), run.spec.fingerprint())
 
 
 def _row(run: PlannedRun, done: int, seconds: float) -> dict[str, str]:
     suite = run.spec.suite
-    state = f"exists ({run.state})"
-    if run.state == "in the way":
-        state = run.state
-    elif run.state == "to run":
-        epoch = f"{done / suite.steps_per_epoch:.1f}/{suite.schedule.epochs}"
-        state = f"goes on at {epoch}" if done else "to run"
+    states = {"to run": f"goes on after step {done:,}" if done else "to run"}
+    states["in the way"] = "in the way"
     return {
         "method": run.spec.method_name,
         "architecture": run.spec.architecture,
@@ -74,7 +66,7 @@ def _row(run: PlannedRun, done: int, seconds: float) -> dict[str, str]:
         "epochs": str(suite.schedule.epochs),
         "steps": f"{suite.total_steps:,}",
         "time": _duration(seconds) if run.state == "to run" else "",
-        "state": state,
+        "state": states.get(run.state, f"exists ({run.state})"),
         "result": str(run.file),
     }
 

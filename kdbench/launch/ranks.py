@@ -41,6 +41,9 @@ LINGER_SECONDS = 15.0
 """For which the others wait for the main process to speak, at most: their end makes a launcher end
 it too."""
 
+PARTING_SECONDS = 10.0
+"""For which a process waits at its end for its watcher, and the main one for the others."""
+
 WATCH_SECONDS = 0.5
 POLL_SECONDS = 0.05
 
@@ -94,6 +97,9 @@ class Ranks:
         self._stderr = sys.stderr  # where processes other than the main one are silent later
         self._voice = threading.Lock()
         """Whoever has it, the main thread or the watcher, ends this process."""
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._over = threading.Event()
+        """Nothing is left to watch."""
 
     def exchange(self, subject: str, value: str, patience: timedelta = PREPARING) -> list[str]:
         """What each process says on a subject, in their order; waits for all.
@@ -183,10 +189,29 @@ class Ranks:
 
     def watch(self) -> None:
         """End this process when another one must end, also while it is stuck in a collective."""
+        self._watcher.start()
+
+    def unwatch(self) -> None:
+        """Python must not end beside a thread that is in a call of the store: it would abort."""
+        self._over.set()
+        self._watcher.join(PARTING_SECONDS)
+
+    def part(self) -> None:
+        """Use the store no more; the main process, which it may end with, is the last that does."""
+        assert self._store is not None
+        self.unwatch()
+        others = [f"parted/{rank}" for rank in range(1, self.count)]
+        deadline = time.monotonic() + PARTING_SECONDS
+        with contextlib.suppress(distributed.DistError):  # who is lost now has done its work
+            if not self.is_main:
+                self._store.set(f"parted/{self.place.rank}", "")
+            while self.is_main and not self._store.check(others) and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+
+    def _watch(self) -> None:
         assert self._store is not None
         pulse = Pulse(self._store, self.place.rank, self.count)
-        while True:
-            time.sleep(WATCH_SECONDS)
+        while not self._over.wait(WATCH_SECONDS):
             try:
                 silent = pulse.beat()
                 if silent is not None:
@@ -203,16 +228,17 @@ class Ranks:
         assert self._store is not None
         deadline = time.monotonic() + LINGER_SECONDS
         while time.monotonic() < deadline and not self._store.check([SPOKEN]):
-            time.sleep(POLL_SECONDS)
-        time.sleep(PATIENCE_SECONDS)
+            if self._over.wait(POLL_SECONDS):
+                return
+        self._over.wait(PATIENCE_SECONDS)
 
     def _end_for(self, ending: Ending) -> None:
         if self.is_main or ending is GONE:
-            time.sleep(PATIENCE_SECONDS)
+            self._over.wait(PATIENCE_SECONDS)
         else:
             with contextlib.suppress(distributed.DistError):
                 self._linger()
-        if not self._voice.acquire(blocking=False):
+        if self._over.is_set() or not self._voice.acquire(blocking=False):
             return  # the main thread ends the process
         if self.is_main:
             self.on_end()
@@ -266,13 +292,15 @@ def together(asked: int | None, speak: Callable[[str], None]) -> Iterator[Ranks]
         yield Ranks(place)
         return
     ranks = Ranks(place, _meet(place), speak)
-    threading.Thread(target=ranks.watch, daemon=True).start()
+    ranks.watch()
     try:
         yield ranks
         ranks.exchange("done", "")
+        ranks.part()
         distributed.destroy_process_group()
     except BaseException as error:
         ranks.end(error)
+        ranks.unwatch()
         raise
 
 

@@ -31,7 +31,7 @@ DISPENSABLE = (
     *("waiting", "params", "hours", "memory", "peers", "rate", "cost", "ensemble", "top5"),
     "verdict",
 )
-"""What a narrow terminal does without, the least important first."""
+"""What a narrow terminal has where it fits, the least important first."""
 
 
 @dataclass(frozen=True)

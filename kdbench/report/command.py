@@ -58,6 +58,8 @@ def make_report(
     text = render(board, form, against, names, found.published, width)
     if with_controls and form not in ("csv", "json"):
         for table in controls(found, against).values():
+            if width is not None and form == "terminal":
+                table = table.to_fit(width)
             text += f"\n{table.latex() if form == 'latex' else table.text(form == 'markdown')}"
     return Report(text, found.damaged)
 

@@ -33,6 +33,9 @@ ByGroup = dict[Group, TextTable]
 SHAPE = 1000
 """Epochs that schedules are brought to, to tell whether they have one shape."""
 
+SPARE = ("PFLOP", "its epochs", "seeds", "p (Holm)", f"{LEVEL:.0%} interval")
+"""What a narrow terminal has where it fits, the least important first."""
+
 TOLERANCE = 0.05
 """Of training FLOPs, within which two runs cost the same."""
 
@@ -101,21 +104,26 @@ def equal_cost_tables(found: pd.DataFrame, against: str = "baseline") -> ByGroup
             title = f"{suite}, {architecture}: {against} trained for as many FLOPs"
             has_control = rows.control_epochs.notna()
             notes = _uncontrolled(rows[~has_control], against)
+            without = ", ".join(rows.method[rows.training_flops.isna()].unique())
+            if without:
+                notes.append(printable(f"The FLOPs of {without} are not known."))
             if (rows.control_versions > 1).any():
                 notes.append(f"Seeds of {against} are of several versions of it.")
             cells = _cells(rows[has_control], against)
-            tables[key] = TextTable(title, cells, words=("method",), notes=notes)
+            tables[key] = TextTable(title, cells, ("method",), SPARE, notes=notes)
     return tables
 
 
 def _uncontrolled(rows: pd.DataFrame, against: str) -> list[str]:
+    known = rows[rows.training_flops.notna()]
+    if known.empty:
+        return []
     named = [
-        f"{counted(epochs, 'epoch')} of {', '.join(rows.method[rows.epochs == epochs])}"
-        for epochs in sorted(set(rows.epochs))
+        f"{counted(epochs, 'epoch')} of {', '.join(known.method[known.epochs == epochs])}"
+        for epochs in sorted(set(known.epochs))
     ]
     tolerance = f"{TOLERANCE:.0%}"
-    said = f"No {against} took as many FLOPs, to {tolerance}, as {'; '.join(named)}."
-    return [printable(said)] if named else []
+    return [printable(f"No {against} took as many FLOPs, to {tolerance}, as {'; '.join(named)}.")]
 
 
 def _runs(results: Iterable[Result]) -> pd.DataFrame:

@@ -24,7 +24,7 @@ def verdicts(rows: pd.DataFrame, against: str) -> str:
         for method, difference in zip(apart.method, apart.difference, strict=True)
     )
     if apart.empty:
-        return f"No row is distinguishable from {against} at its number of seeds."
+        return f"No difference from {against} is distinguishable at its number of seeds."
     return f"Distinguishable from {against} at their numbers of seeds: {', '.join(words)}."
 
 

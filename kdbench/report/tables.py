@@ -62,7 +62,7 @@ class TextTable:
     words: Container[str]
     """Headings of columns that hold words: they stand on the left."""
     spare: Sequence[str] = ()
-    """Headings of columns that a narrow terminal does without, the least important first."""
+    """Headings of columns that a narrow terminal has where they fit, the least important first."""
     left_out: tuple[str, ...] = ()
     notes: Sequence[str] = ()
     """Sentences below it."""
@@ -77,7 +77,7 @@ class TextTable:
             wider = self._without([name for name in fitting.left_out if name != heading])
             if wider._width() <= width:
                 fitting = wider
-        return self if self._width() <= width else fitting
+        return fitting
 
     def _without(self, headings: Sequence[str]) -> "TextTable":
         rows = [
