@@ -1,5 +1,6 @@
 """Shared by all tests: a tiny suite on the embedded digits, and folders of their own."""
 
+import math
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from kdbench.engine.device import make_accelerator
 from kdbench.engine.run import Run
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.stop import Stop, StoppedError
+from kdbench.launch import display
 from kdbench.paths import built_in_files
 from kdbench.store import Epoch, Result
 from kdbench.suite import Suite, load_suite
@@ -150,6 +152,7 @@ def make_run(suite, images, accelerator, tmp_path):
 def kdbench(monkeypatch, capsys):
     """Runs a command in this process: exit code, standard output, standard error."""
     Path("tiny.toml").write_text(TINY)
+    monkeypatch.setattr(display, "LOG_SECONDS", math.inf)  # a slow machine says nothing more
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["kdbench", *arguments])

@@ -115,9 +115,16 @@ def group_exists(group: int) -> bool:
     return True
 
 
+def _is_zombie(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # somebody waited for it since it was listed
+        return False
+
+
 def left_here() -> list[psutil.Process]:
     """Processes of this working folder, and dead ones that nobody waited for, this one left out."""
     here, children = str(Path.cwd()), psutil.Process().children(recursive=True)
-    zombies = [child for child in children if child.status() == psutil.STATUS_ZOMBIE]
+    zombies = [child for child in children if _is_zombie(child)]
     working = [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == here]
     return zombies + [process for process in working if process.pid != os.getpid()]

@@ -25,10 +25,10 @@ from kdbench.launch.ranks import Ending, Ranks
 from kdbench.store import check_writable, read_all
 
 COMMAND = [sys.executable, "-m", "kdbench", "run", "--suite", "tiny.toml"]
-FILLS = (
-    "os.system(\"timeout 20 sh -c 'until find . -name checkpoint-000000004.pt | grep -q .; do "
-    "sleep 0.01; done'; cat /dev/zero 2> /dev/null >> disk/filler\") if self.epoch else 0"
+SAVED = (
+    "timeout 20 sh -c 'until find . -name checkpoint-000000004.pt | grep -q .; do sleep 0.01; done'"
 )
+FILLS = f'os.system("{SAVED}; cat /dev/zero 2> /dev/null >> disk/filler") if self.epoch else 0'
 """After the first checkpoint. `>` would empty the file first, and give another run its room."""
 FILLS_UNLESS_DONE = f"assert not Path('done').exists(); {FILLS}"
 
@@ -157,7 +157,8 @@ def test_a_disk_that_is_full_or_read_only_is_named_before_training(run_tiny, dis
 def test_a_disk_that_becomes_read_only_ends_no_run(run_tiny, disk):
     # Over the disk, since its lock is open: what is opened from then on is read-only.
     over = f"mount --bind {disk} {disk} && mount -o remount,bind,ro {disk}"
-    closes = f"os.system('[ -e closed ] || {{ touch closed; {over}; }}') if self.epoch else 0"
+    once = f"[ -e closed ] || {{ touch closed; {SAVED}; {over}; }}"
+    closes = f'os.system("{once}") if self.epoch else 0'
     method = write_method("closes", closes)
     code, _, err = run_tiny("--methods", method, "--runs-dir", "disk/runs")
     subprocess.run(["umount", str(disk)], check=True)

@@ -26,7 +26,7 @@ from kdbench.launch import ranks
 from methods.baseline import Baseline
 
 RANK = int(os.environ.get("RANK", "0"))
-ranks.SETTLE = timedelta(seconds=1)
+ranks.SETTLE = timedelta(seconds={settle})
 
 class {name}(Baseline):
     epoch = 0
@@ -38,6 +38,13 @@ class {name}(Baseline):
         if self.epoch and {where}:
             {statement}
         return super().forward(views, labels)
+
+def saved():
+    deadline = time.monotonic() + 60
+    while not os.path.exists(f"runs/tiny/resnet8/{file}/seed0/checkpoint-000000004.pt"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return True
 """
 SLOW_DISK = """
 from kdbench.engine import files
@@ -50,7 +57,7 @@ def slowly(*checkpoint):
 
 files.write_checkpoint = slowly
 """
-KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
+KILLED = "saved() and os.kill(os.getpid(), signal.SIGKILL)"
 RAISES = "raise RuntimeError('no luck in /home/somebody/secret.bin')"
 
 
@@ -76,8 +83,11 @@ sys.exit(code)
 """Two such end well, or by an error."""
 
 
-def write_method(name: str, statement: str, where: str = "RANK == 1") -> str:
-    source = ONE_FAILS.format(name=name.title(), statement=statement, where=where)
+def write_method(name: str, statement: str, where: str = "RANK == 1", settle: float = 10.0) -> str:
+    """`settle` is what other processes wait for one that fails, in seconds."""
+    source = ONE_FAILS.format(
+        name=name.title(), file=name, statement=statement, where=where, settle=settle
+    )
     Path(f"{name}.py").write_text(source)
     return f"./{name}.py"
 
@@ -124,7 +134,7 @@ def test_under_torchrun_one_speaks_and_errors_that_all_meet_do_not_end_the_plan(
 
 def test_under_torchrun_an_error_of_one_process_ends_all_and_is_recorded(kdbench):
     code, out, said = finish(
-        [*TORCHRUN, *KDBENCH, "--methods", f"{write_method('raises', RAISES)},baseline"]
+        [*TORCHRUN, *KDBENCH, "--methods", f"{write_method('raises', RAISES, settle=1)},baseline"]
     )
     assert code != 0 and out == ""
     reason = "raises.py, line 18: RuntimeError: no luck in secret.bin, says process 1 of 2"
@@ -139,12 +149,12 @@ def test_no_process_waits_for_ever_for_one_that_is_stuck(kdbench):
     Path("impatient.py").write_text(
         "from datetime import timedelta\n"
         "from kdbench.engine import device\n"
-        "device.COLLECTIVE_TIMEOUT = timedelta(seconds=3)\n"
+        "device.COLLECTIVE_TIMEOUT = timedelta(seconds=20)\n"
         "from kdbench.cli import main\n"
         "main()\n"
     )
     command = [*TORCHRUN, "impatient.py", *KDBENCH[2:], "--methods"]
-    code, _, said = finish([*command, write_method("stuck", "time.sleep(100)")])
+    code, _, said = finish([*command, write_method("stuck", "time.sleep(100)", settle=1)])
     assert code != 0 and len(said) == 1
     assert "another process is gone, or stuck" in said[0]
     assert result_of("stuck")["status"] == "failed"
@@ -158,7 +168,7 @@ def test_after_a_killed_process_the_same_run_goes_on_alone(run_tiny):
     assert first.count("\n") == 1
     code, _, err = run_tiny("--methods", method)
     going_on = "kdbench: killed resnet8 seed 0 goes on after step 4 of 8.\n"
-    assert code == 0 and err in ("", going_on) and log.read_text().startswith(first)
+    assert (code, err) == (0, going_on) and log.read_text().startswith(first)
     assert result_of("killed")["environment"]["processes"] == 1
 
 
@@ -225,7 +235,8 @@ def test_machines_need_no_common_disk(run_tiny):
     ) as second:
         code, out, said = finish([*launcher, "--node-rank=0", *command[1:]])
         silence = second.communicate(timeout=60)[0]
-    assert (code, said, silence) == (0, [], b"") and out.count("tiny, resnet8") == 1
+    going_on = "kdbench: stops resnet8 seed 0 goes on after step 4 of 8."
+    assert (code, said, silence) == (0, [going_on], b"") and out.count("tiny, resnet8") == 1
     result = result_of("stops")
     assert result["environment"]["processes"] == 2
     assert [epoch["epoch"] for epoch in result["history"]] == [1, 2]
@@ -267,7 +278,7 @@ def started(method: str) -> tuple[subprocess.Popen, list[psutil.Process]]:
         process_group=0,
     )
     log = Path(f"runs/tiny/resnet8/{Path(method).stem}/seed0/log.jsonl")
-    assert eventually(lambda: log.exists() and log.read_text().count("\n") == 1, 60)
+    assert eventually(lambda: log.exists() and log.read_text().count("\n") == 1)
     ranks = psutil.Process(process.pid).children(recursive=True)
     assert len(ranks) == 3  # a launcher and two processes
     return process, ranks

@@ -74,7 +74,8 @@ main = ranks.Ranks(Place(0, 2, 0, 1, launched=True), store)
 main.on_failure = lambda reason: print("recorded:", reason, flush=True)
 main.watch()
 try:
-    main.exchange("images", "mine", ranks.timedelta(seconds=4))  # longer than 24 looks
+    patience = 60 if silent_after < 60 else 4  # longer than 24 looks
+    main.exchange("images", "mine", ranks.timedelta(seconds=patience))
 except TimeoutError:
     print("it lives")
     over.set()
@@ -86,7 +87,7 @@ except TimeoutError:
 @pytest.mark.parametrize(("after", "lost"), [(0.2, True), (100, False)])
 def test_a_machine_that_dies_without_a_word_is_noticed_in_any_wait(after, lost):
     ended = subprocess.run(
-        [sys.executable, "-c", SILENT, str(after)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", SILENT, str(after)], capture_output=True, text=True, timeout=150
     )
     reason = "process 1, or its machine, gave no sign of life for 120 seconds"
     said = [f"recorded: {reason}", f"{reason.capitalize()}; {GOES_ON}"] if lost else ["it lives"]
@@ -96,9 +97,9 @@ def test_a_machine_that_dies_without_a_word_is_noticed_in_any_wait(after, lost):
 @pytest.mark.parametrize("dies", [0, 1])
 def test_who_is_left_says_one_sentence_and_the_same_command_goes_on(kdbench, dies):
     method, log = write_method("held", PACED), Path("runs/tiny/resnet8/held/seed0/log.jsonl")
-    Path("pace").write_text("0.2")
+    Path("pace").write_text("1")
     with two_nodes(method) as nodes:
-        assert eventually(lambda: log.exists() and log.read_text().count("\n") == 1)
+        assert eventually((log.parent / "checkpoint-000000004.pt").exists)
         kill(nodes[dies])
         assert nodes[1 - dies].wait(timeout=100) == 1
     said = Path(f"node{1 - dies}").read_text()

@@ -193,7 +193,7 @@ def test_a_kill_costs_the_shard_under_way_and_leaves_no_process(command):
 
 
 def _wait_for_the_end_of(group: int) -> None:
-    if not eventually(lambda: not group_exists(group), seconds=10):
+    if not eventually(lambda: not group_exists(group)):
         os.killpg(group, signal.SIGKILL)
         pytest.fail("processes outlive the one that started them")
 

@@ -22,6 +22,8 @@ from kdbench.store import Result, read, result_path
 
 FILE = "lock"
 POLL_SECONDS = 1.0
+PROBE_SECONDS = 0.1
+"""For which another command that only looks whether a run is free may have its lock."""
 WAITING = "The runs that are left are being trained by another kdbench; waiting for them."
 
 
@@ -47,7 +49,8 @@ def claimed(
         UnwritableError: its folder cannot be written.
     """
     folder = run_folder(how.runs, spec)
-    with _lock(folder, spec.label, wait) if ranks.is_main else contextlib.nullcontext():
+    patience = -1 if wait else PROBE_SECONDS
+    with _lock(folder, spec.label, patience) if ranks.is_main else contextlib.nullcontext():
         made = None
         if ranks.is_main:
             file = result_path(how.results, spec.identity())
@@ -95,7 +98,7 @@ def is_claimed(folder: Path) -> bool:
     if not exists(folder / FILE):
         return False
     try:
-        with _lock(folder, "", wait=False):
+        with _lock(folder, "", 0):
             return False
     except TakenError:
         return True
@@ -117,12 +120,14 @@ def made_meanwhile(spec: RunSpec, how: Execution) -> Result | None:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path, label: str, wait: bool) -> Iterator[None]:
+def _lock(folder: Path, label: str, patience: float) -> Iterator[None]:
+    """`patience` is in seconds; without end where it is negative."""
     lock = FileLock(folder / FILE)
     with refused(f"write to '{folder}'"):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=-1 if wait else 0, poll_interval=POLL_SECONDS)
+            interval = PROBE_SECONDS / 10 if patience >= 0 else POLL_SECONDS
+            lock.acquire(timeout=patience, poll_interval=interval)
         except Timeout:
             raise TakenError(label) from None
     try:

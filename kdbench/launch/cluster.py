@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import torch
 
@@ -66,17 +66,18 @@ def submit(
         record(folder, Submission(cluster="slurm", job=job, runs=len(specs)))
     else:
         job = ""
-        record(folder, Submission(cluster="local", runs=len(specs)))
-        _start_supervisor(folder, request.parallel or 1)
+        lock = locked(folder)
+        assert lock is not None  # a new folder
+        with lock:  # before anybody can look for its supervisor
+            record(folder, Submission(cluster="local", runs=len(specs)))
+            _start_supervisor(folder, request.parallel or 1, lock)
     return Sent(len(specs), len(busy), folder, job)
 
 
-def _start_supervisor(folder: Path, parallel: int) -> None:
+def _start_supervisor(folder: Path, parallel: int, lock: IO[bytes]) -> None:
     """It lives on when this process, its terminal and its session have ended."""
-    lock = locked(folder)
-    assert lock is not None  # a new folder
     command = [sys.executable, "-P", "-m", "kdbench.launch.supervisor", str(folder), str(parallel)]
-    with lock, (folder / "supervisor.log").open("wb") as log:
+    with (folder / "supervisor.log").open("wb") as log:
         subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -31,13 +31,23 @@ def prepare(specs: Sequence[RunSpec], how: Execution) -> Path:
     place = how.runs / FOLDER
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     names = itertools.chain([now], (f"{now}-{number}" for number in itertools.count(2)))
-    folder = next(place / name for name in names if not (place / name).exists())
+    folder = next(folder for name in names if _made(folder := place / name))
     for task, spec in enumerate(specs):
         order = WorkOrder.of(spec, how)
         order = order.model_copy(update={"ticket": Ticket(submission=folder.name, task=task)})
         with written_whole(order_file(folder, task)) as stream:
             stream.write(order.model_dump_json(indent=1).encode())
     return folder
+
+
+def _made(folder: Path) -> bool:
+    """Whether it is this command's: another may send runs in the same second."""
+    with refused(f"write to '{folder}'"):
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            return False
+    return True
 
 
 def at_its_turn(order: WorkOrder) -> Execution:

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import math
 import os
 import re
 import shlex
@@ -19,6 +20,10 @@ REQUEUES = 20
 """Times that a run may run out of time before it is left to the user."""
 SIGNAL_SECONDS = 90
 """Between the signal and the end of the time: for a step, a checkpoint and the way to the queue."""
+EARLY_SECONDS = 30
+"""By which Slurm may send it earlier still."""
+START_SECONDS = 30
+"""Until a run trains."""
 ANSWER_SECONDS = 20
 """A controller that takes longer is as good as none."""
 QUEUE_SECONDS = 5
@@ -59,8 +64,12 @@ class SlurmRequest:
                 raise UserError(f"{option} must be at least 1, not {value}.")
         if self.memory is not None and not MEMORY.fullmatch(self.memory):
             raise UserError(f"--mem '{self.memory}' is no amount of memory; write it like 16G.")
-        if self.time is not None:
-            minutes(self.time)
+        if self.time is not None and minutes(self.time) < _least_minutes():
+            raise UserError(
+                f"--time {self.time} leaves a run no time to train: it is told to stop up to "
+                f"{SIGNAL_SECONDS + EARLY_SECONDS} seconds before; ask for at least "
+                f"{_least_minutes()} minutes."
+            )
 
     def sbatch(self, runs: int, limit: int | None) -> dict[str, object]:
         """Parameters of sbatch, as submitit names them; `limit` is the partition's, in minutes.
@@ -87,6 +96,10 @@ class SlurmRequest:
             "array_parallelism": min(runs, self.parallel or runs),
         }
         return {name: value for name, value in given.items() if value is not None}
+
+
+def _least_minutes() -> int:
+    return math.ceil((SIGNAL_SECONDS + EARLY_SECONDS + START_SECONDS) / 60)
 
 
 def minutes(time: str) -> int:
