@@ -12,7 +12,7 @@ from scipy import stats
 from tabulate import tabulate
 
 from kdbench.report.columns import MISSING, number_text
-from kdbench.report.cost import TOLERANCE
+from kdbench.report.cost import equal_cost
 from kdbench.report.published import Source, published_cells, read_published
 from kdbench.report.statistics import LEVEL, Difference, holm, paired
 from kdbench.report.summary import leaderboard, runs_frame
@@ -32,14 +32,13 @@ def tables(results: Path = ROOT / "results") -> dict[str, str]:
     assert not damaged
     every = runs_frame(found)
     runs, in_bf16 = finished(every, SUITE), finished(every, f"{SUITE}@precision=bf16")
-    longer = finished(every, f"{SUITE}@epochs=32")
     whole = finished(every, "cifar100@precision=bf16")
     published = [source for source in read_published(results) if isinstance(source, Source)]
     return {
         "sharing": sharing(runs),
         "leader": leader(runs),
         "cost": cost(runs),
-        "equal cost": equal_cost(runs, longer),
+        "equal cost": at_equal_cost(equal_cost(found), every),
         "stability": stability(runs),
         "precision": precision(runs, in_bf16),
         "whole schedule": whole_schedule(whole, published),
@@ -98,16 +97,20 @@ def cost(runs: pd.DataFrame) -> str:
     return table(rows)
 
 
-def equal_cost(runs: pd.DataFrame, longer: pd.DataFrame) -> str:
-    """FFSD against one network that was trained for as many FLOPs."""
-    flops = [part.groupby("method").training_flops.mean() for part in (runs, longer)]
-    assert abs(flops[0]["ffsd"] / flops[1]["baseline"] - 1) < TOLERANCE
-    ours, control = (
-        by_seed(part, method, "student_top1")
-        for part, method in ((runs, "ffsd"), (longer, "baseline"))
-    )
-    rows = {"ffsd": {"ffsd": spread(ours), "baseline, 32 epochs": spread(control)}}
-    describe(rows, {"ffsd": paired(ours, control)}, "ffsd - baseline")
+def at_equal_cost(found: pd.DataFrame, every: pd.DataFrame) -> str:
+    """Each method against one network that was trained for as many FLOPs, and so for longer."""
+    longer = found[(found.suite == SUITE) & (found.control_epochs > found.epochs)]
+    rows: dict[str, dict[str, str]] = {}
+    for method, epochs in zip(longer.method, longer.control_epochs, strict=True):
+        control = finished(every, f"{SUITE}@epochs={epochs:.0f}")
+        rows[method] = {
+            "method": method,
+            "student %": spread(by_seed(finished(every, SUITE), method, "student_top1")),
+            "baseline %": spread(by_seed(control, "baseline", "student_top1")),
+            "its epochs": f"{epochs:.0f}",
+        }
+    differences = dict(zip(longer.method, longer.difference, strict=True))
+    describe(rows, differences, "method - baseline")
     return table(rows.values())
 
 
