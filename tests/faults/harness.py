@@ -8,6 +8,7 @@ EVALUATE = "kdbench/engine/evaluate.py"
 LOSSES = "kdbench/losses.py"
 OPTIMIZERS = "kdbench/engine/optimizers.py"
 PART = "kdbench/engine/part.py"
+RANKS = "kdbench/launch/ranks.py"
 RUN = "kdbench/engine/run.py"
 SCHEDULE = "kdbench/engine/schedule.py"
 STEP = "kdbench/engine/step.py"
@@ -16,6 +17,10 @@ SUMMARY = "kdbench/report/summary.py"
 OPTIMIZER_STATE = (
     '        optimizer.load_state_dict({"state": state["state"], "param_groups": groups})'
 )
+
+UNWATCH = """        self._over.set()
+        self._watcher.join(PARTING_SECONDS)
+"""
 
 FAULTS = (
     # A step and its schedule
@@ -198,6 +203,11 @@ FAULTS = (
         "a stopped process does not wait for the one that writes the checkpoint",
         ((RUN, "                    self.accelerator.wait_for_everyone()  # the first", "  #"),),
         ("test_launchers.py::test_two_processes_end_after_a_step_and_go_on_from_there[15-143-5]",),
+    ),
+    Fault(
+        "a process ends beside its watcher",
+        ((RANKS, UNWATCH, "        pass\n"),),
+        ("test_launchers.py::test_processes_that_watch_one_another_end_with_their_own_code[2]",),
     ),
     Fault(
         "rows of several precisions are compared",
