@@ -206,7 +206,8 @@ def free_port() -> int:
 def test_processes_that_watch_one_another_end_with_their_own_code(monkeypatch, code):
     """No launcher: the store goes with the first of them."""
     alike = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": free_port()}
-    for name, value in (alike | {"MASTER_ADDR": "localhost", "CUDA_VISIBLE_DEVICES": ""}).items():
+    alone = {"MASTER_ADDR": "localhost", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": 1}
+    for name, value in (alike | alone).items():  # Accelerate warns where threads are not chosen
         monkeypatch.setenv(name, str(value))
     processes = [
         subprocess.Popen(
