@@ -57,8 +57,11 @@ def _steps_done(run: PlannedRun, how: Execution) -> int:
 
 def _row(run: PlannedRun, done: int, seconds: float) -> dict[str, str]:
     suite = run.spec.suite
-    states = {"to run": f"goes on after step {done:,}" if done else "to run"}
-    states["in the way"] = "in the way"
+    state: str = run.state
+    if state in ("finished", "diverged"):
+        state = f"exists ({state})"
+    elif done:
+        state = f"goes on after step {done:,}"
     return {
         "method": run.spec.method_name,
         "architecture": run.spec.architecture,
@@ -66,7 +69,7 @@ def _row(run: PlannedRun, done: int, seconds: float) -> dict[str, str]:
         "epochs": str(suite.schedule.epochs),
         "steps": f"{suite.total_steps:,}",
         "time": _duration(seconds) if run.state == "to run" else "",
-        "state": states.get(run.state, f"exists ({run.state})"),
+        "state": state,
         "result": str(run.file),
     }
 
