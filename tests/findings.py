@@ -38,7 +38,7 @@ def tables(results: Path = ROOT / "results") -> dict[str, str]:
         "sharing": sharing(runs),
         "leader": leader(runs),
         "cost": cost(runs),
-        "equal cost": at_equal_cost(equal_cost(found), every),
+        "equal cost": at_equal_cost(equal_cost(found), runs, every),
         "stability": stability(runs),
         "precision": precision(runs, in_bf16),
         "whole schedule": whole_schedule(whole, published),
@@ -97,7 +97,7 @@ def cost(runs: pd.DataFrame) -> str:
     return table(rows)
 
 
-def at_equal_cost(found: pd.DataFrame, every: pd.DataFrame) -> str:
+def at_equal_cost(found: pd.DataFrame, runs: pd.DataFrame, every: pd.DataFrame) -> str:
     """Each method against one network that was trained for as many FLOPs, and so for longer."""
     longer = found[(found.suite == SUITE) & (found.control_epochs > found.epochs)]
     rows: dict[str, dict[str, str]] = {}
@@ -105,7 +105,7 @@ def at_equal_cost(found: pd.DataFrame, every: pd.DataFrame) -> str:
         control = finished(every, f"{SUITE}@epochs={epochs:.0f}")
         rows[method] = {
             "method": method,
-            "student %": spread(by_seed(finished(every, SUITE), method, "student_top1")),
+            "student %": spread(by_seed(runs, method, "student_top1")),
             "baseline %": spread(by_seed(control, "baseline", "student_top1")),
             "its epochs": f"{epochs:.0f}",
         }

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -104,6 +105,12 @@ def eventually(condition: Callable[[], bool], seconds: float = 120) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
 
 
 def group_exists(group: int) -> bool:

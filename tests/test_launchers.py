@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import psutil
 import pytest
 import torch
 from conftest import finish, is_one_sentence
-from launched import eventually, left_here, numbers_of, result_of, status_of
+from launched import eventually, free_port, left_here, numbers_of, result_of, status_of
 from tiny_data import FIRST, SECOND, write_parquet
 
 from kdbench.paths import SUITES
@@ -194,12 +193,6 @@ def test_under_torchrun_a_plan_is_shown_though_something_is_in_its_way(run_tiny)
     code, out, said = finish(command)  # it takes the main process long to time the slow one
     assert code != 0 and "in the way" in out and "1 of 2 runs to do" in out
     assert len(said) == 1 and said[0].startswith(f"kdbench: '{file}' is no valid result")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.parametrize("code", [0, 2])

@@ -1,7 +1,6 @@
 """Two machines, each with a launcher of its own, and one of them dies."""
 
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launched import PACED, eventually, result_of, status_of, write_method
+from launched import PACED, eventually, free_port, result_of, status_of, write_method
 
 LOSS = "another process is gone, or stuck for 10 minutes, says process 0 of 2"
 GOES_ON = "the same command, started again on all machines, goes on from the last checkpoint."
@@ -24,11 +23,8 @@ SENTENCES = [
 @contextmanager
 def two_nodes(method: str) -> Iterator[list[subprocess.Popen]]:
     """Their launchers; output and errors go to `node0` and `node1`."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    launcher += ["--master-addr=localhost", f"--master-port={port}"]
+    launcher += ["--master-addr=localhost", f"--master-port={free_port()}"]
     command = ["-m", "kdbench", "run", "--suite", "tiny.toml", "--methods", method]
     nodes = []
     try:
