@@ -1,7 +1,7 @@
 """Errors that a user can act on: one clear sentence, never a traceback."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 
 
 class UserError(Exception):
@@ -48,9 +48,15 @@ class PlanAbandonedError(Exception):
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """` Did you mean 'x'?`, or nothing where no choice is near."""
-    spelt = {choice.lower(): choice for choice in choices}
-    near = get_close_matches(name.lower(), list(spelt), n=1, cutoff=0.5)
-    return f" Did you mean '{spelt[near[0]]}'?" if near else ""
+    wrong, spelt = name.lower(), {choice.lower(): choice for choice in choices}
+    near = get_close_matches(wrong, list(spelt), cutoff=0.5)
+
+    def likeness(choice: str) -> tuple[float, int]:
+        """Of two with as many letters in common the one that has more in a row."""
+        matcher = SequenceMatcher(None, choice, wrong)
+        return matcher.ratio(), matcher.find_longest_match().size
+
+    return f" Did you mean '{spelt[max(near, key=likeness)]}'?" if near else ""
 
 
 def printable(text: str) -> str:

@@ -125,6 +125,8 @@ def test_list_names_suites_methods_and_architectures(kdbench):
         (["--methods", ","], ["--methods names no method"]),
         (["--methods", "./none.py"], ["none.py", "does not exist"]),
         (["--architectures", "resnett20"], ["Unknown architecture", "Did you mean 'resnet20'?"]),
+        (["--architectures", "resnet21"], ["Did you mean 'resnet20'?"]),
+        (["--methods", "ffsd,", "dml"], ["Unexpected 'dml'", "no spaces: --methods ffsd,dml"]),
         (["--architectures", "resnet110"], ["does not offer the architecture 'resnet110'"]),
         (["--set", "dml.temprature=2"], ["unknown key 'temprature'", "Did you mean 'temperature'"]),
         (["--set", "dml.temperature=cold"], ["temperature", "number"]),

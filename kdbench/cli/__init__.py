@@ -6,7 +6,7 @@ import typer
 
 from kdbench import __version__
 from kdbench.cli import bench, cluster, compare, data, export, gate, methods, report, run
-from kdbench.cli.common import complain
+from kdbench.cli.common import WithLists, complain
 from kdbench.errors import PlanAbandonedError, PlanInterruptedError, UserError
 
 app = typer.Typer(
@@ -36,11 +36,11 @@ def _root(
     """What the command takes before its subcommands."""
 
 
-app.command()(run.run)
-app.command()(report.report)
+app.command(cls=WithLists)(run.run)
+app.command(cls=WithLists)(report.report)
 app.command()(compare.compare)
-app.command()(bench.bench)
-app.command()(gate.gate)
+app.command(cls=WithLists)(bench.bench)
+app.command(cls=WithLists)(gate.gate)
 app.command()(export.export)
 app.command()(export.evaluate)
 app.command()(methods.check)

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Console
 from typer import Option
+from typer.core import TyperCommand
 
-from kdbench.errors import printable
+from kdbench.errors import UserError, printable
 from kdbench.names import check_method_names
 
 if TYPE_CHECKING:
@@ -52,6 +53,24 @@ class Compile(StrEnum):
     inductor = "inductor"
     graph = "graph"
     both = "inductor+graph"
+
+
+class WithLists(TyperCommand):
+    """A command that takes comma lists, and options alone."""
+
+    allow_extra_args = True  # so that it is this command that refuses them
+
+    def invoke(self, ctx: Any) -> object:  # typer names no type for it
+        """
+        Raises:
+            UserError: there is an argument, such as the rest of a list with a space in it.
+        """
+        if ctx.args:
+            raise UserError(
+                f"Unexpected '{ctx.args[0]}'; options begin with --, and a comma list has no "
+                f"spaces: --methods ffsd,dml."
+            )
+        return super().invoke(ctx)
 
 
 def names_of(text: str) -> list[str]:

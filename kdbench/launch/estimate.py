@@ -1,6 +1,7 @@
 """How long a plan will take: from results made on this device, else from steps timed now."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -80,7 +81,8 @@ def _measured(results: Path, device: torch.device, processes: int) -> dict[Key, 
 
 
 def _time_step(spec: RunSpec, device: torch.device, processes: int) -> float:
-    """Seconds of a training step on random images, after one to warm up.
+    """Seconds of a training step on random images, after one to warm up: of the quickest, since
+    others' work may disturb one.
 
     Several processes have a GPU each, or the same CPU together.
     """
@@ -95,10 +97,9 @@ def _time_step(spec: RunSpec, device: torch.device, processes: int) -> float:
         images = min(images, max(2, round(TIMED_FLOPS / flops)))
     views = torch.randn(spec.views, images, size, size, 3, device=device)
     labels = torch.randint(suite.data.classes, (images,), device=device)
-    started = 0.0
-    for step in range(1 + TIMED_STEPS):
-        if step == 1:
-            started = synchronised_clock(device)
+    clock = []
+    for _ in range(1 + TIMED_STEPS):
         train(views.permute(0, 1, 4, 2, 3), labels)
-    seconds = (synchronised_clock(device) - started) / TIMED_STEPS
+        clock.append(synchronised_clock(device))
+    seconds = min(end - start for start, end in pairwise(clock))
     return seconds * whole / images
