@@ -56,7 +56,8 @@ def cost_frame(results: Iterable[Result]) -> pd.DataFrame:
 
 def groups_of(results: Iterable[Result]) -> list[Group]:
     """Those that a cost frame of these results has."""
-    return list(cost_frame(results)[GROUP].drop_duplicates().itertuples(index=False, name=None))
+    groups = _runs(results)[GROUP].drop_duplicates().sort_values(GROUP)
+    return list(groups.itertuples(index=False, name=None))
 
 
 def equal_cost(results: Iterable[Result], against: str = "baseline") -> pd.DataFrame:
