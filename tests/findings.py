@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
 import pandas as pd
 from scipy import stats
@@ -115,16 +115,18 @@ def at_equal_cost(found: pd.DataFrame, runs: pd.DataFrame, every: pd.DataFrame) 
 
 
 def stability(runs: pd.DataFrame) -> str:
-    """How alike two seeds rank the methods, and which pairs of methods differ.
+    """How alike two seeds rank the methods (Spearman's rho), and which pairs of methods differ.
 
     Without `independent`, whose student is that of `baseline`.
     """
     runs = runs[runs.method != "independent"]
     accuracies = runs.pivot(index="method", columns="seed", values="student_top1").dropna(axis=1)
-    lines = []
-    for one, other in combinations(accuracies.columns, 2):
-        found = stats.spearmanr(accuracies[one], accuracies[other])
-        lines.append({"seeds": f"{one} and {other}", "Spearman's rho": f"{found.statistic:+.2f}"})
+    rho = [
+        float(stats.spearmanr(accuracies[one], accuracies[other]).statistic)
+        for one, other in combinations(accuracies.columns, 2)
+    ]
+    places = {"lowest": min(rho), "median": median(rho), "highest": max(rho)}
+    agreement = {"pairs of seeds": str(len(rho))} | {k: f"{v:+.2f}" for k, v in places.items()}
     pairs = list(combinations(accuracies.index, 2))
     found = {}
     for a, b in pairs:
@@ -140,7 +142,7 @@ def stability(runs: pd.DataFrame) -> str:
         {"of the pairs of methods": f"{LEVEL:.0%} t interval without 0", "": "; ".join(told)},
         {"of the pairs of methods": "smallest p of sign flips", "": f"{smallest:.2f}"},
     ]
-    return f"{table(lines)}\n\n{table(counts)}"
+    return f"{table([agreement])}\n\n{table(counts)}"
 
 
 def precision(runs: pd.DataFrame, in_bf16: pd.DataFrame) -> str:
