@@ -1,6 +1,7 @@
 """The commands as a user types them: what they print, what they write, how they fail."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY, is_one_sentence
 
+from kdbench import cli
 from kdbench.check import command
 from kdbench.engine.run import Run
 
@@ -221,6 +223,16 @@ def test_report_formats(kdbench, run_tiny):
     assert {row["method"]: row["n"] for row in rows} == {"baseline": 2, "independent": 2}
     header = kdbench("report", "--format", "csv")[1].splitlines()[0]
     assert header.startswith("suite,suite_hash,architecture,method,n,")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "spins"),
+    [({}, cli.SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_threads_spin_briefly_unless_the_user_decides(monkeypatch, chosen, spins):
+    monkeypatch.setattr(os, "environ", environment := dict(chosen))
+    cli.wait_for_threads_briefly()
+    assert environment.get("GOMP_SPINCOUNT") == spins
 
 
 def test_report_forgives_no_typo(kdbench, run_tiny):

@@ -89,7 +89,7 @@ def test_what_did_not_move_is_identical(stored):
     findings = compare(stored, [entry("a"), entry("b")], None, TORCH)
     assert {f.verdict for f in findings} == {"same"} and all(f.identical for f in findings)
     assert len(findings) == 2 * 7
-    assert verdict(findings) == "No regression: 14 measures: 14 same; 14 identical."
+    assert verdict(findings) == "No regression: 14 measures: 14 same, 14 of them identical."
 
 
 def test_another_hash_with_the_same_numbers_is_the_same(stored):

@@ -1,5 +1,6 @@
 """Commands: parse, call, print. What takes long to import is imported by the command."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -51,11 +52,23 @@ app.command(name="list")(report.list_)
 app.add_typer(data.app, name="data")
 
 
+SPINS = "5000"
+"""Turns for which a thread of torch on a CPU waits for others before it sleeps. By default some ms,
+and beside other programs cores are spent on waiting: see docs/performance.md."""
+
+
+def wait_for_threads_briefly() -> None:
+    """Unless the user decides it. OpenMP reads it when torch is imported."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+
+
 def main() -> None:
     """Entry point: errors of the user become one sentence and exit code 2."""
     from kdbench.launch.place import Place, silent
     from kdbench.signals import leave
 
+    wait_for_threads_briefly()
     speaks = True
     try:
         place = Place.of_this_process()

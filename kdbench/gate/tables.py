@@ -36,7 +36,7 @@ def verdict(findings: Sequence[Finding]) -> str:
     failed = any(finding.verdict in REGRESSIONS for finding in findings)
     return (
         f"{'REGRESSION' if failed else 'No regression'}: {counted(len(findings), 'measure')}: "
-        f"{', '.join(parts)}; {identical} identical."
+        f"{', '.join(parts)}, {identical} of them identical."
     )
 
 
