@@ -107,9 +107,10 @@ def test_the_pareto_front_has_what_no_other_beats():
 
 
 def test_equal_costs_stand_side_by_side():
-    aside = figures.beside(pd.Series([3.0, 1.0, 3.01, 2.0, 3.0]))
-    assert aside[1] == aside[3] == 0
+    costs, heights = [3.0, 1.0, 3.01, 2.0, 3.0, 3.0], [61.0, 60.0, 60.5, 60.0, 61.0, 70.0]
+    aside = figures.beside(pd.Series(costs), pd.Series(heights))
     assert sorted(aside[[0, 2, 4]]) == [-8, 0, 8]
+    assert not aside[[1, 3, 5]].any()  # the last is far above those of its cost
 
 
 @pytest.mark.parametrize("count", [1, 10, 30])
