@@ -216,7 +216,7 @@ def check_writable(folder: Path) -> None:
         UnwritableError: the folder cannot be made, or takes no block.
     """
     probe = folder / f".kdbench-{os.getpid()}"
-    with refused(f"write to '{folder}'", "; make room, or choose another folder"):
+    with refused(f"write to '{folder}'", "; mend that, or choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with probe.open("wb") as stream:

@@ -297,6 +297,7 @@ def test_check_prints_what_passed_and_what_did_not(kdbench, monkeypatch):
     assert code == 1
     assert "baseline, targets detached: skipped: one network" in out
     assert "breaks, losses named and finite: FAILED: breaks.py, line 6: RuntimeError" in out
+    assert out.count("breaks.py, line 6: RuntimeError") == 1 and "other checks)" in out
     assert "bad.py, line 1" in err
     code, _, err = kdbench("check")
     assert code == 2 and is_one_sentence(err)

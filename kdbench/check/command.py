@@ -9,7 +9,7 @@ from kdbench.check.checks import CHECKS, Check, CheckFailedError, CheckSkippedEr
 from kdbench.check.subject import Subject
 from kdbench.check.two_processes import train_in_two_processes
 from kdbench.discovery import MethodEntry
-from kdbench.errors import UserError
+from kdbench.errors import UserError, counted
 
 BUILD = "can be built"
 
@@ -75,7 +75,7 @@ def run_check(subject: Subject, name: str, check: Check) -> Outcome:
 
 
 def table(outcomes: Iterable[Outcome]) -> str:
-    """A row per check, a column per method, then the reasons."""
+    """A row per check, a column per method, then the reasons, each once for a method."""
     outcomes = list(outcomes)
     methods = list(dict.fromkeys(outcome.method for outcome in outcomes))
     found = {(outcome.method, outcome.check): outcome.result for outcome in outcomes}
@@ -83,7 +83,16 @@ def table(outcomes: Iterable[Outcome]) -> str:
         [check, *(found.get((method, check), "-") for method in methods)]
         for check in dict.fromkeys(outcome.check for outcome in outcomes)
     ]
-    reasons = [f"{o.method}, {o.check}: {o.result}: {o.reason}" for o in outcomes if o.reason]
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for outcome in outcomes:
+        if outcome.reason:
+            key = outcome.method, outcome.result, outcome.reason
+            alike.setdefault(key, []).append(outcome.check)
+    reasons = [
+        f"{method}, {check}: {result}: {reason}"
+        + (f" (and in {counted(len(others), 'other check')})" if others else "")
+        for (method, result, reason), (check, *others) in alike.items()
+    ]
     return "\n".join([tabulate(rows, headers=["check", *methods]), "", *reasons])
 
 
