@@ -33,6 +33,9 @@ def _problem(
 ) -> str:
     key = ".".join(map(str, location))
     if kind == "extra_forbidden":
+        homes = " or ".join(f"'{section}'" for section in _sections_with(str(location[-1]), model))
+        if homes:
+            return f"unknown key '{key}': it belongs in {homes}"
         fields = _fields(model, location)
         near = nearest(str(location[-1]), fields)
         known = f" (known: {', '.join(fields)})" if fields else ""
@@ -46,10 +49,27 @@ def _problem(
 def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """Names that would be right where the last part of the location stands."""
     for part in location[:-1]:
-        field = model.model_fields.get(str(part))
-        if field is None or not (
-            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        ):
+        section = _sections(model).get(str(part))
+        if section is None:
             return []
-        model = field.annotation
+        model = section
     return list(model.model_fields)
+
+
+def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """Its fields that are models themselves."""
+    return {
+        name: field.annotation
+        for name, field in model.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }
+
+
+def _sections_with(key: str, model: type[BaseModel], above: str = "") -> list[str]:
+    """Those, of all depths, that have this very key."""
+    found = []
+    for name, section in _sections(model).items():
+        path = f"{above}{name}"
+        found += [path] if key in section.model_fields else []
+        found += _sections_with(key, section, f"{path}.")
+    return found

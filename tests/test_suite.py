@@ -236,6 +236,8 @@ def test_an_unknown_suite_gets_the_nearest_and_all(wrong, right):
         ("[data.train]\nper_clas = 3", "data.train.per_clas", "'per_class'"),
         ("[optimiser]\nmomentum = 0.9", "optimiser", "'optimizer'"),
         ("[schedule]\nzzz = 3", "schedule.zzz", "known: epochs, milestones"),
+        ("epochs = 2", "epochs", "it belongs in 'schedule'"),
+        ("per_class = 2", "per_class", "it belongs in 'data.train' or 'data.test'"),
     ],
 )
 def test_an_unknown_key_gets_the_nearest_right_one(write, text, key, right):
