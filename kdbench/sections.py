@@ -151,7 +151,8 @@ class Schedule(Section):
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError("milestones must increase")
         if any(not 0 < milestone < self.epochs for milestone in self.milestones):
-            raise ValueError(f"milestones must lie between 0 and epochs ({self.epochs})")
+            found = list(self.milestones)
+            raise ValueError(f"milestones {found} must lie between 0 and epochs ({self.epochs})")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs must be less than epochs ({self.epochs})")
         return self

@@ -156,6 +156,7 @@ AGAIN = "the same command sends it again, from its last checkpoint"
     ("found", "job", "state", "note"),
     [
         (status(), None, "running", ""),
+        (status(updated=NOW - timedelta(minutes=2)), None, "running", "no sign of life for 2 min"),
         (status(updated=OLD), None, "lost", f"no sign of life for 7 min; {AGAIN}"),
         (status(updated=OLD, state="queued"), None, "queued", ""),
         (status(updated=OLD, state="finished"), "", "finished", ""),

@@ -14,6 +14,8 @@ from kdbench.launch import slurm
 from kdbench.launch.status import FILE, RunStatus, Ticket, read_status
 from kdbench.launch.submission import FOLDER, Submission, has_supervisor, read_submission
 
+QUIET = timedelta(minutes=1)
+"""Without a sign of life that is said: it may compile, or be gone."""
 SILENCE = timedelta(minutes=5)
 """Without a sign of life a run is held for lost."""
 UNDER_WAY = ("queued", "starting", "running")
@@ -110,9 +112,10 @@ def _judge(status: RunStatus, job: str | None, now: datetime) -> tuple[str, str]
     if job == "":
         return "lost", f"its process is gone, and it left no word; {REMEDY}"
     silent = now - status.updated
-    if status.state != "queued" and silent > SILENCE:
-        return "lost", f"no sign of life for {silent.total_seconds() // 60:.0f} min; {REMEDY}"
-    return status.state, reason
+    if status.state == "queued" or silent < QUIET:
+        return status.state, reason
+    said = f"no sign of life for {silent.total_seconds() // 60:.0f} min"
+    return ("lost", f"{said}; {REMEDY}") if silent > SILENCE else (status.state, said)
 
 
 def table(watched: Sequence[Watched]) -> str:
