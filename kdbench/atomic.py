@@ -10,7 +10,7 @@ from kdbench.errors import UnwritableError
 
 
 @contextlib.contextmanager
-def refused(what: str, remedy: str = "") -> Iterator[None]:
+def os_errors_as_user_errors(what: str, remedy: str = "") -> Iterator[None]:
     """Inside, the disk is asked for something: that it does not give it is the user's to mend.
 
     Raises:
@@ -28,7 +28,7 @@ def exists(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def written_whole(file: Path, durable: bool = True) -> Iterator[BinaryIO]:
+def atomic_write(file: Path, durable: bool = True) -> Iterator[BinaryIO]:
     """A stream whose content replaces the file at the end, in one step, once it is on the disk.
 
     Whatever goes wrong before leaves the old file as it was and nothing beside it. What is not
@@ -39,7 +39,7 @@ def written_whole(file: Path, durable: bool = True) -> Iterator[BinaryIO]:
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        with refused(f"write '{file}'"):
+        with os_errors_as_user_errors(f"write '{file}'"):
             file.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as stream:
                 yield stream
@@ -52,7 +52,7 @@ def written_whole(file: Path, durable: bool = True) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
 
 
-def sweep(folder: Path, name: str = "*") -> None:
+def remove_temp_files(folder: Path, name: str = "*") -> None:
     """Remove what killed processes left of a file, or of all in a folder; no other may be at it."""
     for left in folder.glob(f".{name}.*.tmp"):
         with contextlib.suppress(OSError):

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from kdbench.errors import UserError
 from kdbench.method import ContractError, Method, MethodOptions
-from kdbench.names import check_method_names, packaged_methods
+from kdbench.method_names import check_method_names, packaged_methods
 from kdbench.paths import built_in_files
 from kdbench.validation import describe, sentence
 
@@ -118,7 +118,7 @@ def load_file(
     Raises:
         UserError: the file cannot be imported, or defines no method or several.
     """
-    module = _import(file, module_name or f"methods.{file.stem}")
+    module = _import(file, module_name or f"kdbench.methods.{file.stem}")
     classes = [
         item
         for item in vars(module).values()

@@ -66,7 +66,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def counted(number: int, what: str) -> str:
+def pluralize(number: int, what: str) -> str:
     """`1 run`, `2 runs`."""
     return f"{number} {what}" + ("" if number == 1 else "s")
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from kdbench.methods.ffsd import FFSD
+from kdbench.methods.okddip import OKDDip
+from kdbench.methods.one import ONE
 from torch import Tensor, nn
 
 from kdbench.engine.optimizers import build_optimizers, set_learning_rates
 from kdbench.engine.step import TrainingStep
 from kdbench.method import Cohort, Method
-from kdbench.suite import OptimizerRecipe
-from methods.ffsd import FFSD
-from methods.okddip import OKDDip
-from methods.one import ONE
+from kdbench.suite.suite import OptimizerRecipe
 
 FOLDER = Path(__file__).parent / "reference"
 LOSS_BOUND = 1e-9

@@ -20,8 +20,9 @@ from kdbench.engine.spec import RunSpec
 from kdbench.engine.stop import Stop, StoppedError
 from kdbench.launch import display
 from kdbench.paths import built_in_files
-from kdbench.store import Epoch, Result
-from kdbench.suite import Suite, load_suite
+from kdbench.results.schema import Epoch, Result
+from kdbench.suite.load import load_suite
+from kdbench.suite.suite import Suite
 
 checks = (HealthCheck.function_scoped_fixture, HealthCheck.too_slow)
 for profile, examples in (("thorough", 2000), ("few", 60)):

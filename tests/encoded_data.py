@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from kdbench.data import locate
-from kdbench.data.encoded import EncodedImages, open_encoded
-from kdbench.suite import Suite, load_suite
+from kdbench.data.encoded.images import EncodedImages, open_encoded
+from kdbench.suite.load import load_suite
+from kdbench.suite.suite import Suite
 
 CLASSES, TRAIN, TEST = 4, 20, 10
 """Classes, and training and test images; labels go round the classes."""

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from certificates import CERTIFICATES, LOSS_BOUND, PARAMETER_BOUND, agreement, load, tensors
+from kdbench.methods.kdcl import error_correlation, general_weights, minlogit_target, naive_target
 from tabulate import tabulate
 
 from kdbench.discovery import find_methods
 from kdbench.losses import mutual_kl
 from kdbench.method import Method
-from methods.kdcl import error_correlation, general_weights, minlogit_target, naive_target
 
 PAGE = Path(__file__).parents[1] / "docs" / "fidelity.md"
 

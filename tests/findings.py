@@ -11,12 +11,12 @@ import pandas as pd
 from scipy import stats
 from tabulate import tabulate
 
-from kdbench.report.columns import MISSING, number_text
-from kdbench.report.cost import equal_cost
-from kdbench.report.published import Source, published_cells, read_published
-from kdbench.report.statistics import LEVEL, Difference, holm, paired
-from kdbench.report.summary import leaderboard, runs_frame
-from kdbench.store import read_apart
+from kdbench.report.analysis.cost import equal_cost
+from kdbench.report.analysis.statistics import LEVEL, Difference, holm, paired
+from kdbench.report.analysis.summary import leaderboard, runs_frame
+from kdbench.report.tables.columns import MISSING, number_text
+from kdbench.report.tables.published import Source, published_cells, read_published
+from kdbench.results.files import load_results
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "findings.md"
@@ -28,7 +28,7 @@ Accuracies = Mapping[int, float]
 
 def tables(results: Path = ROOT / "results") -> dict[str, str]:
     """By the name of their place in the page."""
-    found, damaged = read_apart(results)
+    found, damaged = load_results(results)
     assert not damaged
     every = runs_frame(found)
     runs, in_bf16 = finished(every, SUITE), finished(every, f"{SUITE}@precision=bf16")

@@ -17,7 +17,7 @@ from kdbench.launch.status import RunStatus, read_status
 METHOD = """
 import os, signal, sys, time
 from pathlib import Path
-from methods.baseline import Baseline
+from kdbench.methods.baseline import Baseline
 
 END = time.monotonic() + 100  # no test that fails leaves a process for good
 
@@ -39,7 +39,7 @@ PACED = "time.sleep(float(Path('pace').read_text()) if time.monotonic() < END el
 DRAWING = '''
 import torch
 import torch.nn.functional as F
-from methods.baseline import Baseline
+from kdbench.methods.baseline import Baseline
 
 class Drawing(Baseline):
     """Draws in each step, and counts its steps in a buffer that each epoch starts anew."""

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kdbench.store import Epoch, Metrics, Result, best_on_test, read, save
-from kdbench.suite import Suite, load_suite
+from kdbench.results.files import read_result, write_result
+from kdbench.results.schema import Epoch, Metrics, Result, best_on_test
+from kdbench.suite.load import load_suite
+from kdbench.suite.suite import Suite
 
 COMMITTED = Path(__file__).parents[1] / "results/cifar100-reduced/resnet20"
 CIFAR = load_suite("cifar100")
@@ -16,7 +18,7 @@ FLOPS = 10**12
 
 def committed(method: str) -> Result:
     """A real result, to make others of."""
-    found = read(COMMITTED / method / "seed0.json")
+    found = read_result(COMMITTED / method / "seed0.json")
     assert isinstance(found, Result)
     return found
 
@@ -113,7 +115,7 @@ def drawable(
 
 def saved(results: Path, change: Any = None) -> Path:
     """A result on the disk, after a change to its JSON."""
-    file = save(results, made("dml"))
+    file = write_result(results, made("dml"))
     if change is not None:
         content = json.loads(file.read_text())
         change(content)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from browser import opened
 
-from kdbench.report.site import write_page
+from kdbench.report.page.write import write_page
 
 ROOT = Path(__file__).parents[1]
 SHOTS = {

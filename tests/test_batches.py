@@ -7,7 +7,8 @@ from torch import Tensor
 
 from kdbench.data import EvaluationBatches, Images, TrainingBatches
 from kdbench.errors import UserError
-from kdbench.suite import Suite, load_suite
+from kdbench.suite.load import load_suite
+from kdbench.suite.suite import Suite
 
 PADDING, SIZE, BATCH = 2, 8, 16
 DIGITS = load_suite("digits")

@@ -9,8 +9,8 @@ import torch
 from conftest import is_one_sentence
 from torch import nn
 
-from kdbench.bench.floor import DeviceRates, StepWork, measure_rates, step_work
 from kdbench.bench.record import Benchmark
+from kdbench.bench.roofline import DeviceRates, StepWork, measure_rates, step_work
 from kdbench.engine.measure import MemoryMeter
 from kdbench.engine.step import TrainingStep
 
@@ -87,7 +87,7 @@ def test_ratios_are_to_the_reference_with_as_many_networks(bench):
 
 HUNGRY = """
 import torch
-from methods.baseline import Baseline
+from kdbench.methods.baseline import Baseline
 
 class Hungry(Baseline):
     steps = 0

@@ -17,7 +17,7 @@ from kdbench.launch.claim import TakenError, claimed, is_claimed, made_meanwhile
 from kdbench.launch.execution import Execution
 from kdbench.launch.order import WorkOrder
 from kdbench.launch.shares import Shares
-from kdbench.store import save
+from kdbench.results.files import write_result
 
 COUNTS = (
     "self.seen = getattr(self, 'seen', None) or next(self.parameters()).sum().item(); "
@@ -80,15 +80,15 @@ def test_halves_that_a_kill_left_go_with_the_next_owner(spec, how):
 
 def test_a_result_counts_that_was_made_since_the_command_was_given(make_run, spec, how):
     result = make_run("baseline").train()
-    file = save(how.results, result)
+    file = write_result(how.results, result)
     assert made_meanwhile(spec, how) == result
     with claimed(spec, how) as made:
         assert made == result
     os.utime(file, (how.since - 1, how.since - 1))
     assert made_meanwhile(spec, how) is None  # the plan knew it, and is to overwrite it
-    save(how.results, result.model_copy(update={"status": "failed"}))
+    write_result(how.results, result.model_copy(update={"status": "failed"}))
     assert made_meanwhile(spec, how) is None
-    save(how.results, result.model_copy(update={"fingerprint": "another"}))
+    write_result(how.results, result.model_copy(update={"fingerprint": "another"}))
     assert made_meanwhile(spec, how) is None
 
 

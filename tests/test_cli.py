@@ -18,7 +18,7 @@ from kdbench.engine.run import Run
 DIVERGES = """
 from torch import nn
 from kdbench.method import Method
-from methods.baseline import Baseline
+from kdbench.methods.baseline import Baseline
 
 class Diverges(Baseline):
     def forward(self, views, labels):
@@ -26,7 +26,7 @@ class Diverges(Baseline):
         return {name: term * float("{value}") for name, term in terms.items()}
 """
 BREAKS = """
-from methods.baseline import Baseline
+from kdbench.methods.baseline import Baseline
 
 class Breaks(Baseline):
     def forward(self, views, labels):

@@ -9,10 +9,10 @@ import pytest
 from conftest import is_one_sentence
 from made_results import committed, metrics, one_epoch
 
-from kdbench import store
-from kdbench.report.compare import compare, render
-from kdbench.report.statistics import paired
-from kdbench.store import Result
+from kdbench.report.analysis.compare import compare, render
+from kdbench.report.analysis.statistics import paired
+from kdbench.results.files import read_result, write_result
+from kdbench.results.schema import TRAINED_BEFORE, Result
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def save(template):
                 | one_epoch({"student": metrics(value)})
                 | (run or {})
             )
-            store.save(Path(folder), result)
+            write_result(Path(folder), result)
 
     return write
 
@@ -113,9 +113,9 @@ def test_equal_accuracies_of_other_runs_are_not_identical(save, compared):
     save("b", "dml", 60.0)
     assert compared()["dml"].verdict == "identical"
     file = Path("b/cifar100-reduced/resnet20/dml/seed0.json")
-    found = store.read(file)
+    found = read_result(file)
     epoch = found.history[0].model_copy(update={"losses": {"ce/student": 2.0}})
-    store.save(Path("b"), found.model_copy(update={"history": [epoch]}))
+    write_result(Path("b"), found.model_copy(update={"history": [epoch]}))
     assert compared()["dml"].verdict == "not distinguishable"
 
 
@@ -141,7 +141,7 @@ def test_what_one_side_lacks_or_did_not_finish_is_said(save, compared, template)
     save("b", "kdcl", 60.0)
     failed = {"status": "diverged", "last": None}
     identity = template.identity.model_copy(update={"method": "dml", "seed": 1})
-    store.save(Path("b"), template.model_copy(update={"identity": identity, **failed}))
+    write_result(Path("b"), template.model_copy(update={"identity": identity, **failed}))
     rows = compared()
     assert rows["one"].verdict == "only in A" and rows["kdcl"].verdict == "only in B"
     assert rows["dml"].notes == ["another method hash", "1 diverged in B"]
@@ -159,7 +159,7 @@ def test_what_one_side_lacks_or_did_not_finish_is_said(save, compared, template)
         ({"step": "graph"}, {}, {}, None),
         ({"threads": 64}, {}, {}, None),
         ({}, {"jobs": 2}, {}, None),
-        ({}, {}, {store.TRAINED_BEFORE: ["elsewhere"]}, None),
+        ({}, {}, {TRAINED_BEFORE: ["elsewhere"]}, None),
     ],
 )
 def test_costs_are_ratios_where_runs_were_made_alike(save, compared, made, cost, notes, ratio):

@@ -12,7 +12,7 @@ from kdbench.check.subject import Subject
 from kdbench.check.two_processes import train_in_two_processes
 from kdbench.discovery import BrokenMethodError, find_methods
 from kdbench.errors import UserError
-from kdbench.suite import load_suite
+from kdbench.suite.load import load_suite
 
 VARIANTS = [
     ("kdcl", {"variant": "naive"}),

@@ -5,12 +5,14 @@ import math
 import pytest
 from made_results import committed, made_seeds
 
-from kdbench.report.boards import boards
+from kdbench.report.analysis.boards import boards
+from kdbench.report.analysis.cost import cost_frame, equal_cost, equal_cost_tables
 from kdbench.report.command import make_report
-from kdbench.report.cost import cost_frame, equal_cost, equal_cost_tables
-from kdbench.report.drawn import cost_points
-from kdbench.store import Result, save
-from kdbench.suite import Suite, load_suite, suite_files
+from kdbench.report.figures.captioned import cost_points
+from kdbench.results.files import write_result
+from kdbench.results.schema import Result
+from kdbench.suite.load import load_suite, suite_files
+from kdbench.suite.suite import Suite
 
 REDUCED = load_suite("cifar100-reduced")
 
@@ -181,7 +183,7 @@ def test_two_stretched_controls_of_one_suite_serve_the_methods_that_they_match()
 )
 def test_every_table_for_readers_has_the_controls_below(tmp_path, form, title):
     for result in make("ffsd", 66.0) + make("baseline", 65.0, epochs=30):
-        save(tmp_path, result)
+        write_result(tmp_path, result)
     assert make_report(tmp_path, None, form, "baseline").text.count(title) == 1
 
 
@@ -191,7 +193,7 @@ def test_a_table_at_equal_cost_stands_below_either_of_its_suites(tmp_path):
         *make("ffsd", 66.0),
         *make("baseline", 63.0, epochs=33),
     ]:
-        save(tmp_path, run)
+        write_result(tmp_path, run)
     short, long = "cifar100-reduced", "cifar100-reduced@epochs=33"
     for suites in (None, [short], [long], [short, long]):
         text = make_report(tmp_path, suites, "terminal", "baseline").text

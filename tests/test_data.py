@@ -34,7 +34,7 @@ from tiny_data import (
 )
 
 from kdbench.data import Source, is_cached, load_images, locate
-from kdbench.sections import Split
+from kdbench.suite.sections import Split
 
 OPEN = SimpleNamespace(gated=False)
 CIFAR_LIKE = changed(

@@ -10,8 +10,14 @@ from pictures import claims, claims_jpeg, encode, photo, sixteen_bits, turned, y
 from PIL import Image
 from torchvision.transforms import v2
 
-from kdbench.data import decode as module
-from kdbench.data.decode import UndecodableError, decode, decode_center, decode_crop, decoder_name
+from kdbench.data.encoded.decode import (
+    UndecodableError,
+    decode,
+    decode_center,
+    decode_crop,
+    decoder_name,
+)
+from kdbench.data.encoded.images import decode as module
 
 NEAR = 0.05
 """Mean difference to PIL's resize of the same pixels, in grey levels of 255."""

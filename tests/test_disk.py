@@ -16,13 +16,13 @@ import torch
 from conftest import TINY, finish, is_one_sentence
 from launched import folder_of, group_exists, numbers_of, result_of, status_of, write_method
 
-from kdbench.atomic import written_whole
+from kdbench.atomic import atomic_write
 from kdbench.engine import checkpoint
 from kdbench.errors import UnwritableError
 from kdbench.launch import ranks as ranks_module
 from kdbench.launch.place import Place
 from kdbench.launch.ranks import Ending, Ranks
-from kdbench.store import check_writable, read_all
+from kdbench.results.files import check_writable, iter_results
 
 COMMAND = [sys.executable, "-m", "kdbench", "run", "--suite", "tiny.toml"]
 SAVED = (
@@ -188,7 +188,7 @@ def test_a_quota_that_speaks_up_at_the_end_of_a_write_leaves_the_old_file(tmp_pa
 
     monkeypatch.setattr(os, "fsync", over)
     refusal = r"Cannot write '.*file': Disk quota exceeded\."
-    with pytest.raises(UnwritableError, match=refusal), written_whole(file) as stream:
+    with pytest.raises(UnwritableError, match=refusal), atomic_write(file) as stream:
         stream.write(b"new")
     with pytest.raises(UnwritableError, match=f"Cannot write to '{tmp_path}': Disk quota"):
         check_writable(tmp_path)
@@ -309,4 +309,4 @@ def test_results_that_vanish_while_they_are_listed_are_none(tmp_path, monkeypatc
         return iter(found)
 
     monkeypatch.setattr(Path, "iterdir", vanishing)
-    assert list(read_all(tmp_path)) == []
+    assert list(iter_results(tmp_path)) == []

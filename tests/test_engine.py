@@ -7,18 +7,18 @@ import torch
 from conftest import METHODS, Watcher
 from torch import nn
 
-from kdbench import names
+from kdbench import method_names as names
 from kdbench.discovery import find_methods, source_digest
 from kdbench.engine import measure
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.measure import StepClock, count_parameters, forward_flops
 from kdbench.engine.optimizers import build_optimizers
-from kdbench.engine.outcome import DivergedError
+from kdbench.engine.result_builder import DivergedError
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
 from kdbench.launch.execution import run_one
 from kdbench.method import ContractError, MethodOptions, ParameterGroup
-from kdbench.suite import load_suite
+from kdbench.suite.load import load_suite
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -161,7 +161,7 @@ def test_an_installed_package_brings_a_method(monkeypatch):
 
 def test_the_command_in_a_result_reproduces_it_without_naming_folders(suite, tmp_path):
     file = tmp_path / "mine.py"
-    file.write_text("from methods.dml import DML\n\nclass Mine(DML):\n    pass\n")
+    file.write_text("from kdbench.methods.dml import DML\n\nclass Mine(DML):\n    pass\n")
     (mine,) = find_methods([str(file)])
     spec = RunSpec(suite.with_epochs(9), "resnet8", mine, mine.options({"temperature": "2"}), 1)
     assert spec.command() == (

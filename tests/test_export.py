@@ -16,7 +16,6 @@ from conftest import METHODS, Watcher
 from encoded_data import photo_suite, write_parquet
 from torch import Tensor, nn
 
-from kdbench import store
 from kdbench.backbones import ARCHITECTURES, build
 from kdbench.data import load_images, locate
 from kdbench.discovery import find_methods
@@ -29,8 +28,10 @@ from kdbench.export.evaluate import evaluate_file
 from kdbench.export.formats import FORMATS, OPSET, open_exported
 from kdbench.export.student import Deployed, Finished, load
 from kdbench.export.write import write
-from kdbench.store import Identity, Metrics
-from kdbench.suite import Suite, load_suite
+from kdbench.results.files import write_result
+from kdbench.results.schema import Identity, Metrics
+from kdbench.suite.load import load_suite
+from kdbench.suite.suite import Suite
 
 CPU = torch.device("cpu")
 ONNX_TOO = {"wrn16-2", "densenet40-12", "googlenet", "resnet18"}
@@ -48,7 +49,7 @@ def train(suite: Suite, method: str, folder: Path, accelerator, architecture="re
     source = locate(suite.data, None)
     images = (load_images(source, split) for split in (suite.data.train, suite.data.test))
     result = Run(spec, *images, folder / "run", accelerator, Watcher()).train()
-    return Trained(store.save(folder / "results", result), folder / "run")
+    return Trained(write_result(folder / "results", result), folder / "run")
 
 
 @pytest.fixture(scope="module")

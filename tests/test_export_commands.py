@@ -15,9 +15,9 @@ import torch
 from conftest import is_one_sentence
 from made_results import metrics, one_epoch
 
-from kdbench import store
 from kdbench.export.formats import FORMATS, KEY
-from kdbench.store import Result
+from kdbench.results.files import read_result, write_result
+from kdbench.results.schema import Result
 
 RUN = "digits@epochs=1/resnet8/baseline/seed0"
 RESULT = Path("results", f"{RUN}.json")
@@ -32,7 +32,7 @@ ELSEWHERE = {
 FILE = Path("digits@epochs=1-resnet8-baseline-seed0.safetensors")
 CUSTOM = """
 from torch import nn
-from methods.baseline import Baseline
+from kdbench.methods.baseline import Baseline
 
 class Doubled(nn.Module):
     def __init__(self, network):
@@ -71,9 +71,9 @@ def ran(kdbench, once):
 
 
 def change_result(**changes: object) -> None:
-    result = store.read(RESULT)
+    result = read_result(RESULT)
     assert isinstance(result, Result)
-    store.save(Path("results"), result.model_copy(update=changes))
+    write_result(Path("results"), result.model_copy(update=changes))
 
 
 def refused(outcome: tuple[int, str, str], *words: str) -> bool:
@@ -105,7 +105,7 @@ def test_evaluation_agrees_with_the_run_or_fails(ran):
     ran("export", RUN)
     code, out, error = ran("evaluate", str(FILE))
     assert (code, error) == (0, "")
-    top1 = store.read(RESULT).last["student"].top1
+    top1 = read_result(RESULT).last["student"].top1
     assert out.count(f"top-1 {top1:.2f} %") == 2 and "360 images" in out and "agree" in out
     assert ran("evaluate", str(FILE), "--suite", "digits")[0] == 0
 
@@ -123,7 +123,7 @@ def test_evaluation_agrees_with_the_run_or_fails(ran):
 
 
 def test_the_model_card_tells_what_was_measured(ran):
-    result = store.read(RESULT)
+    result = read_result(RESULT)
     ran("export", RUN, "--format", "pt2", "--output", "one")
     (card,) = (file.read_text() for file in Path("one").glob("*.md"))
     student = result.last["student"]
@@ -163,7 +163,7 @@ def test_weights_that_are_gone_or_of_another_training_are_not_exported(ran):
     checkpoint.unlink()
     assert refused(ran("export", RUN), "not here", again)
     checkpoint.write_bytes(whole)
-    result = store.read(RESULT)
+    result = read_result(RESULT)
     change_result(notes={"images": "prepared"})
     assert refused(ran("export", RUN), "not here", again)
     epoch = result.history[0].model_copy(update={"learning_rate": 1.0})

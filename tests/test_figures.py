@@ -11,11 +11,11 @@ from made_results import FLOPS
 from made_results import drawable as made
 from matplotlib.container import ErrorbarContainer
 
-from kdbench.report import figures
-from kdbench.report.boards import boards, curves, losses, roles
-from kdbench.report.cost import cost_frame
-from kdbench.report.drawn import cost_points, drawn
-from kdbench.report.style import MARKERS, PALETTE, drawing, inline_svg, looks
+from kdbench.report.analysis.boards import boards, curves, losses, roles
+from kdbench.report.analysis.cost import cost_frame
+from kdbench.report.figures import plots as figures
+from kdbench.report.figures.captioned import cost_points, drawn
+from kdbench.report.figures.style import MARKERS, PALETTE, drawing, inline_svg, looks
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,15 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis.extra.numpy import arrays
+from kdbench.methods.kdcl import (
+    error_correlation,
+    general_weights,
+    linear_target,
+    minlogit_target,
+    naive_target,
+)
+from kdbench.methods.okddip import PeerAttention, mixed_targets
+from kdbench.methods.one import Gate, gated_logits
 from torch import Tensor
 
 from kdbench.losses import (
@@ -15,15 +24,6 @@ from kdbench.losses import (
     normalised_distance,
     ramp,
 )
-from methods.kdcl import (
-    error_correlation,
-    general_weights,
-    linear_target,
-    minlogit_target,
-    naive_target,
-)
-from methods.okddip import PeerAttention, mixed_targets
-from methods.one import Gate, gated_logits
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 temperatures = st.floats(0.5, 20)

@@ -9,13 +9,13 @@ import copy
 
 import pytest
 import torch
+from kdbench.methods.cl_ilr import CLILR, consensus
+from kdbench.methods.mcl import MCL, contrastive_loss
 from torch import Tensor, nn
 
 from kdbench.engine.optimizers import build_optimizers, set_learning_rates
 from kdbench.method import Cohort, Method
-from kdbench.suite import OptimizerRecipe
-from methods.cl_ilr import CLILR, consensus
-from methods.mcl import MCL, contrastive_loss
+from kdbench.suite.suite import OptimizerRecipe
 
 LOSS_BOUND, PARAMETER_BOUND = 1e-9, 1e-8
 RATE, MOMENTUM, DECAY = 0.05, 0.9, 5e-4

@@ -17,12 +17,14 @@ from encoded_data import CLASSES, TEST, opened, photo, photo_suite, write_parque
 from hypothesis import given
 from made_results import committed
 
-from kdbench.data.decode import UndecodableError, decode, decode_center
+from kdbench.data.encoded.decode import UndecodableError, decode, decode_center
 from kdbench.engine import checkpoint
 from kdbench.errors import UserError
 from kdbench.paths import SUITES
-from kdbench.store import Damaged, Result, read, save
-from kdbench.suite import Suite, load_suite
+from kdbench.results.files import DamagedFile, read_result, write_result
+from kdbench.results.schema import Result
+from kdbench.suite.load import load_suite
+from kdbench.suite.suite import Suite
 
 Damage = Callable[[bytes], bytes]
 ACCURACY = re.compile(r'"top[15]": ([\d.]+)')
@@ -88,7 +90,7 @@ def test_a_suite_file(damage):
 @pytest.fixture(scope="module")
 def result(tmp_path_factory) -> tuple[Path, bytes, Result]:
     made = committed("ffsd")
-    file = save(tmp_path_factory.mktemp("results"), made)
+    file = write_result(tmp_path_factory.mktemp("results"), made)
     return file, file.read_bytes(), made
 
 
@@ -96,8 +98,8 @@ def result(tmp_path_factory) -> tuple[Path, bytes, Result]:
 def test_a_result(result, damage):
     file, whole, made = result
     file.write_bytes(damage(whole))
-    found = read(file)
-    if isinstance(found, Damaged):
+    found = read_result(file)
+    if isinstance(found, DamagedFile):
         assert found.reason and "Traceback" not in found.reason
     else:  # what was damaged is a free text, or a digit of what no table shows as an accuracy
         assert found.identity == made.identity
@@ -111,7 +113,7 @@ def test_no_digit_of_an_accuracy_changes_unseen(result, share, digit):
     places = [place for found in ACCURACY.finditer(text) for place in range(*found.span(1))]
     place = places[int(share * len(places))]
     file.write_text(text[:place] + digit + text[place + 1 :])
-    found = read(file)
+    found = read_result(file)
     if isinstance(found, Result):  # the digit that was there, or one of an epoch that was neither
         assert (found.last, found.best_on_test) == (made.last, made.best_on_test)
 

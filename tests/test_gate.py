@@ -12,15 +12,15 @@ from scipy import stats
 from kdbench.bench import command as bench_command
 from kdbench.bench.record import Spread
 from kdbench.discovery import find_methods
-from kdbench.engine.outcome import empty_result
+from kdbench.engine.result_builder import empty_result
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
 from kdbench.gate import command, measure
 from kdbench.gate.compare import ALARMS, STEP_FLOOR, Finding, compare, moved
 from kdbench.gate.record import Baseline, Entry, Rounding, StepFigures, Trace, read_baseline
 from kdbench.gate.tables import verdict
-from kdbench.report.agreement import agreement
-from kdbench.store import Cost, Metrics, Result
+from kdbench.report.analysis.schedule_agreement import agreement
+from kdbench.results.schema import Cost, Metrics, Result
 
 TORCH = torch.__version__
 TOP1 = (90.0, 92.0, 94.0)

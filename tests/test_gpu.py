@@ -18,7 +18,7 @@ from kdbench.engine.run import Run
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import TOLERANCE, Mode, State, state_tensors
 from kdbench.launch.plan import make_specs
-from kdbench.suite import load_suite
+from kdbench.suite.load import load_suite
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -155,7 +155,7 @@ def test_several_runs_share_a_gpu(run_tiny):
 def test_running_out_of_memory_on_the_gpu_is_recorded(run_tiny):
     Path("hungry.py").write_text(
         "import torch\n"
-        "from methods.baseline import Baseline\n\n\n"
+        "from kdbench.methods.baseline import Baseline\n\n\n"
         "class Hungry(Baseline):\n"
         "    def forward(self, views, labels):\n"
         "        torch.empty(2**42, device=views.device)\n"

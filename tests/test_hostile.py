@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from made_results import made, saved
 
+from kdbench.report.analysis.summary import leaderboard, runs_frame
 from kdbench.report.command import make_report
-from kdbench.report.summary import leaderboard, runs_frame
-from kdbench.report.tables import render
-from kdbench.store import Damaged, Result, read_all, save
-from kdbench.suite import load_suite
+from kdbench.report.tables.render import render
+from kdbench.results.files import DamagedFile, iter_results, write_result
+from kdbench.results.schema import Result
+from kdbench.suite.load import load_suite
 
 ESCAPE = "\x1b[31mred\x07"
 
@@ -54,7 +55,7 @@ def set_in(*path: str | int, to):
 )
 def test_a_wrong_result_says_why_and_the_rest_is_shown(tmp_path, change, words):
     saved(tmp_path, change)
-    save(tmp_path, made("one"))
+    write_result(tmp_path, made("one"))
     report = make_report(tmp_path, None, "terminal", "baseline")
     (damaged,) = report.damaged
     assert words in damaged.reason
@@ -96,9 +97,9 @@ def test_what_is_no_file_of_results_is_not_read(tmp_path, make, words):
     file = saved(tmp_path)
     file.unlink()
     make(file)
-    save(tmp_path, made("one"))
-    found = {type(item): item for item in read_all(tmp_path)}
-    assert words in found[Damaged].reason
+    write_result(tmp_path, made("one"))
+    found = {type(item): item for item in iter_results(tmp_path)}
+    assert words in found[DamagedFile].reason
     assert found[Result].identity.method == "one"
 
 
@@ -106,9 +107,9 @@ def test_an_escape_sequence_never_reaches_the_terminal(tmp_path, kdbench):
     strange = tmp_path / "suite" / "net" / f"dml{ESCAPE}"
     strange.mkdir(parents=True)
     (strange / f"seed{ESCAPE}.json").write_text(json.dumps({ESCAPE: 1}))
-    save(tmp_path, made("one", environment={"step": ESCAPE}))
-    save(tmp_path, made("dml", environment={"step": "eager"}))
-    save(tmp_path, made("kdcl", suite_hash=ESCAPE))
+    write_result(tmp_path, made("one", environment={"step": ESCAPE}))
+    write_result(tmp_path, made("dml", environment={"step": "eager"}))
+    write_result(tmp_path, made("kdcl", suite_hash=ESCAPE))
     for form in ("terminal", "markdown", "latex", "csv", "json"):
         code, out, error = kdbench("report", "--results-dir", str(tmp_path), "--format", form)
         assert code == 2 and error.count("\n") == 1
@@ -130,8 +131,8 @@ def test_markup_in_a_name_is_text_in_markdown():
 def test_names_that_kdbench_gives_are_read(tmp_path, suite, architecture, method):
     result = made(method, suite=None, architecture=architecture)
     changed = result.identity.model_copy(update={"suite": suite})
-    save(tmp_path, result.model_copy(update={"identity": changed}))
-    (found,) = read_all(tmp_path)
+    write_result(tmp_path, result.model_copy(update={"identity": changed}))
+    (found,) = iter_results(tmp_path)
     assert isinstance(found, Result) and found.identity == changed
 
 

@@ -33,17 +33,17 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from kdbench.data import UNJUDGED, evaluation_batches, training_batches, workers
-from kdbench.data.crops import DRAWS, random_resized_box
-from kdbench.data.encoded import EncodedImages
-from kdbench.data.workers import LoaderError
+from kdbench.data import IGNORE_INDEX, evaluation_batches, training_batches
+from kdbench.data.encoded.crops import DRAWS, random_resized_box
+from kdbench.data.encoded.images import EncodedImages, workers
+from kdbench.data.encoded.workers import LoaderError
 from kdbench.discovery import find_methods
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
 from kdbench.launch.execution import run_one
-from kdbench.sections import RandomResizedCrop
 from kdbench.signals import SIGNALS
-from kdbench.suite import Suite
+from kdbench.suite.sections import RandomResizedCrop
+from kdbench.suite.suite import Suite
 
 CROP = RandomResizedCrop(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
 Epoch = list[tuple[Tensor, Tensor]]
@@ -177,7 +177,7 @@ def test_an_epoch_visits_distinct_images_in_whole_batches(suite, images):
 
 def test_large_batches_are_many_tasks_and_come_back_in_order(suite, images, monkeypatch):
     whole = epoch(images[0], suite, views=2)
-    monkeypatch.setattr("kdbench.data.encoded_batches.TASK", 3)
+    monkeypatch.setattr("kdbench.data.encoded.batches.TASK", 3)
     assert same(epoch(images[0], suite, views=2), whole)
 
 
@@ -269,7 +269,7 @@ def test_another_of_the_class_stands_in_for_what_cannot_be_decoded(suite, images
 def test_what_cannot_be_decoded_is_unjudged_in_evaluation(suite, damaged):
     evaluation = evaluation_batches(damaged[1], suite)
     pixels, labels = (torch.cat(part) for part in zip(*evaluation, strict=True))
-    assert labels.tolist() == [UNJUDGED if i == 6 else i % CLASSES for i in range(TEST)]
+    assert labels.tolist() == [IGNORE_INDEX if i == 6 else i % CLASSES for i in range(TEST)]
     assert (pixels[6] - normalised(suite, np.full((32, 32, 3), 128, np.uint8))).abs().max() < 1e-5
     assert list(evaluation.undecodable) == ["validation: row 6 (photo6.jpg)"]
     replaced = evaluation_batches(damaged[1], suite, substitute=True)
@@ -387,7 +387,7 @@ from pathlib import Path
 import torch
 from encoded_data import photo_suite, write_saved
 from kdbench.data import locate, training_batches
-from kdbench.data.encoded import open_encoded
+from kdbench.data.encoded.images import open_encoded
 
 suite = photo_suite()
 if __name__ == "__main__":

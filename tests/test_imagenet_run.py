@@ -25,17 +25,18 @@ from encoded_data import (
 )
 from test_invariants import Fixed
 
-from kdbench.data import UNJUDGED, workers
-from kdbench.data.workers import DecodePool
+from kdbench.data import IGNORE_INDEX
+from kdbench.data.encoded.images import workers
+from kdbench.data.encoded.workers import DecodePool
 from kdbench.discovery import find_methods
-from kdbench.engine import intake as intake_module
+from kdbench.engine import data_stats as intake_module
 from kdbench.engine import run as run_module
 from kdbench.engine.checkpoint import Progress
+from kdbench.engine.data_stats import Intake, waiting_share
 from kdbench.engine.evaluate import evaluate
-from kdbench.engine.intake import Intake, waiting_share
 from kdbench.engine.run import Run
 from kdbench.engine.spec import RunSpec
-from kdbench.store import Cost, Result
+from kdbench.results.schema import Cost, Result
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_two_processes_share_what_stays_encoded(kdbench):
 
 DOES = """
 import multiprocessing, os, signal
-from methods.baseline import Baseline
+from kdbench.methods.baseline import Baseline
 
 class Does(Baseline):
     def forward(self, views, labels):
@@ -224,7 +225,7 @@ def test_an_unjudged_image_is_wrong_and_has_no_loss():
     logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     labels = logits.argmax(1)
     whole = evaluate(Fixed(student=logits[:5]), [(torch.zeros(5, 3, 2, 2), labels[:5])])["student"]
-    labels[5] = UNJUDGED
+    labels[5] = IGNORE_INDEX
     metrics = evaluate(Fixed(student=logits), [(torch.zeros(6, 3, 2, 2), labels)])["student"]
     assert (metrics.top1, whole.top1) == (pytest.approx(500 / 6), 100)
     assert metrics.loss == pytest.approx(whole.loss)

@@ -24,10 +24,10 @@ from encoded_data import (
 from huggingface_hub.errors import GatedRepoError
 
 from kdbench.data import locate
-from kdbench.data.encoded import EncodedImages
-from kdbench.data.prepared import Manifest, Originals, Settings, write_manifest
+from kdbench.data.encoded.images import EncodedImages
+from kdbench.data.prepare.manifest import Manifest, Originals, Settings, write_manifest
 from kdbench.errors import UserError
-from kdbench.suite import Suite
+from kdbench.suite.suite import Suite
 
 
 @pytest.fixture(autouse=True)

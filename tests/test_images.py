@@ -21,8 +21,8 @@ from tiny_data import (
 )
 
 from kdbench.data import Images, Source, load_images, locate
-from kdbench.data.images import cache_folder
-from kdbench.suite import load_suite
+from kdbench.data.decoded.images import cache_folder
+from kdbench.suite.load import load_suite
 
 REAL = Path(os.environ.get("KDBENCH_DATA") or "none").absolute()  # tests change the working folder
 

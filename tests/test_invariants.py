@@ -11,16 +11,16 @@ import torch
 from conftest import METHODS, Stopper, Watcher
 from launched import DRAWING, eventually
 
-from kdbench.engine import files
 from kdbench.engine import run as run_module
+from kdbench.engine import run_files as files
 from kdbench.engine.checkpoint import Progress, _progress
 from kdbench.engine.evaluate import evaluate
 from kdbench.engine.part import PartOfEpoch, Share
 from kdbench.engine.schedule import learning_rate_factor
 from kdbench.engine.stop import StoppedError
 from kdbench.method import Cohort, ContractError
-from kdbench.report.summary import leaderboard, runs_frame
-from kdbench.suite import load_suite
+from kdbench.report.analysis.summary import leaderboard, runs_frame
+from kdbench.suite.load import load_suite
 
 
 def seen_by(run) -> list[tuple[torch.Tensor, torch.Tensor]]:

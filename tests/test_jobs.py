@@ -23,7 +23,7 @@ from launched import (
 
 from kdbench.discovery import find_methods
 from kdbench.engine.device import make_accelerator
-from kdbench.engine.outcome import empty_result
+from kdbench.engine.result_builder import empty_result
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
 from kdbench.launch import child, estimate, status
@@ -34,8 +34,9 @@ from kdbench.launch.order import WorkOrder
 from kdbench.launch.plan import PlannedRun, at_a_time
 from kdbench.launch.shares import Shares
 from kdbench.launch.status import StatusReporter, read_status
-from kdbench.store import Epoch, Metrics, save
-from kdbench.suite import load_suite
+from kdbench.results.files import write_result
+from kdbench.results.schema import Epoch, Metrics
+from kdbench.suite.load import load_suite
 
 HOLDS = "time.sleep(2 if self.epoch and Path('hold').exists() and time.monotonic() < END else 0)"
 QUITS = "print('cannot open /home/somebody/secret.bin'); sys.exit(3)"
@@ -93,7 +94,7 @@ def test_a_killed_process_is_recorded_and_the_others_go_on(run_tiny):
     methods = [write_method("killed", KILLED), write_method("quits", QUITS), "baseline"]
     (entry,) = find_methods([methods[0]])
     spec = RunSpec(load_suite("tiny.toml"), "resnet8", entry, entry.options({}), 0)
-    save(Path("results"), empty_result(spec, make_accelerator(), "failed", "an old reason"))
+    write_result(Path("results"), empty_result(spec, make_accelerator(), "failed", "an old reason"))
     code, out, err = run_tiny("--methods", ",".join(methods), "--jobs", "2")
     assert code == 1 and not left_here()
     assert "killed resnet8 seed 0 failed: its process was killed by SIGKILL." in err

@@ -22,7 +22,7 @@ ONE_FAILS = """
 import os, signal, time
 from datetime import timedelta
 from kdbench.launch import ranks
-from methods.baseline import Baseline
+from kdbench.methods.baseline import Baseline
 
 RANK = int(os.environ.get("RANK", "0"))
 ranks.SETTLE = timedelta(seconds={settle})
@@ -46,7 +46,7 @@ def saved():
     return True
 """
 SLOW_DISK = """
-from kdbench.engine import files
+from kdbench.engine import run_files as files
 
 write = files.write_checkpoint
 

@@ -10,12 +10,12 @@ import torch
 from conftest import is_one_sentence
 
 from kdbench.discovery import find_methods
+from kdbench.engine.flops import training_flops
 from kdbench.engine.spec import RunSpec
-from kdbench.engine.work import training_flops
 from kdbench.launch.execution import Execution
 from kdbench.launch.order import WorkOrder
 from kdbench.launch.plan import make_plan
-from kdbench.suite import Suite
+from kdbench.suite.suite import Suite
 
 CPU = torch.device("cpu")
 
@@ -112,7 +112,7 @@ def test_what_cannot_be_matched_is_one_sentence(run_tiny, arguments, words):
 
 def test_a_method_that_fails_is_named(run_tiny):
     Path("breaks.py").write_text(
-        "from methods.baseline import Baseline\n\n\nclass Breaks(Baseline):\n"
+        "from kdbench.methods.baseline import Baseline\n\n\nclass Breaks(Baseline):\n"
         "    def forward(self, views, labels):\n        raise RuntimeError('no such luck')\n"
     )
     code, _, err = run_tiny("--methods", "baseline", "--match-cost", "./breaks.py")

@@ -13,8 +13,9 @@ import pytest
 from made_results import made
 
 from kdbench.report.command import make_report
-from kdbench.store import SCHEMA_VERSION, Damaged, Result, read, read_apart, result_path, save
-from kdbench.suite import load_suite
+from kdbench.results.files import DamagedFile, load_results, read_result, result_path, write_result
+from kdbench.results.schema import SCHEMA_VERSION, Result
+from kdbench.suite.load import load_suite
 
 FOLDER = Path(__file__).parent / "old_results"
 DIGESTS = {
@@ -33,7 +34,7 @@ def test_each_schema_version_has_a_file_that_is_as_it_was():
 @pytest.mark.parametrize("name", DIGESTS)
 def test_it_loads_with_every_number_and_stands_in_the_table(tmp_path, name):
     content = json.loads((FOLDER / name).read_text())
-    old = read(FOLDER / name)
+    old = read_result(FOLDER / name)
     assert isinstance(old, Result) and old.cost is not None
     for key, value in old.model_dump(mode="json").items():
         if isinstance(value, dict):  # of what came later, the default
@@ -44,7 +45,7 @@ def test_it_loads_with_every_number_and_stands_in_the_table(tmp_path, name):
     file.write_bytes((FOLDER / name).read_bytes())
     # Made of the same suite as what is made today, so that both stand in one table.
     assert old.identity.suite_hash == load_suite(old.identity.suite).digest()
-    save(tmp_path, made("one", top1=99.0, architecture=old.identity.architecture))
+    write_result(tmp_path, made("one", top1=99.0, architecture=old.identity.architecture))
     report = make_report(tmp_path, None, "csv", "baseline")
     first, row = csv.DictReader(report.text.splitlines())
     assert (first["method"], row["method"]) == ("one", old.identity.method)
@@ -58,11 +59,11 @@ def test_another_version_is_refused_in_one_sentence(tmp_path, kdbench, version):
     file = result_path(Path("results"), made("ffsd").identity)
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(content))
-    (damaged,) = read_apart(Path("results"))[1]
-    assert isinstance(damaged, Damaged)
+    (damaged,) = load_results(Path("results"))[1]
+    assert isinstance(damaged, DamagedFile)
     newer = f"newer kdbench (schema_version {version}, and this one reads {SCHEMA_VERSION})"
     assert (newer if version == SCHEMA_VERSION + 1 else "schema_version") in damaged.reason
-    save(Path("results"), made("one"))
+    write_result(Path("results"), made("one"))
     code, out, err = kdbench("report")
     assert code == 2 and err.count("\n") == 1 and str(file) in err
     assert "one" in out and "ffsd" not in out

@@ -11,10 +11,9 @@ from made_results import FLOPS
 from made_results import drawable as made
 from made_results import made as plain
 
-from kdbench import store
-from kdbench.report.page import render_page
-from kdbench.store import Damaged
-from kdbench.suite import load_suite
+from kdbench.report.page.render import render_page
+from kdbench.results.files import DamagedFile, write_result
+from kdbench.suite.load import load_suite
 
 HOSTILE = (
     """</script><script>alert(1)</script><img src=x onerror=alert()>'"${x}{{ 1234*5678 }}$\\x$"""
@@ -61,7 +60,7 @@ def hostile_result():
 def hostile_page():
     lost = made(HOSTILE, 1, None, reason=HOSTILE)
     lost = lost.model_copy(update={"identity": hostile_result().identity})
-    return page_of(hostile_result(), lost, damaged=[Damaged(Path(HOSTILE), HOSTILE)])
+    return page_of(hostile_result(), lost, damaged=[DamagedFile(Path(HOSTILE), HOSTILE)])
 
 
 def test_equal_results_give_equal_bytes():
@@ -190,7 +189,7 @@ def test_odd_boards_have_a_page(results):
 
 def test_fidelity_is_left_out_where_there_are_no_docs(monkeypatch, tmp_path):
     file = tmp_path / "fidelity.md"
-    monkeypatch.setattr("kdbench.report.page.FIDELITY", file)
+    monkeypatch.setattr("kdbench.report.page.render.FIDELITY", file)
     assert 'id="fidelity"' not in page_of(made("dml"))
     file.write_text(
         "# Fidelity\n\nIn `float64`.\n\n| method | losses |\n|---|---|\n| dml | 2e-16 |\n"
@@ -203,7 +202,7 @@ def test_fidelity_is_left_out_where_there_are_no_docs(monkeypatch, tmp_path):
 @pytest.fixture
 def two_results():
     for result in (made("baseline"), made("dml", top1=51.0)):
-        store.save(Path("results"), result)
+        write_result(Path("results"), result)
 
 
 @pytest.mark.usefixtures("two_results")

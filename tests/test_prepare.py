@@ -20,9 +20,10 @@ from encoded_data import LAYOUTS, SUITE, TEST, TRAIN, content, opened, photo_sui
 from launched import eventually, group_exists
 from PIL import Image
 
-from kdbench.data import locate, shards, shrink
-from kdbench.data import prepare as module
-from kdbench.data.prepared import MANIFEST, Manifest, read_manifest
+from kdbench.data import locate
+from kdbench.data.prepare import prepare as module
+from kdbench.data.prepare.manifest import MANIFEST, Manifest, read_manifest
+from kdbench.data.prepare.prepare import shards, shrink
 from kdbench.errors import PlanInterruptedError, UserError
 
 SIDE = 36
@@ -31,7 +32,8 @@ NEAR = 6.0
 KILLED = """
 import sys, time
 from kdbench import cli
-from kdbench.data import prepare, shards
+from kdbench.data.prepare import prepare
+from kdbench.data.prepare.prepare import shards
 
 prepare.IMAGES_PER_SHARD, shards.ROWS_PER_GROUP = 8, 2
 write = prepare.write_manifest

@@ -5,18 +5,19 @@ from pathlib import Path
 import pytest
 from made_results import CIFAR, IMAGENET, made, made_seeds, metrics
 
+from kdbench.report.analysis.summary import leaderboard, runs_frame
 from kdbench.report.command import make_report
-from kdbench.report.page import render_page
-from kdbench.report.published import (
+from kdbench.report.page.render import render_page
+from kdbench.report.tables.published import (
     TITLE,
     Source,
     published_cells,
     published_notes,
     read_published,
 )
-from kdbench.report.summary import leaderboard, runs_frame
-from kdbench.report.tables import render
-from kdbench.store import BestOnTest, Damaged, read_all, save
+from kdbench.report.tables.render import render
+from kdbench.results.files import DamagedFile, iter_results, write_result
+from kdbench.results.schema import BestOnTest
 
 RESULTS = Path(__file__).parents[1] / "results"
 SOURCE = """
@@ -35,7 +36,7 @@ TRAIN = CIFAR.data.train.model_copy(update={"per_class": 499})
 PART = CIFAR.model_copy(update={"data": CIFAR.data.model_copy(update={"train": TRAIN})})
 
 
-def write(folder: Path, text: str) -> list[Source | Damaged]:
+def write(folder: Path, text: str) -> list[Source | DamagedFile]:
     file = folder / "published" / "source.toml"
     file.parent.mkdir(exist_ok=True)
     file.write_text(text)
@@ -54,7 +55,7 @@ def committed() -> list[Source]:
 
 
 def test_they_are_no_results_of_ours():
-    assert not any("published" in str(found) for found in read_all(RESULTS))
+    assert not any("published" in str(found) for found in iter_results(RESULTS))
 
 
 def test_every_committed_number_can_be_shown(committed):
@@ -130,7 +131,7 @@ def test_a_method_that_we_have_not_run_has_no_difference(tmp_path):
 )
 def test_only_full_schedules_on_all_images_have_others_beside(tmp_path, suite, shown):
     write(tmp_path, SOURCE)
-    save(tmp_path, made("dml", suite=suite))
+    write_result(tmp_path, made("dml", suite=suite))
     for form in ("terminal", "markdown", "latex"):
         text = make_report(tmp_path, None, form, "baseline").text
         assert (TITLE in text) is shown
@@ -188,7 +189,7 @@ def test_they_are_not_ranked(tmp_path):
 )
 def test_a_file_that_is_not_valid_says_why_and_the_rest_is_shown(tmp_path, kdbench, change, words):
     write(tmp_path, SOURCE.replace(*change))
-    save(tmp_path, made("dml", suite=CIFAR))
+    write_result(tmp_path, made("dml", suite=CIFAR))
     code, out, error = kdbench("report", "--results-dir", str(tmp_path))
     assert code == 2 and words in error and error.count("\n") == 1
     assert "dml" in out and TITLE not in out

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import kdbench
-from kdbench.new import write_method
 from kdbench.report.command import make_report
-from kdbench.report.site import write_page
+from kdbench.report.page.write import write_page
+from kdbench.scaffold import write_method
 
 README = Path(kdbench.__file__).parents[1] / "README.md"
 

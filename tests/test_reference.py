@@ -14,13 +14,8 @@ from certificates import (
     tensors,
 )
 from fidelity import PAGE, deviations
-from scipy.optimize import minimize
-from torch import Tensor
-
-from kdbench.discovery import find_methods
-from kdbench.losses import kl, mutual_kl, ramp
-from methods.ffsd import FFSD, attention_distance, diversity, shift
-from methods.kdcl import (
+from kdbench.methods.ffsd import FFSD, attention_distance, diversity, shift
+from kdbench.methods.kdcl import (
     error_correlation,
     general_weights,
     linear_target,
@@ -28,6 +23,11 @@ from methods.kdcl import (
     minlogit_target,
     naive_target,
 )
+from scipy.optimize import minimize
+from torch import Tensor
+
+from kdbench.discovery import find_methods
+from kdbench.losses import kl, mutual_kl, ramp
 
 CLOSE = {"rtol": LOSS_BOUND, "atol": 1e-14}
 

@@ -9,15 +9,16 @@ import pytest
 from conftest import Watcher
 from made_results import metrics, one_epoch
 
-from kdbench import atomic, store
+from kdbench import atomic
 from kdbench.discovery import find_methods
 from kdbench.engine.run import Run
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
 from kdbench.launch.execution import without_paths
-from kdbench.report.summary import leaderboard, runs_frame
-from kdbench.report.tables import render
-from kdbench.store import Damaged, Result
+from kdbench.report.analysis.summary import leaderboard, runs_frame
+from kdbench.report.tables.render import render
+from kdbench.results.files import DamagedFile, iter_results, read_result, write_result
+from kdbench.results.schema import Result, best_on_test
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +58,9 @@ def test_the_first_of_equally_good_epochs_is_the_best(template):
         )
         for epoch, top1 in enumerate((50.0, 60.0, 60.0, 55.0), start=1)
     ]
-    best = store.best_on_test(epochs)
+    best = best_on_test(epochs)
     assert best is not None and (best.epoch, best.metrics["student"].top1) == (2, 60.0)
-    assert store.best_on_test([]) is None
+    assert best_on_test([]) is None
 
 
 def test_differences_are_paired_by_seed(make):
@@ -90,11 +91,11 @@ def test_two_versions_of_a_method_are_two_rows(make):
 
 
 def test_a_copy_of_a_result_does_not_count_twice(make, tmp_path):
-    file = store.save(tmp_path, make("a", 0, 50.0))
+    file = write_result(tmp_path, make("a", 0, 50.0))
     copy = file.with_name("seed0 (1).json")
     copy.write_bytes(file.read_bytes())
-    found = {type(item): item for item in store.read_all(tmp_path)}
-    assert found[Damaged].file == copy and "belongs at" in found[Damaged].reason
+    found = {type(item): item for item in iter_results(tmp_path)}
+    assert found[DamagedFile].file == copy and "belongs at" in found[DamagedFile].reason
     assert found[Result].identity.seed == 0
 
 
@@ -130,15 +131,15 @@ def test_csv_and_json_hold_unrounded_numbers(make):
 
 def test_a_result_survives_the_disk(make, tmp_path):
     result = make("a", 3, 50.0)
-    file = store.save(tmp_path, result)
+    file = write_result(tmp_path, result)
     assert file == tmp_path / "tiny@epochs=1/resnet8/a/seed3.json"
-    assert store.read(file) == result
-    assert list(store.read_all(tmp_path)) == [result]
+    assert read_result(file) == result
+    assert list(iter_results(tmp_path)) == [result]
     assert list(tmp_path.rglob("*.tmp")) == []
 
 
 def test_a_failed_write_leaves_the_old_result_whole(make, tmp_path, monkeypatch):
-    file = store.save(tmp_path, make("a", 0, 50.0))
+    file = write_result(tmp_path, make("a", 0, 50.0))
     before = file.read_bytes()
 
     def full(descriptor: int) -> None:
@@ -146,7 +147,7 @@ def test_a_failed_write_leaves_the_old_result_whole(make, tmp_path, monkeypatch)
 
     monkeypatch.setattr(atomic.os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device"):
-        store.save(tmp_path, make("a", 0, 60.0))
+        write_result(tmp_path, make("a", 0, 60.0))
     assert file.read_bytes() == before
     assert list(tmp_path.rglob("*.tmp")) == []
 
@@ -161,12 +162,12 @@ def test_a_failed_write_leaves_the_old_result_whole(make, tmp_path, monkeypatch)
     ],
 )
 def test_a_damaged_result_says_why(make, tmp_path, change, words):
-    file = store.save(tmp_path, make("a", 0, 50.0))
+    file = write_result(tmp_path, make("a", 0, 50.0))
     content = json.loads(file.read_text())
     change(content)
     file.write_text(json.dumps(content))
-    found = store.read(file)
-    assert isinstance(found, Damaged)
+    found = read_result(file)
+    assert isinstance(found, DamagedFile)
     assert words in found.reason
 
 

@@ -12,8 +12,8 @@ from scipy import stats
 from tabulate import tabulate
 
 import kdbench
-from kdbench.report import statistics
-from kdbench.report.statistics import LEVEL, POWER, holm, paired, seeds_needed
+from kdbench.report.analysis import statistics
+from kdbench.report.analysis.statistics import LEVEL, POWER, holm, paired, seeds_needed
 
 SIZES = (3, 5, 10)
 DRAWS = 1000

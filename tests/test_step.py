@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdbench.discovery import find_methods
 from kdbench.engine import step as step_module
-from kdbench.engine.mode import step_mode
+from kdbench.engine.compile_mode import step_mode
 from kdbench.engine.optimizers import build_optimizers, set_learning_rates
 from kdbench.engine.run import Run
 from kdbench.engine.spec import RunSpec
@@ -23,12 +23,12 @@ from kdbench.engine.step import TOLERANCE, State, TrainingStep
 from kdbench.launch import estimate
 from kdbench.launch.execution import run_one
 from kdbench.launch.plan import PlannedRun
-from kdbench.store import save
-from kdbench.suite import load_suite
+from kdbench.results.files import write_result
+from kdbench.suite.load import load_suite
 
 STEPS = 50
 CONDITIONAL = """
-from methods.baseline import Baseline
+from kdbench.methods.baseline import Baseline
 
 class Conditional(Baseline):
     def forward(self, views, labels):
@@ -37,7 +37,7 @@ class Conditional(Baseline):
 """
 HUNGRY = """
 import torch
-from methods.baseline import Baseline
+from kdbench.methods.baseline import Baseline
 
 class Hungry(Baseline):
     def forward(self, views, labels):
@@ -297,7 +297,7 @@ def test_an_estimate_takes_rates_of_steps_that_ran_in_the_same_way(
     cost = result.cost.model_copy(update={"step_milliseconds": 1000.0})
     compiled = result.environment.model_copy(update={"step": "inductor"})
     changes = {"cost": cost, "environment": compiled} | one_epoch({"student": metrics(50.0)})
-    save(tmp_path, result.model_copy(update=changes))
+    write_result(tmp_path, result.model_copy(update=changes))
     fp32 = PlannedRun(run.spec, tmp_path / "other.json", "to run")
     bf16 = replace(fp32, spec=replace(run.spec, suite=run.spec.suite.with_precision("bf16")))
 

@@ -14,18 +14,18 @@ from conftest import Stopper, Watcher
 from launched import eventually, folder_of, numbers_of, status_of, write_method
 from torch import distributed
 
-from kdbench.engine import files
 from kdbench.engine import run as run_module
+from kdbench.engine import run_files as files
 from kdbench.engine.observer import Observers
-from kdbench.engine.outcome import DivergedError
+from kdbench.engine.result_builder import DivergedError
 from kdbench.engine.run import Run
 from kdbench.engine.stop import Stop, StoppedError
 from kdbench.errors import UserError
 from kdbench.launch import status as status_module
 from kdbench.launch.execution import run_one
 from kdbench.launch.status import StatusReporter, read_status
+from kdbench.results.schema import TRAINED_BEFORE
 from kdbench.signals import SIGNALS, leave_to_the_run
-from kdbench.store import TRAINED_BEFORE
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -4,7 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from kdbench.errors import UserError
-from kdbench.suite import Suite, all_suites, load_suite, suite_files
+from kdbench.suite.load import all_suites, load_suite, suite_files
+from kdbench.suite.suite import Suite
 
 SHIPPED = ["digits", "cifar100", "cifar100-reduced", "imagenet", "imagenet-reduced"]
 # Every field that can change a number, and another value for it.

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from made_results import CIFAR, made, made_seeds
 
-from kdbench.report.columns import columns
-from kdbench.report.statistics import paired, seeds_needed
-from kdbench.report.summary import leaderboard, runs_frame
-from kdbench.report.tables import render
-from kdbench.store import TRAINED_BEFORE
+from kdbench.report.analysis.statistics import paired, seeds_needed
+from kdbench.report.analysis.summary import leaderboard, runs_frame
+from kdbench.report.tables.columns import columns
+from kdbench.report.tables.render import render
+from kdbench.results.schema import TRAINED_BEFORE
 
 BASELINE = [70.0, 70.4, 70.1, 69.9, 70.2, 70.3, 70.0, 70.1]
 BETTER = [72.1, 72.3, 72.2, 71.8, 72.4, 72.1, 72.2, 72.0]

@@ -12,14 +12,14 @@ import pytest
 from made_results import CIFAR, made, made_seeds
 
 from kdbench.errors import UserError
-from kdbench.report.columns import DEFAULT, DISPENSABLE, columns
+from kdbench.report.analysis.summary import leaderboard, runs_frame
 from kdbench.report.command import make_report
-from kdbench.report.latex import escape
-from kdbench.report.published import Entry, Source, Table
-from kdbench.report.summary import leaderboard, runs_frame
-from kdbench.report.tables import render
-from kdbench.store import save
-from kdbench.suite import load_suite
+from kdbench.report.tables.columns import DEFAULT, DISPENSABLE, columns
+from kdbench.report.tables.latex import escape
+from kdbench.report.tables.published import Entry, Source, Table
+from kdbench.report.tables.render import render
+from kdbench.results.files import write_result
+from kdbench.suite.load import load_suite
 
 BASELINE = [70.0, 70.4, 70.1, 69.9, 70.2, 70.3, 70.0, 70.1]
 BETTER = [72.1, 72.3, 72.2, 71.8, 72.4, 72.1, 72.2, 72.0]
@@ -145,7 +145,7 @@ def test_the_bootstrap_interval_stands_beside_students_where_asked_for(several):
 
 
 def test_programs_get_every_column_always(tmp_path):
-    save(tmp_path, made("dml"))
+    write_result(tmp_path, made("dml"))
     with pytest.raises(UserError, match="--format csv always holds all"):
         make_report(tmp_path, None, "csv", "baseline", names=["method"])
 
@@ -191,7 +191,7 @@ def test_what_fits_a_narrow_terminal_stands_and_a_verdict_is_said_in_any_case(se
 
 def test_only_a_terminal_makes_tables_fit(tmp_path):
     for method in SEVERAL:
-        save(tmp_path, made(method))
+        write_result(tmp_path, made(method))
     command = [sys.executable, "-m", "kdbench", "report", "--results-dir", str(tmp_path)]
     environment = os.environ | {"COLUMNS": "90", "PYTHONPATH": str(SOURCE)}
     piped = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-import suites
 from kdbench.data import Images, load_images, locate
 from kdbench.errors import UserError
-from kdbench.sections import Data, Split
-from kdbench.suite import load_suite
+from kdbench.paths import SUITES
+from kdbench.suite.load import load_suite
+from kdbench.suite.sections import Data, Split
 
 DIGITS = load_suite("digits").data
 # The first 4 training and 2 test images of each digit, as if they lay on the hub.
@@ -44,7 +44,7 @@ def changed_train(data: Data, **changes) -> Data:
 
 @cache
 def table(split: str) -> pa.Table:
-    whole = pq.read_table(Path(suites.__path__[0], "digits", f"{split}-00000-of-00001.parquet"))
+    whole = pq.read_table(Path(SUITES, "digits", f"{split}-00000-of-00001.parquet"))
     labels = np.asarray(whole["label"])
     of_class = [np.flatnonzero(labels == digit)[: PER_CLASS[split]] for digit in range(10)]
     return whole.take(np.sort(np.concatenate(of_class)))

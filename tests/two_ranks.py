@@ -24,7 +24,8 @@ from kdbench.engine.run import Run
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import state_tensors
 from kdbench.engine.stop import Stop, StoppedError
-from kdbench.suite import Suite, load_suite
+from kdbench.suite.load import load_suite
+from kdbench.suite.suite import Suite
 
 
 def odd_suite() -> Suite:

@@ -9,15 +9,15 @@ from typing import TypeVar
 import torch
 from accelerate.utils.memory import clear_device_cache
 
-from kdbench.bench.floor import DeviceRates, measure_rates
 from kdbench.bench.record import Benchmark, Spread, StepCost
+from kdbench.bench.roofline import DeviceRates, measure_rates
 from kdbench.bench.subject import Subject
 from kdbench.data import Images, random_images
 from kdbench.discovery import find_methods
+from kdbench.engine.compile_mode import Compile, step_mode
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.environment import environment
 from kdbench.engine.measure import MemoryMeter, is_out_of_memory
-from kdbench.engine.mode import Compile, step_mode
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import Mode
 from kdbench.errors import UserError

@@ -1,6 +1,6 @@
 """What a benchmark measured, as JSON keeps it."""
 
-from kdbench.store import Environment, Record
+from kdbench.results.schema import Environment, Record
 
 
 class Spread(Record):

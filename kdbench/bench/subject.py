@@ -5,7 +5,7 @@ from math import ceil
 
 from torch import Tensor
 
-from kdbench.bench.floor import StepWork, step_work
+from kdbench.bench.roofline import StepWork, step_work
 from kdbench.data import Images, TrainingBatches
 from kdbench.engine.measure import MemoryMeter, synchronised_clock
 from kdbench.engine.optimizers import build_optimizers

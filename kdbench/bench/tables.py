@@ -3,9 +3,9 @@
 from typing import Literal
 
 from kdbench.bench.record import Benchmark, StepCost
-from kdbench.errors import counted
-from kdbench.report.columns import MISSING
-from kdbench.report.tables import TextTable
+from kdbench.errors import pluralize
+from kdbench.report.tables.columns import MISSING
+from kdbench.report.tables.render import TextTable
 
 BenchFormat = Literal["terminal", "markdown", "json"]
 
@@ -59,7 +59,7 @@ def _cells(row: StepCost, against: str) -> dict[str, str]:
 def _conditions(benchmark: Benchmark) -> str:
     made = benchmark.environment
     return (
-        f"{made.device}, {counted(made.threads, 'thread')}, {made.system}, {made.precision}; "
+        f"{made.device}, {pluralize(made.threads, 'thread')}, {made.system}, {made.precision}; "
         f"torch {made.torch}, Python {made.python}, kdbench {made.kdbench}; {benchmark.date}. "
         f"Median of {benchmark.rounds} rounds, all methods in turn; copies "
         f"{benchmark.bytes_per_second / 1e9:,.0f} GB/s, matrix products "

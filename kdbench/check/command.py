@@ -9,7 +9,7 @@ from kdbench.check.checks import CHECKS, Check, CheckFailedError, CheckSkippedEr
 from kdbench.check.subject import Subject
 from kdbench.check.two_processes import train_in_two_processes
 from kdbench.discovery import MethodEntry
-from kdbench.errors import UserError, counted
+from kdbench.errors import UserError, pluralize
 
 BUILD = "can be built"
 
@@ -90,7 +90,7 @@ def table(outcomes: Iterable[Outcome]) -> str:
             alike.setdefault(key, []).append(outcome.check)
     reasons = [
         f"{method}, {check}: {result}: {reason}"
-        + (f" (and in {counted(len(others), 'other check')})" if others else "")
+        + (f" (and in {pluralize(len(others), 'other check')})" if others else "")
         for (method, result, reason), (check, *others) in alike.items()
     ]
     return "\n".join([tabulate(rows, headers=["check", *methods]), "", *reasons])

@@ -20,7 +20,8 @@ from kdbench.engine.spec import RunSpec
 from kdbench.method import Method, MethodOptions
 from kdbench.roles import is_network
 from kdbench.seeds import generator
-from kdbench.suite import Suite, load_suite
+from kdbench.suite.load import load_suite
+from kdbench.suite.suite import Suite
 
 BATCH = 12
 EPOCHS = 2

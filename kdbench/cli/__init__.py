@@ -7,7 +7,7 @@ import typer
 
 from kdbench import __version__
 from kdbench.cli import bench, cluster, compare, data, export, gate, methods, report, run
-from kdbench.cli.common import WithLists, complain
+from kdbench.cli.common import WithLists, print_error
 from kdbench.errors import PlanAbandonedError, PlanInterruptedError, UserError
 
 app = typer.Typer(
@@ -77,5 +77,5 @@ def main() -> None:
             app()
     except (UserError, PlanAbandonedError, PlanInterruptedError) as error:
         if speaks:
-            complain(str(error))
+            print_error(str(error))
         leave(error.exit_code)

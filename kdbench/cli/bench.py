@@ -11,12 +11,12 @@ from kdbench.cli.common import (
     Precision,
     SuiteName,
     TableFormat,
-    complain,
     methods_of,
     names_of,
+    print_error,
 )
 from kdbench.errors import UserError, unknown
-from kdbench.names import check_method_names
+from kdbench.method_names import check_method_names
 
 
 def bench(
@@ -41,7 +41,7 @@ def bench(
     format_: Annotated[TableFormat, Option("--format")] = TableFormat.terminal,
 ) -> None:
     """Measure what a training step of each method costs, on random images."""
-    from kdbench.suite import load_suite
+    from kdbench.suite.load import load_suite
 
     names, chosen, how = methods_of(methods), load_suite(suite), ways(compile_)
     check_method_names([against])
@@ -59,7 +59,7 @@ def bench(
 
     def fail(sentence: str) -> None:
         failures.append(sentence)
-        complain(sentence)
+        print_error(sentence)
 
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("measuring", total=1)
@@ -69,7 +69,7 @@ def bench(
             rounds,
             against,
             lambda what, share: progress.update(task, description=what, completed=share),
-            complain,
+            print_error,
             fail,
         )
     print(render(measured, format_.value), end="")

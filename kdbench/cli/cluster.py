@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Option
 
 from kdbench.cli.common import RUNS, RunsDir, names_of
-from kdbench.errors import UserError, counted
+from kdbench.errors import UserError, pluralize
 from kdbench.launch.place import Place
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def preview(plan: "list[PlannedRun]", cluster: Cluster, asked: "SlurmRequest") -
         return f"In the background of this machine, {asked.parallel or 1} at a time."
     parameters = asked.sbatch(runs, slurm.check_partition(asked.partition))
     listed = ", ".join(f"{name}={value}" for name, value in parameters.items())
-    return f"An array of {counted(runs, 'job')} of Slurm: {listed}."
+    return f"An array of {pluralize(runs, 'job')} of Slurm: {listed}."
 
 
 def submit(
@@ -92,12 +92,12 @@ def submit(
 
     sent = submit(plan, how, cluster.value, asked)
     if sent.under_way:
-        print(f"{counted(sent.under_way, 'run')} under way already: not sent again.")
+        print(f"{pluralize(sent.under_way, 'run')} under way already: not sent again.")
     if sent.folder is None:
         print("Nothing to send.")
         return
     where = f"to Slurm as job {sent.job}" if sent.job else "to the background of this machine"
-    print(f"Sent {counted(sent.runs, 'run')} {where}; logs: {sent.folder}.")
+    print(f"Sent {pluralize(sent.runs, 'run')} {where}; logs: {sent.folder}.")
     runs = "" if how.runs == RUNS else f" --runs-dir {how.runs}"
     results = "" if how.results == Path("results") else f" --results-dir {how.results}"
     print(f"Next: kdbench status{runs}    how they are")
@@ -140,7 +140,9 @@ def cancel(
 
     found = _chosen(runs_dir, names_of(suite), names_of(methods), names_of(architectures))
     taken = cancel(runs_dir, found)
-    print(f"Cancelled {counted(len(taken), 'run')}; the command that sent them sends what is left.")
+    print(
+        f"Cancelled {pluralize(len(taken), 'run')}; the command that sent them sends what is left."
+    )
 
 
 def _chosen(runs: Path, *names: list[str]) -> "list[Watched]":

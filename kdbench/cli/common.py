@@ -10,10 +10,10 @@ from typer import Option
 from typer.core import TyperCommand
 
 from kdbench.errors import UserError, printable
-from kdbench.names import check_method_names
+from kdbench.method_names import check_method_names
 
 if TYPE_CHECKING:
-    from kdbench.store import Damaged
+    from kdbench.results.files import DamagedFile
 
 RESULTS = Path("results")
 RUNS = Path("runs")
@@ -85,16 +85,16 @@ def methods_of(text: str) -> list[str]:
     return names
 
 
-def complain(message: str) -> None:
+def print_error(message: str) -> None:
     """On standard error, in one line."""
     console = Console(stderr=True, soft_wrap=True)
     console.print(f"kdbench: {printable(message)}", markup=False, highlight=False)
 
 
-def complain_of(damaged: "Sequence[Damaged]") -> bool:
+def complain_of(damaged: "Sequence[DamagedFile]") -> bool:
     """Whether there was anything to complain of."""
     from kdbench.validation import sentence
 
     for item in damaged:
-        complain(sentence([f"'{item.file}' is not valid and was left out: {item.reason}"]))
+        print_error(sentence([f"'{item.file}' is not valid and was left out: {item.reason}"]))
     return bool(damaged)

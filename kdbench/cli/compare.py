@@ -15,7 +15,7 @@ def compare(
     results_dir: ResultsDir = RESULTS,
 ) -> None:
     """Print how B differs from A, seed by seed, and whether it could be chance."""
-    from kdbench.report import compare as comparison
+    from kdbench.report.analysis import compare as comparison
 
     found = comparison.compare(a, b, results_dir)
     print(comparison.render(found, format_.value), end="")

@@ -9,11 +9,11 @@ import typer
 from rich.console import Console
 from typer import Option
 
-from kdbench.cli.common import SuiteName, complain
+from kdbench.cli.common import SuiteName, print_error
 from kdbench.errors import UserError
 
 if TYPE_CHECKING:
-    from kdbench.data.prepared import Manifest
+    from kdbench.data.prepare.manifest import Manifest
 
 app = typer.Typer(help="Prepare data sets for training.", no_args_is_help=True)
 
@@ -42,11 +42,11 @@ def prepare(
     """Make a data set's images as small as the suite evaluates them, once, to train faster."""
     from rich.filesize import decimal
 
-    from kdbench.data import prepare as work
-    from kdbench.data.prepared import read_manifest
-    from kdbench.data.sources import locate
+    from kdbench.data.prepare import prepare as work
+    from kdbench.data.prepare.manifest import read_manifest
+    from kdbench.data.sources.locate import locate
     from kdbench.launch.shares import cores
-    from kdbench.suite import load_suite
+    from kdbench.suite.load import load_suite
 
     if workers is not None and workers < 1:
         raise UserError(f"--workers must be at least 1, not {workers}.")
@@ -55,9 +55,11 @@ def prepare(
         with _progress("checking", manifest.images if manifest else 0) as advance:
             problems = work.check(output, advance)
         for problem in problems:
-            complain(problem)
+            print_error(problem)
         if problems:
-            complain("Delete what is damaged, and the same command without --check makes it again.")
+            print_error(
+                "Delete what is damaged, and the same command without --check makes it again."
+            )
             raise typer.Exit(1)
         print(f"'{output}' is whole.")
         return
@@ -88,7 +90,7 @@ def _say_undecodable(manifest: "Manifest") -> None:
         return
     named = ", ".join(f"{split} {index} ({reason})" for split, index, reason in bad[:NAMED])
     more = f" and {len(bad) - NAMED:,} more" if len(bad) > NAMED else ""
-    complain(f"{len(bad):,} images cannot be decoded and keep their bytes: {named}{more}.")
+    print_error(f"{len(bad):,} images cannot be decoded and keep their bytes: {named}{more}.")
 
 
 @contextmanager

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from kdbench.cli.common import RESULTS, RUNS, DataDir, ResultsDir, RunsDir, Workers, complain
-from kdbench.errors import counted
+from kdbench.cli.common import RESULTS, RUNS, DataDir, ResultsDir, RunsDir, Workers, print_error
+from kdbench.errors import pluralize
 
 if TYPE_CHECKING:
-    from kdbench.store import Metrics
+    from kdbench.results.schema import Metrics
 
 
 class ExportFormat(StrEnum):
@@ -63,8 +63,8 @@ def evaluate(
     processes = max(1, cores() - 1) if workers is None else workers
     measured = evaluate_file(file, suite, data_dir, make_accelerator().device, processes)
     for name, reason in measured.undecodable.items():
-        complain(f"'{name}' counts as wrong: {reason}.")
-    images = counted(measured.images, "image")
+        print_error(f"'{name}' counts as wrong: {reason}.")
+    images = pluralize(measured.images, "image")
     print(f"{file.name} on {measured.suite}: {_described(measured.metrics)}, {images}.")
     card = measured.card
     print(f"Exported from {label(card.identity)}: {_described(card.metrics)}, in {card.precision}.")
@@ -73,7 +73,7 @@ def evaluate(
     elif measured.agrees:
         print("They agree in top-1.")
     else:
-        complain("they differ in top-1: another device or precision, or another network.")
+        print_error("they differ in top-1: another device or precision, or another network.")
         raise typer.Exit(1)
 
 

@@ -13,10 +13,10 @@ from kdbench.cli.common import (
     DataDir,
     Methods,
     SuiteName,
-    complain,
     complain_of,
     methods_of,
     names_of,
+    print_error,
 )
 from kdbench.errors import UserError
 
@@ -52,7 +52,7 @@ def gate(
     ] = None,
 ) -> None:
     """Train a short schedule and compare it with a baseline; exit code 1 on a regression."""
-    from kdbench.suite import load_suite
+    from kdbench.suite.load import load_suite
 
     names, chosen = methods_of(methods), load_suite(suite)
     if agreement is not None:
@@ -73,7 +73,7 @@ def gate(
     with TemporaryDirectory(prefix="kdbench-gate-") as folder:
         results, runs = results_dir or Path(folder) / "results", Path(folder) / "runs"
         how = Execution(results, runs, data_dir, "off", jobs=jobs)
-        done = measure(asked, file, how, update, complain)
+        done = measure(asked, file, how, update, print_error)
     print(done.render(), end="")
     where = summary or os.environ.get("GITHUB_STEP_SUMMARY")
     if where:
@@ -86,10 +86,10 @@ def gate(
 
 
 def _print_agreement(results: Path, short: str, full: str) -> None:
-    from kdbench.report.agreement import agreement
-    from kdbench.store import read_apart
+    from kdbench.report.analysis.schedule_agreement import agreement
+    from kdbench.results.files import load_results
 
-    good, damaged = read_apart(results)
+    good, damaged = load_results(results)
     print(agreement(good, short, full))
     if complain_of(damaged):
         raise typer.Exit(2)

@@ -7,9 +7,9 @@ import typer
 from rich.console import Console
 from typer import Argument, Option
 
-from kdbench.cli.common import complain
+from kdbench.cli.common import print_error
 from kdbench.errors import UserError
-from kdbench.names import check_method_names, method_names
+from kdbench.method_names import check_method_names, method_names
 
 
 def check(
@@ -32,7 +32,7 @@ def check(
     if outcomes:
         print(table(outcomes))
     for error in broken:
-        complain(str(error))
+        print_error(str(error))
     if broken or any(outcome.result == "FAILED" for outcome in outcomes):
         raise typer.Exit(1)
 
@@ -41,7 +41,7 @@ def new(
     name: Annotated[str, Argument(help="Name of the method; the file is NAME.py.")],
 ) -> None:
     """Write a working one-file method to start from, in this folder."""
-    from kdbench.new import write_method
+    from kdbench.scaffold import write_method
 
     file = write_method(name, Path(), set(method_names()))
     print(f"Wrote {file}. Next: kdbench check ./{file}")

@@ -13,8 +13,8 @@ from kdbench.cli.common import RESULTS, ResultsDir, complain_of, names_of
 from kdbench.errors import UserError
 
 if TYPE_CHECKING:
-    from kdbench.report.style import ImageFormat
-    from kdbench.report.tables import Format
+    from kdbench.report.figures.style import ImageFormat
+    from kdbench.report.tables.render import Format
 
 SITE = Path("site")
 
@@ -89,7 +89,7 @@ def _write_report(
     columns: list[str] | None,
 ) -> bool:
     """Whether a damaged file was left out."""
-    from kdbench.report.site import write_figures, write_page
+    from kdbench.report.page.write import write_figures, write_page
 
     if form is ReportFormat.html:
         written = write_page(results, suites, against, output, columns)
@@ -104,6 +104,6 @@ def _write_report(
 
 def list_() -> None:
     """Print suites, methods and architectures."""
-    from kdbench.report.listing import listing
+    from kdbench.report.tables.listing import listing
 
     print(listing())

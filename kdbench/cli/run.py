@@ -18,17 +18,17 @@ from kdbench.cli.common import (
     ResultsDir,
     SuiteName,
     Workers,
-    complain,
     names_of,
+    print_error,
 )
 from kdbench.cli.report import ReportFormat, print_report
 from kdbench.errors import UserError
 from kdbench.launch.place import Place, silent
-from kdbench.names import check_method_names
+from kdbench.method_names import check_method_names
 
 if TYPE_CHECKING:
     from kdbench.launch.plan import PlannedRun
-    from kdbench.store import Result
+    from kdbench.results.schema import Result
 
 
 def run(
@@ -84,7 +84,7 @@ def run(
     max_parallel: cluster_options.Parallel = None,
 ) -> None:
     """Train methods under a suite's schedule, then print the leaderboard."""
-    from kdbench.suite import load_suite
+    from kdbench.suite.load import load_suite
 
     if not Place.of_this_process().launched:  # such processes meet first, and then end together
         load_suite(suite)
@@ -96,7 +96,7 @@ def run(
     from kdbench.launch.ranks import together
 
     code = 0
-    with together(num_processes, complain) as ranks, silent(not ranks.is_main):
+    with together(num_processes, print_error) as ranks, silent(not ranks.is_main):
         how = Execution(
             results_dir,
             runs_dir,
@@ -132,7 +132,7 @@ def run(
 
         def on_broken(error: UserError) -> None:
             broken.append(error)
-            complain(str(error))
+            print_error(str(error))
 
         plan = make_plan(
             chosen,
@@ -189,7 +189,7 @@ def _complain_of_diverged(before: "list[PlannedRun]") -> None:
     """Of runs that diverged in an earlier command: they would again."""
     if before:
         named = ", ".join(f"{run.spec.label} ({run.reason})" for run in before)
-        complain(f"Diverged before: {named}; --overwrite trains all that is asked for again.")
+        print_error(f"Diverged before: {named}; --overwrite trains all that is asked for again.")
 
 
 def _complain_of_unfinished(results: "list[Result]") -> bool:
@@ -198,5 +198,5 @@ def _complain_of_unfinished(results: "list[Result]") -> bool:
     for result in unfinished:
         identity = result.identity
         name = f"{identity.method} {identity.architecture} seed {identity.seed}"
-        complain(f"{name} {result.status}: {result.reason}.")
+        print_error(f"{name} {result.status}: {result.reason}.")
     return bool(unfinished)

@@ -1,7 +1,9 @@
 """Images: where they come from, how a batch is made of them, in which order."""
 
-from kdbench.data.batches import EvaluationBatches, TrainingBatches, batch_share
-from kdbench.data.encoded_batches import UNJUDGED
+from kdbench.data.decoded.batches import EvaluationBatches, TrainingBatches, batch_share
+from kdbench.data.decoded.images import Images, is_cached, load_images, random_images
+from kdbench.data.encoded.batches import IGNORE_INDEX
+from kdbench.data.encoded.workers import LoaderError
 from kdbench.data.factory import (
     Evaluation,
     ImageSet,
@@ -10,12 +12,10 @@ from kdbench.data.factory import (
     open_images,
     training_batches,
 )
-from kdbench.data.images import Images, is_cached, load_images, random_images
-from kdbench.data.sources import Source, locate
-from kdbench.data.workers import LoaderError
+from kdbench.data.sources.locate import Source, locate
 
 __all__ = [
-    "UNJUDGED",
+    "IGNORE_INDEX",
     "Evaluation",
     "EvaluationBatches",
     "ImageSet",

@@ -6,12 +6,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kdbench.data.batches import EvaluationBatches, TrainingBatches
-from kdbench.data.encoded import EncodedImages, open_encoded
-from kdbench.data.encoded_batches import EncodedEvaluationBatches, EncodedTrainingBatches
-from kdbench.data.images import Images, load_images
-from kdbench.data.sources import Source
-from kdbench.suite import Suite
+from kdbench.data.decoded.batches import EvaluationBatches, TrainingBatches
+from kdbench.data.decoded.images import Images, load_images
+from kdbench.data.encoded.batches import EncodedEvaluationBatches, EncodedTrainingBatches
+from kdbench.data.encoded.images import EncodedImages, open_encoded
+from kdbench.data.sources.locate import Source
+from kdbench.suite.suite import Suite
 
 ImageSet = Images | EncodedImages
 """A split, in memory or on the disk."""

@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list, recursively_apply
 from torch import Tensor
 from torch.optim import Optimizer
 
-from kdbench.atomic import refused, written_whole
+from kdbench.atomic import atomic_write, os_errors_as_user_errors
 from kdbench.engine.part import PartOfEpoch
 from kdbench.method import Method
 
@@ -77,7 +77,7 @@ def write_checkpoint(folder: Path, content: dict[str, Any], step: int) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     file = folder / f"checkpoint-{step:09d}.pt"
-    with written_whole(file) as stream:
+    with atomic_write(file) as stream:
         stream.write(hashlib.sha256(buffer.getbuffer()).digest())
         stream.write(buffer.getbuffer())
     # Later ones are of a run before that went another way, or damaged.
@@ -144,7 +144,7 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def _remove(file: Path) -> None:
-    with refused(f"remove '{file}'"):
+    with os_errors_as_user_errors(f"remove '{file}'"):
         file.unlink(missing_ok=True)
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import accelerate
 import torch
 
-import kdbench
-from kdbench.store import Arithmetic, Environment
-from kdbench.suite import Precision
+from kdbench import __version__
+from kdbench.paths import REPOSITORY
+from kdbench.results.schema import Arithmetic, Environment
+from kdbench.suite.suite import Precision
 
 
 def environment(
@@ -18,7 +19,7 @@ def environment(
 ) -> Environment:
     commit, dirty = _commit()
     return Environment(
-        kdbench=kdbench.__version__,
+        kdbench=__version__,
         commit=commit,
         dirty=dirty,
         python=platform.python_version(),
@@ -70,17 +71,16 @@ def _cpu_name() -> str:
 @cache
 def _commit() -> tuple[str | None, bool | None]:
     """Commit of kdbench's own checkout, and whether its code was changed since."""
-    root = Path(kdbench.__file__).parents[1]
-    if not (root / ".git").exists():
+    if not (REPOSITORY / ".git").exists():
         return None, None
     code = ["kdbench", "methods", "suites"]
     try:
-        commit = _git(root, "rev-parse", "HEAD").strip()
-        return commit, bool(_git(root, "status", "--porcelain", "--", *code).strip())
+        commit = _git("rev-parse", "HEAD").strip()
+        return commit, bool(_git("status", "--porcelain", "--", *code).strip())
     except (OSError, subprocess.CalledProcessError):
         return None, None
 
 
-def _git(root: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(root), *arguments]
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(REPOSITORY), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.data import UNJUDGED
+from kdbench.data import IGNORE_INDEX
 from kdbench.losses import mean_probability_logits
 from kdbench.method import ContractError, Method
+from kdbench.results.schema import Metrics
 from kdbench.roles import is_network
-from kdbench.store import Metrics
 
 Predict = Callable[[Tensor], dict[str, Tensor]]
 """Images (B, 3, H, W) -> logits (B, C) by role."""
@@ -82,13 +82,13 @@ def check_roles(roles: Mapping[str, Tensor]) -> None:
 
 def _count(logits: Tensor, labels: Tensor) -> Tensor:
     """Right at first guess, right among five, summed cross-entropy, images, and those of them that
-    have a loss: (5,) in float64. What is UNJUDGED is wrong and has none.
+    have a loss: (5,) in float64. What is IGNORE_INDEX is wrong and has none.
     """
     guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices
     right = guesses == labels[:, None]
-    loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=UNJUDGED)
+    loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE_INDEX)
     images = loss.new_full((), len(labels))
-    counts = (right[:, 0].sum(), right.sum(), loss, images, (labels != UNJUDGED).sum())
+    counts = (right[:, 0].sum(), right.sum(), loss, images, (labels != IGNORE_INDEX).sum())
     return torch.stack([count.double() for count in counts])
 
 

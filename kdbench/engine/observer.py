@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from kdbench.store import Epoch
+from kdbench.results.schema import Epoch
 
 
 class Observer(Protocol):

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
 from kdbench.method import ContractError, Method, ParameterGroup
-from kdbench.suite import OptimizerRecipe
+from kdbench.suite.suite import OptimizerRecipe
 
 
 def build_optimizers(

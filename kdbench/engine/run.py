@@ -13,22 +13,21 @@ from torch import Tensor
 from kdbench.data import Evaluation, ImageSet, evaluation_batches, training_batches
 from kdbench.engine.agreement import GO_ON, SAVE, Agreement
 from kdbench.engine.checkpoint import Progress, load_checkpoint, snapshot
+from kdbench.engine.data_stats import Intake, undecodable_notes, waiting_share
 from kdbench.engine.environment import place
 from kdbench.engine.evaluate import evaluate
-from kdbench.engine.files import RunFiles
-from kdbench.engine.intake import Intake, undecodable_notes, waiting_share
+from kdbench.engine.flops import training_flops
 from kdbench.engine.measure import MemoryMeter, StepClock, count_parameters, forward_flops
 from kdbench.engine.observer import Observer
 from kdbench.engine.optimizers import build_optimizers, set_learning_rates
-from kdbench.engine.outcome import check_finite, empty_result, scalars
 from kdbench.engine.part import PartOfEpoch
+from kdbench.engine.result_builder import check_finite, empty_result, scalars
+from kdbench.engine.run_files import RunFiles
 from kdbench.engine.schedule import learning_rate_factor
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import Mode, TrainingStep
 from kdbench.engine.stop import Stop, StoppedError
-from kdbench.engine.work import training_flops
-from kdbench.seeds import seeded
-from kdbench.store import (
+from kdbench.results.schema import (
     TRAINED_BEFORE,
     Cost,
     Environment,
@@ -38,6 +37,7 @@ from kdbench.store import (
     Status,
     best_on_test,
 )
+from kdbench.seeds import seeded
 
 HISTORY = TypeAdapter(list[Epoch])
 

@@ -1,6 +1,6 @@
 """Learning rates as a pure function of the step, on any number of processes."""
 
-from kdbench.suite import Schedule
+from kdbench.suite.suite import Schedule
 
 
 def learning_rate_factor(step: int, steps_per_epoch: int, schedule: Schedule) -> float:

@@ -10,9 +10,10 @@ import torch
 from kdbench.discovery import MethodEntry
 from kdbench.errors import UserError, printable
 from kdbench.method import Cohort, Method, MethodOptions
+from kdbench.results.schema import Identity
 from kdbench.seeds import seeded
-from kdbench.store import Identity
-from kdbench.suite import Suite, suite_files
+from kdbench.suite.load import suite_files
+from kdbench.suite.suite import Suite
 
 # Raise this when a change to the harness moves numbers: results made before it are then run anew.
 HARNESS_VERSION = 1

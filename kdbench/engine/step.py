@@ -10,9 +10,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from kdbench.backbones import Backbone
-from kdbench.engine.lanes import Lanes
+from kdbench.engine.parallel_streams import Lanes
 from kdbench.method import ContractError
-from kdbench.suite import Precision
+from kdbench.suite.suite import Precision
 
 Mode = Literal["eager", "inductor", "graph", "inductor+graph"]
 """How steps run. `graph` replays forward, backward and update as one CUDA graph."""

@@ -6,8 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 import kdbench
 from kdbench.export.student import Finished
-from kdbench.sections import Channels, Positive
-from kdbench.store import Identity, Metrics
+from kdbench.results.schema import Identity, Metrics
+from kdbench.suite.sections import Channels, Positive
 
 Deviation = Annotated[float, Field(gt=0)]
 

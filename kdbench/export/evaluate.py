@@ -12,8 +12,9 @@ from kdbench.engine.evaluate import measure
 from kdbench.errors import UserError
 from kdbench.export.card import Card
 from kdbench.export.formats import open_exported
-from kdbench.store import Metrics
-from kdbench.suite import Suite, load_suite, suite_files
+from kdbench.results.schema import Metrics
+from kdbench.suite.load import load_suite, suite_files
+from kdbench.suite.suite import Suite
 
 
 @dataclass(frozen=True)

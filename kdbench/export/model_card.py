@@ -9,7 +9,8 @@ from jinja2 import Environment, StrictUndefined
 from kdbench.export.card import Card
 from kdbench.export.formats import OPSET
 from kdbench.export.student import Finished, label
-from kdbench.store import Result, read
+from kdbench.results.files import read_result
+from kdbench.results.schema import Result
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
@@ -40,7 +41,7 @@ def _over_seeds(finished: Finished) -> dict[str, Any] | None:
     def seedless(result: Result) -> object:
         return result.identity.model_copy(update={"seed": 0}), result.environment.precision
 
-    found = [read(file) for file in finished.results.glob("seed*.json")]
+    found = [read_result(file) for file in finished.results.glob("seed*.json")]
     values = [
         result.last["student"].top1
         for result in found

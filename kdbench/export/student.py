@@ -13,9 +13,10 @@ from kdbench.discovery import find_methods
 from kdbench.engine.checkpoint import read_checkpoint
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
-from kdbench.names import method_names
-from kdbench.store import Damaged, Epoch, Identity, Result, read
-from kdbench.suite import Suite
+from kdbench.method_names import method_names
+from kdbench.results.files import DamagedFile, read_result
+from kdbench.results.schema import Epoch, Identity, Result
+from kdbench.suite.suite import Suite
 
 
 class Deployed(nn.Module):
@@ -97,8 +98,8 @@ def load(file: Path, folder: Path, method_file: Path | None = None) -> Finished:
 def _finished(file: Path) -> Result:
     if not file.is_file():
         raise UserError(f"There is no result '{file}'; `kdbench run` makes it.")
-    result = read(file)
-    if isinstance(result, Damaged):
+    result = read_result(file)
+    if isinstance(result, DamagedFile):
         raise UserError(f"'{file}' is no valid result: {result.reason}.")
     if result.status != "finished" or result.last is None or result.cost is None:
         raise UserError(f"{label(result.identity)} {result.status}: it deploys no network.")

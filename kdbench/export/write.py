@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdbench.atomic import written_whole
+from kdbench.atomic import atomic_write
 from kdbench.errors import UserError
 from kdbench.export.card import card_of
 from kdbench.export.formats import FORMATS
@@ -34,7 +34,7 @@ def write(finished: Finished, form: str, output: Path, overwrite: bool = False) 
     content = FORMATS[form].encode(finished.network, card)
     text = model_card(finished, card, file.name, form)
     for path, data in ((file, content), (beside, text.encode())):
-        with written_whole(path) as stream:
+        with atomic_write(path) as stream:
             stream.write(data)
     return Written(file, beside, len(content))
 

@@ -12,7 +12,7 @@ from kdbench.gate.compare import REGRESSIONS, Finding, compare
 from kdbench.gate.measure import (
     AGAINST,
     entries_of,
-    nudged,
+    perturbed,
     step_by_step,
     time_steps,
     train,
@@ -23,7 +23,7 @@ from kdbench.gate.record import Baseline, Entry, read_baseline
 from kdbench.gate.tables import render
 from kdbench.launch.execution import Execution
 from kdbench.launch.plan import make_specs
-from kdbench.suite import Suite
+from kdbench.suite.suite import Suite
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def gate(
     entries = entries_of(long, short, time_steps(specs, on_message))
     if update:
         _check_finished(entries)
-        disturbed = train(with_suite(specs, nudged(steps)), how)
+        disturbed = train(with_suite(specs, perturbed(steps)), how)
         entries = [with_rounding(entry, disturbed) for entry in entries]
     new = Baseline(
         suite=asked.suite.name,

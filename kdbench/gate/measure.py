@@ -17,9 +17,10 @@ from kdbench.gate.record import Entry, Losses, Rounding, StepFigures, Trace
 from kdbench.launch.execution import Execution
 from kdbench.launch.local import execute
 from kdbench.launch.plan import PlannedRun, make_specs
-from kdbench.sections import Split
-from kdbench.store import Result, result_path
-from kdbench.suite import Suite
+from kdbench.results.files import result_path
+from kdbench.results.schema import Result
+from kdbench.suite.sections import Split
+from kdbench.suite.suite import Suite
 
 Key = tuple[str, str]
 """Architecture and method."""
@@ -59,7 +60,7 @@ def step_by_step(suite: Suite) -> Suite:
     return suite.with_epochs(STEPS).model_copy(update=changes)
 
 
-def nudged(suite: Suite) -> Suite:
+def perturbed(suite: Suite) -> Suite:
     """The suite with its learning rate disturbed, which moves all that follows."""
     rate = suite.optimizer.learning_rate * (1 + NUDGE)
     recipe = suite.optimizer.model_copy(update={"learning_rate": rate})

@@ -5,10 +5,10 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from kdbench.atomic import written_whole
+from kdbench.atomic import atomic_write
 from kdbench.bench.record import Spread
 from kdbench.errors import UserError
-from kdbench.store import Environment, Record
+from kdbench.results.schema import Environment, Record
 from kdbench.validation import describe
 
 Losses = dict[str, list[float]]
@@ -112,5 +112,5 @@ def write_baseline(file: Path, baseline: Baseline) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    with written_whole(file) as stream:
+    with atomic_write(file) as stream:
         stream.write(baseline.model_dump_json().encode() + b"\n")

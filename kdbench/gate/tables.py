@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from kdbench.errors import counted
+from kdbench.errors import pluralize
 from kdbench.gate.compare import REGRESSIONS, Finding
 from kdbench.gate.record import Baseline
-from kdbench.report.tables import titled_table
-from kdbench.store import Environment
+from kdbench.report.tables.render import titled_table
+from kdbench.results.schema import Environment
 
 
 def render(
@@ -35,7 +35,7 @@ def verdict(findings: Sequence[Finding]) -> str:
     parts = [f"{number} {name}" for name, number in counts.items()]
     failed = any(finding.verdict in REGRESSIONS for finding in findings)
     return (
-        f"{'REGRESSION' if failed else 'No regression'}: {counted(len(findings), 'measure')}: "
+        f"{'REGRESSION' if failed else 'No regression'}: {pluralize(len(findings), 'measure')}: "
         f"{', '.join(parts)}, {identical} of them identical."
     )
 
@@ -54,4 +54,4 @@ def _cells(finding: Finding) -> dict[str, str]:
 def _conditions(made: Environment) -> str:
     commit = "" if made.commit is None else f", commit {made.commit[:8]}"
     dirty = " with changes" if made.dirty else ""
-    return f"{made.device}, {counted(made.threads, 'thread')}, torch {made.torch}{commit}{dirty}"
+    return f"{made.device}, {pluralize(made.threads, 'thread')}, torch {made.torch}{commit}{dirty}"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from kdbench.atomic import refused, written_whole
+from kdbench.atomic import atomic_write, os_errors_as_user_errors
 from kdbench.errors import UserError
 from kdbench.launch.claim import TakenError, made_meanwhile
 from kdbench.launch.death import OURS, how_it_ended, last_words, record_death
@@ -18,8 +18,9 @@ from kdbench.launch.order import WorkOrder
 from kdbench.launch.shares import Shares
 from kdbench.launch.status import RunStatus, read_status
 from kdbench.launch.torchrun import torchrun
+from kdbench.results.files import check_writable, read_result, result_path
+from kdbench.results.schema import Result
 from kdbench.signals import SIGNALS, SignalledError, handled
-from kdbench.store import Result, check_writable, read, result_path
 
 WORKER = "kdbench.launch.worker"
 
@@ -44,7 +45,7 @@ class Child:
         check_writable(order.folder)
         self._result_before = self._result_written()
         command = self._command()
-        with refused(f"write '{self.log}'"):
+        with os_errors_as_user_errors(f"write '{self.log}'"):
             log = self.log.open("wb")
         with log:
             self.process = subprocess.Popen(
@@ -91,7 +92,7 @@ class Child:
         """
         # A process may fail after its result is written, while it is taken down.
         if self._result_written() != self._result_before:
-            found = read(self.file)
+            found = read_result(self.file)
             if isinstance(found, Result):
                 return found
         made = made_meanwhile(self.spec, self.order.how)
@@ -111,7 +112,7 @@ class Child:
         if processes == 1:
             return [sys.executable, "-u", "-P", "-m", WORKER]
         file = self.order.folder / f"order-{os.getpid()}.json"
-        with written_whole(file, durable=False) as stream:
+        with atomic_write(file, durable=False) as stream:
             stream.write(self.order.model_dump_json().encode())
         return torchrun(processes, WORKER, str(file))
 

@@ -11,14 +11,15 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from kdbench.atomic import exists, refused, sweep
+from kdbench.atomic import exists, os_errors_as_user_errors, remove_temp_files
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UnwritableError, UserError
 from kdbench.launch.death import record_unwritable
 from kdbench.launch.execution import ALONE, Execution, run_folder
 from kdbench.launch.plan import PlannedRun
 from kdbench.launch.ranks import Ranks
-from kdbench.store import Result, read, result_path
+from kdbench.results.files import read_result, result_path
+from kdbench.results.schema import Result
 
 FILE = "lock"
 POLL_SECONDS = 1.0
@@ -54,8 +55,8 @@ def claimed(
         made = None
         if ranks.is_main:
             file = result_path(how.results, spec.identity())
-            sweep(folder)
-            sweep(file.parent, file.name)
+            remove_temp_files(folder)
+            remove_temp_files(file.parent, file.name)
             made = made_meanwhile(spec, how)
         told, *_ = ranks.exchange(f"made/{spec.label}", made.model_dump_json() if made else "")
         yield Result.model_validate_json(told) if told else None
@@ -113,7 +114,7 @@ def made_meanwhile(spec: RunSpec, how: Execution) -> Result | None:
         is_new = file.stat().st_mtime > how.since
     except OSError:
         return None
-    found = read(file) if is_new else None
+    found = read_result(file) if is_new else None
     if not isinstance(found, Result) or found.fingerprint != spec.fingerprint():
         return None
     return None if found.status == "failed" else found
@@ -123,7 +124,7 @@ def made_meanwhile(spec: RunSpec, how: Execution) -> Result | None:
 def _lock(folder: Path, label: str, patience: float) -> Iterator[None]:
     """`patience` is in seconds; without end where it is negative."""
     lock = FileLock(folder / FILE)
-    with refused(f"write to '{folder}'"):
+    with os_errors_as_user_errors(f"write to '{folder}'"):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             interval = PROBE_SECONDS / 10 if patience >= 0 else POLL_SECONDS

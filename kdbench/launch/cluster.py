@@ -19,7 +19,7 @@ from kdbench.launch.plan import PlannedRun
 from kdbench.launch.slurm import SlurmRequest
 from kdbench.launch.submission import Submission, locked
 from kdbench.launch.watch import watch
-from kdbench.store import check_writable
+from kdbench.results.files import check_writable
 
 Cluster = Literal["slurm", "local"]
 

@@ -6,13 +6,14 @@ import signal
 from pathlib import Path
 
 from kdbench.engine.device import make_accelerator
-from kdbench.engine.outcome import empty_result
+from kdbench.engine.result_builder import empty_result
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UnwritableError
 from kdbench.launch.execution import Execution, run_folder, without_paths
 from kdbench.launch.order import WorkOrder
 from kdbench.launch.status import leave_word
-from kdbench.store import Result, save
+from kdbench.results.files import write_result
+from kdbench.results.schema import Result
 
 OURS = "kdbench: "
 """Begins what kdbench says, among what others print."""
@@ -38,7 +39,7 @@ def _failed(spec: RunSpec, how: Execution, reason: str, **environment: int) -> R
     told = result.environment.model_copy(update=environment)
     result = result.model_copy(update={"environment": told})
     with contextlib.suppress(UnwritableError):
-        save(how.results, result)
+        write_result(how.results, result)
     leave_word(run_folder(how.runs, spec), "failed", reason)
     return result
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kdbench.atomic import exists, refused, written_whole
+from kdbench.atomic import atomic_write, exists, os_errors_as_user_errors
 from kdbench.engine.checkpoint import has_checkpoint, remove_checkpoints
 from kdbench.engine.spec import RunSpec
 from kdbench.launch.execution import Execution
@@ -35,14 +35,14 @@ def prepare(specs: Sequence[RunSpec], how: Execution) -> Path:
     for task, spec in enumerate(specs):
         order = WorkOrder.of(spec, how)
         order = order.model_copy(update={"ticket": Ticket(submission=folder.name, task=task)})
-        with written_whole(order_file(folder, task)) as stream:
+        with atomic_write(order_file(folder, task)) as stream:
             stream.write(order.model_dump_json(indent=1).encode())
     return folder
 
 
 def _made(folder: Path) -> bool:
     """Whether it is this command's: another may send runs in the same second."""
-    with refused(f"write to '{folder}'"):
+    with os_errors_as_user_errors(f"write to '{folder}'"):
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
@@ -62,7 +62,7 @@ def at_its_turn(order: WorkOrder) -> Execution:
     begun = begun_file(order.how.runs / FOLDER / order.ticket.submission, order.ticket.task)
     if not exists(begun):
         remove_checkpoints(order.folder)
-        with refused(f"write '{begun}'"):
+        with os_errors_as_user_errors(f"write '{begun}'"):
             begun.touch()
     return replace(order.how, overwrite=False)
 
@@ -73,7 +73,7 @@ def record(folder: Path, submission: Submission) -> None:
     Raises:
         UserError: a folder cannot be written.
     """
-    with written_whole(folder / FILE) as stream:
+    with atomic_write(folder / FILE) as stream:
         stream.write(submission.model_dump_json(indent=1).encode())
     for order in read_orders(folder):
         before = read_status(order.folder)

@@ -14,7 +14,7 @@ from rich.status import Status as Spinner
 from kdbench.engine.spec import RunSpec
 from kdbench.launch.plan import PlannedRun
 from kdbench.launch.status import RunStatus
-from kdbench.store import Epoch, Result
+from kdbench.results.schema import Epoch, Result
 
 LOG_SECONDS = 60.0
 """Between two lines on a run in a log, where no bar can be drawn; before it has none at all."""

@@ -14,7 +14,8 @@ from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import Mode, TrainingStep
 from kdbench.errors import UserError
 from kdbench.launch.plan import PlannedRun
-from kdbench.store import Result, read_all
+from kdbench.results.files import iter_results
+from kdbench.results.schema import Result
 
 TIMED_STEPS = 2
 
@@ -66,7 +67,7 @@ def _key(spec: RunSpec, mode: Mode) -> Key:
 def _measured(results: Path, device: torch.device, processes: int) -> dict[Key, float]:
     """Seconds per step in results that as many processes made on this device."""
     known = {}
-    for result in read_all(results):
+    for result in iter_results(results):
         if not isinstance(result, Result) or result.cost is None or result.cost.jobs > 1:
             continue
         milliseconds = result.cost.step_milliseconds

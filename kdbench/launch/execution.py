@@ -12,11 +12,11 @@ from torch import distributed
 
 from kdbench.data import ImageSet, LoaderError, Source, batch_share, open_images
 from kdbench.engine.checkpoint import remove_checkpoints
+from kdbench.engine.compile_mode import Compile
 from kdbench.engine.device import COLLECTIVE_TIMEOUT
 from kdbench.engine.measure import is_out_of_memory
-from kdbench.engine.mode import Compile
 from kdbench.engine.observer import Observer
-from kdbench.engine.outcome import DivergedError, empty_result
+from kdbench.engine.result_builder import DivergedError, empty_result
 from kdbench.engine.run import Run
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import Mode
@@ -25,8 +25,9 @@ from kdbench.errors import PlanAbandonedError, UserError
 from kdbench.launch.place import Place
 from kdbench.launch.ranks import Ranks
 from kdbench.launch.shares import check_gpus, cores
-from kdbench.store import Result, Status, save
-from kdbench.suite import Suite
+from kdbench.results.files import write_result
+from kdbench.results.schema import Result, Status
+from kdbench.suite.suite import Suite
 
 ALONE = Ranks(Place())
 
@@ -137,7 +138,7 @@ def run_and_save(
 
     def record(result: Result) -> None:
         if ranks.is_main:
-            save(how.results, result)
+            write_result(how.results, result)
 
     return run_one(spec, *images, folder, accelerator, observer, mode, jobs, ranks, stop, record)
 

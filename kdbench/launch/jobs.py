@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from kdbench.data import Source, open_images
-from kdbench.engine.files import goes_on_without
+from kdbench.engine.run_files import goes_on_without
 from kdbench.errors import UnwritableError
 from kdbench.launch.child import Child, end_all, interrupted_by_signals
 from kdbench.launch.claim import WAITING, TakenError, is_claimed
@@ -20,7 +20,8 @@ from kdbench.launch.mps import side_by_side
 from kdbench.launch.order import WorkOrder
 from kdbench.launch.plan import PlannedRun
 from kdbench.launch.shares import Shares
-from kdbench.store import Result, check_writable
+from kdbench.results.files import check_writable
+from kdbench.results.schema import Result
 
 POLL_SECONDS = 0.2
 

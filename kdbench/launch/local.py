@@ -7,12 +7,12 @@ from pathlib import Path
 
 from kdbench.atomic import exists
 from kdbench.data import Source, is_cached, locate
+from kdbench.engine.compile_mode import step_mode
 from kdbench.engine.device import make_accelerator
-from kdbench.engine.files import goes_on_without
-from kdbench.engine.mode import step_mode
 from kdbench.engine.observer import Observers
+from kdbench.engine.run_files import goes_on_without
 from kdbench.engine.stop import Stop
-from kdbench.errors import PlanInterruptedError, UnwritableError, UserError, counted
+from kdbench.errors import PlanInterruptedError, UnwritableError, UserError, pluralize
 from kdbench.launch.claim import each_claimed
 from kdbench.launch.death import record_unwritable
 from kdbench.launch.display import Display
@@ -28,8 +28,9 @@ from kdbench.launch.plan import PlannedRun, at_a_time
 from kdbench.launch.ranks import Ranks, tell
 from kdbench.launch.status import NoReporter, StatusReporter
 from kdbench.launch.watch import watch
+from kdbench.results.files import check_writable
+from kdbench.results.schema import Result
 from kdbench.signals import SIGNALS, exit_code
-from kdbench.store import Result, check_writable
 
 
 def execute(plan: list[PlannedRun], how: Execution, ranks: Ranks = ALONE) -> list[Result]:
@@ -84,7 +85,7 @@ def _check_not_under_way(todo: list[PlannedRun], runs: Path) -> None:
     submitted = [run for run in watched if run.under_way and run.status.ticket is not None]
     if submitted:
         raise UserError(
-            f"{counted(len(submitted), 'run')} of these were sent to a cluster and are not over; "
+            f"{pluralize(len(submitted), 'run')} of these were sent to a cluster and are not over; "
             "follow them with `kdbench status`, or take them back with `kdbench cancel`."
         )
 

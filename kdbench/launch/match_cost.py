@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 
 from kdbench.discovery import find_methods
+from kdbench.engine.flops import training_flops
 from kdbench.engine.spec import RunSpec
-from kdbench.engine.work import training_flops
 from kdbench.errors import UserError
 
 

@@ -11,8 +11,8 @@ from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
 from kdbench.launch.execution import Execution, run_folder
 from kdbench.launch.status import Ticket
-from kdbench.store import Record
-from kdbench.suite import Suite
+from kdbench.results.schema import Record
+from kdbench.suite.suite import Suite
 
 
 class WorkOrder(Record):

@@ -16,9 +16,10 @@ from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError, unknown
 from kdbench.launch.match_cost import matched
 from kdbench.launch.ranks import Ranks
-from kdbench.names import method_names
-from kdbench.store import Damaged, Result, read, result_path
-from kdbench.suite import Suite
+from kdbench.method_names import method_names
+from kdbench.results.files import DamagedFile, read_result, result_path
+from kdbench.results.schema import Result
+from kdbench.suite.suite import Suite
 
 Overwrite = Literal["nothing", "stale", "all"]
 """Which results a plan replaces: stale ones were made by another version, or are damaged."""
@@ -170,10 +171,10 @@ def _options_by_method(
 def _planned(spec: RunSpec, results: Path, overwrite: Overwrite) -> PlannedRun:
     file = result_path(results, spec.identity())
     to_run = PlannedRun(spec, file, "to run")
-    existing = read(file) if exists(file) else None
+    existing = read_result(file) if exists(file) else None
     if existing is None or overwrite == "all":
         return to_run
-    if isinstance(existing, Damaged):
+    if isinstance(existing, DamagedFile):
         problem = f"'{file}' is no valid result ({existing.reason})"
     elif existing.status == "failed":
         return to_run  # the reason may be outside the run; what diverged would diverge again

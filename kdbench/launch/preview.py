@@ -6,8 +6,8 @@ from tabulate import tabulate
 
 from kdbench.data import Source, batch_share
 from kdbench.engine.checkpoint import steps_saved
+from kdbench.engine.compile_mode import step_mode
 from kdbench.engine.device import make_accelerator
-from kdbench.engine.mode import step_mode
 from kdbench.launch.estimate import estimate_seconds
 from kdbench.launch.execution import Execution, run_folder
 from kdbench.launch.plan import PlannedRun, at_a_time

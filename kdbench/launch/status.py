@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import ValidationError
 
-from kdbench.atomic import written_whole
+from kdbench.atomic import atomic_write
 from kdbench.engine.observer import Unobserved
 from kdbench.errors import PlanAbandonedError, UnwritableError, UserError
-from kdbench.store import Epoch, Record
+from kdbench.results.schema import Epoch, Record
 
 if TYPE_CHECKING:
     from kdbench.engine.spec import RunSpec  # which imports torch, and readers need not
@@ -90,7 +90,7 @@ def write_status(folder: Path, status: RunStatus) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    with written_whole(folder / FILE, durable=False) as stream:
+    with atomic_write(folder / FILE, durable=False) as stream:
         stream.write(status.model_dump_json(indent=1).encode() + b"\n")
 
 

@@ -9,7 +9,7 @@ from typing import IO, Literal
 
 from pydantic import ValidationError
 
-from kdbench.store import Record
+from kdbench.results.schema import Record
 
 FOLDER = "submitted"
 FILE = "submission.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from kdbench.atomic import exists
-from kdbench.errors import UserError, counted
+from kdbench.errors import UserError, pluralize
 from kdbench.launch import slurm
 from kdbench.launch.status import FILE, RunStatus, Ticket, read_status
 from kdbench.launch.submission import FOLDER, Submission, has_supervisor, read_submission
@@ -125,7 +125,7 @@ def table(watched: Sequence[Watched]) -> str:
     summary = ", ".join(f"{number} {state}" for state, number in sorted(count.items()))
     align = ("left", "left", "left", "right", "left", "right", "right", "right", "left")
     lines = tabulate(rows, headers="keys", disable_numparse=True, colalign=align)
-    return f"{lines}\n\n{counted(len(watched), 'run')}: {summary}.\n"
+    return f"{lines}\n\n{pluralize(len(watched), 'run')}: {summary}.\n"
 
 
 def _row(run: Watched) -> dict[str, str]:

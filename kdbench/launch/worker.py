@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from kdbench.data import is_cached, locate
+from kdbench.engine.compile_mode import step_mode
 from kdbench.engine.device import make_accelerator
-from kdbench.engine.mode import step_mode
 from kdbench.engine.observer import Observer
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.stop import Stop
@@ -27,8 +27,8 @@ from kdbench.launch.order import WorkOrder
 from kdbench.launch.place import Place, end_with
 from kdbench.launch.ranks import Ranks, tell, together
 from kdbench.launch.status import NoReporter, StatusReporter, leave_word
+from kdbench.results.schema import Result
 from kdbench.signals import SIGNALS
-from kdbench.store import Result
 
 
 def work(order: WorkOrder, stop: Stop) -> Result:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from kdbench.errors import UserError, unknown
 from kdbench.paths import built_in_files
-from kdbench.report.cost import ByGroup, equal_cost, equal_cost_tables, groups_of
-from kdbench.report.published import Source, read_published
-from kdbench.report.summary import leaderboard, runs_frame
-from kdbench.report.tables import Format, render
-from kdbench.store import Damaged, Result, read_apart
-from kdbench.suite import suite_files
+from kdbench.report.analysis.cost import ByGroup, equal_cost, equal_cost_tables, groups_of
+from kdbench.report.analysis.summary import leaderboard, runs_frame
+from kdbench.report.tables.published import Source, read_published
+from kdbench.report.tables.render import Format, render
+from kdbench.results.files import DamagedFile, load_results
+from kdbench.results.schema import Result
+from kdbench.suite.load import suite_files
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Report:
     """A rendered leaderboard, and the files that are none of its results."""
 
     text: str
-    damaged: list[Damaged]
+    damaged: list[DamagedFile]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Gathered:
     siblings: list[Result]
     """Of the same suites under other epochs or in another precision, where none was asked for."""
     published: list[Source]
-    damaged: list[Damaged]
+    damaged: list[DamagedFile]
     """Files that are neither."""
 
 
@@ -72,16 +73,16 @@ def controls(found: Gathered, against: str) -> ByGroup:
 
 def _read(
     results: Path, suites: Sequence[str] | None, folders: Iterable[str]
-) -> tuple[list[Result], list[Result], list[Damaged]]:
+) -> tuple[list[Result], list[Result], list[DamagedFile]]:
     """Results, their siblings, and damaged files."""
     if suites is None:
-        everything, damaged = read_apart(results)
+        everything, damaged = load_results(results)
         return everything, [], damaged
-    read = {name: read_apart(results, name) for name in suites}
+    read = {name: load_results(results, name) for name in suites}
     good = [result for name in suites for result in read[name][0]]
     bases = {name.partition("@")[0] for name in suites}
     others = {name for name in folders if name.partition("@")[0] in bases} - set(suites)
-    siblings = [result for name in sorted(others) for result in read_apart(results, name)[0]]
+    siblings = [result for name in sorted(others) for result in load_results(results, name)[0]]
     return good, siblings, [item for name in suites for item in read[name][1]]
 
 
@@ -108,5 +109,5 @@ def gather(results: Path, suites: Sequence[str] | None, against: str) -> Gathere
         raise unknown("method in --against", against, methods)
     others = list(read_published(results))
     sources = [item for item in others if isinstance(item, Source)]
-    damaged += [item for item in others if isinstance(item, Damaged)]
+    damaged += [item for item in others if isinstance(item, DamagedFile)]
     return Gathered(good, siblings, sources, damaged)

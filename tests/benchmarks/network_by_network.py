@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
 from kdbench.method import Method
-from kdbench.suite import OptimizerRecipe
+from kdbench.suite.suite import OptimizerRecipe
 
 
 class NetworkByNetwork:

@@ -12,11 +12,11 @@ from test_input import photographs
 from torch import Tensor
 from torchvision.transforms import v2
 
-from kdbench.data.crops import DRAWS, FLIP, random_resized_box
-from kdbench.data.decode import decode_crop
-from kdbench.data.prepare import QUALITY
-from kdbench.data.shrink import shrink
-from kdbench.suite import load_suite
+from kdbench.data.encoded.crops import DRAWS, FLIP, random_resized_box
+from kdbench.data.encoded.decode import decode_crop
+from kdbench.data.prepare.prepare import QUALITY
+from kdbench.data.prepare.shrink import shrink
+from kdbench.suite.load import load_suite
 
 COUNT, ROUNDS, SIZE = 100, 5, 224
 CROP = load_suite("imagenet").augmentation.random_resized_crop

@@ -9,7 +9,7 @@ from kdbench.data import random_images
 from kdbench.engine.run import Run
 from kdbench.engine.step import TrainingStep
 from kdbench.launch.plan import make_specs
-from kdbench.suite import load_suite
+from kdbench.suite.load import load_suite
 
 
 @pytest.mark.benchmark(group="epoch of 31 steps, one ResNet-20, batch 128, no evaluation")

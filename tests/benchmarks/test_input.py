@@ -20,9 +20,10 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from kdbench.data import locate, training_batches
-from kdbench.data.encoded import open_encoded
-from kdbench.data.prepare import begin, prepare
-from kdbench.suite import Suite, load_suite
+from kdbench.data.encoded.images import open_encoded
+from kdbench.data.prepare.prepare import begin, prepare
+from kdbench.suite.load import load_suite
+from kdbench.suite.suite import Suite
 
 DATA = Path(os.environ.get("KDBENCH_DATA") or "none").absolute()  # tests change the working folder
 WORKERS = 2

@@ -21,8 +21,9 @@ from kdbench.engine.evaluate import evaluate
 from kdbench.engine.measure import synchronised_clock
 from kdbench.engine.step import Mode
 from kdbench.launch.plan import make_specs
-from kdbench.store import read, save
-from kdbench.suite import Suite, load_suite
+from kdbench.results.files import read_result, write_result
+from kdbench.suite.load import load_suite
+from kdbench.suite.suite import Suite
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 WAYS: list[Mode] = ["eager", "graph", "inductor+graph"] if DEVICE.type == "cuda" else ["eager"]
@@ -103,11 +104,11 @@ def test_help(benchmark):
 
 @pytest.mark.benchmark(group="report")
 def test_report_over_1000_results(benchmark, tmp_path):
-    made = [read(file) for file in sorted(RESULTS.glob("*/*/seed0.json"))]
+    made = [read_result(file) for file in sorted(RESULTS.glob("*/*/seed0.json"))]
     for seed in range(1000 // len(made)):
         for result in made:
             identity = result.identity.model_copy(update={"seed": seed})
-            save(tmp_path, result.model_copy(update={"identity": identity}))
+            write_result(tmp_path, result.model_copy(update={"identity": identity}))
     command = ("report", "--results-dir", str(tmp_path))
     benchmark.pedantic(_kdbench, args=command, rounds=3, warmup_rounds=1)
 

@@ -2,7 +2,7 @@
 
 from faults.planting import Fault, batches, contract, invariant, reference
 
-BATCHES = "kdbench/data/batches.py"
+BATCHES = "kdbench/data/decoded/batches.py"
 CHECKPOINT = "kdbench/engine/checkpoint.py"
 EVALUATE = "kdbench/engine/evaluate.py"
 LOSSES = "kdbench/losses.py"
@@ -12,7 +12,7 @@ RANKS = "kdbench/launch/ranks.py"
 RUN = "kdbench/engine/run.py"
 SCHEDULE = "kdbench/engine/schedule.py"
 STEP = "kdbench/engine/step.py"
-SUMMARY = "kdbench/report/summary.py"
+SUMMARY = "kdbench/report/analysis/summary.py"
 
 OPTIMIZER_STATE = (
     '        optimizer.load_state_dict({"state": state["state"], "param_groups": groups})'
@@ -167,7 +167,7 @@ FAULTS = (
     ),
     Fault(
         "deviation of differences with ddof 0",
-        (("kdbench/report/statistics.py", "sample.std(ddof=1)", "sample.std(ddof=0)"),),
+        (("kdbench/report/analysis/statistics.py", "sample.std(ddof=1)", "sample.std(ddof=0)"),),
         ("test_statistics.py::test_figures_are_those_of_the_formulas",),
     ),
     # What is kept

@@ -33,11 +33,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import METHODS, TINY, finish
 from launched import carry_out
 
-from kdbench import atomic, store
+from kdbench import atomic
 from kdbench.engine import checkpoint, evaluate
 from kdbench.engine import run as run_module
 from kdbench.engine.step import TrainingStep
 from kdbench.launch.torchrun import torchrun
+from kdbench.results import files
+from kdbench.results.files import read_result
+from kdbench.results.schema import Result
 
 COMPILED = ["--compile", "inductor"]
 TOGETHER = ["--num-processes", "2"]
@@ -91,7 +94,7 @@ class Moments:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def install(self) -> None:
-        step, count, writing = TrainingStep.__call__, evaluate._count, atomic.written_whole
+        step, count, writing = TrainingStep.__call__, evaluate._count, atomic.atomic_write
 
         def stepped(*arguments: Any) -> Any:
             self("before a step")
@@ -116,8 +119,8 @@ class Moments:
 
         TrainingStep.__call__ = stepped  # type: ignore[method-assign]
         evaluate._count = counted
-        checkpoint.written_whole = written_as("a checkpoint")  # type: ignore[attr-defined]
-        store.written_whole = written_as("a result")  # type: ignore[attr-defined]
+        checkpoint.atomic_write = written_as("a checkpoint")  # type: ignore[attr-defined]
+        files.atomic_write = written_as("a result")  # type: ignore[attr-defined]
 
 
 class Halting:
@@ -196,10 +199,10 @@ def _same(ours: Any, theirs: Any) -> bool:
 
 def half_files(folder: Path) -> int:
     """Files under their own names that are not whole."""
-    results = [store.read(file) for file in folder.glob("results/*/*/*/seed*.json")]
+    results = [read_result(file) for file in folder.glob("results/*/*/*/seed*.json")]
     checkpoints = folder.glob("runs/*/*/*/*/checkpoint-*.pt")
     whole = [checkpoint._read(file, torch.device("cpu")) is not None for file in checkpoints]
-    return whole.count(False) + sum(not isinstance(result, store.Result) for result in results)
+    return whole.count(False) + sum(not isinstance(result, Result) for result in results)
 
 
 def harm(command: list[str], kills: int, place: Path, draw: random.Random, processes: int) -> Harm:

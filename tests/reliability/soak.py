@@ -24,9 +24,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import METHODS
 from launched import carry_out
 
-from kdbench import store
 from kdbench.launch import execution
 from kdbench.launch.jobs import Followed
+from kdbench.results.files import iter_results, result_path
+from kdbench.results.schema import Result
 
 SUITE = """
 version = 1
@@ -151,9 +152,9 @@ def soak(form: str, methods: list[str], seeds: int, folder: Path) -> Soaked:
 def _numbers(results: Path) -> dict[str, dict[str, Any]]:
     load_or_commits = {"cost": True, "environment": {"commit", "dirty"}}  # someone may work on it
     found = {}
-    for result in store.read_all(results):
-        if isinstance(result, store.Result) and result.status == "finished":
-            file = store.result_path(results, result.identity).relative_to(results)
+    for result in iter_results(results):
+        if isinstance(result, Result) and result.status == "finished":
+            file = result_path(results, result.identity).relative_to(results)
             found[str(file)] = result.model_dump(exclude=load_or_commits)
     return found
 

@@ -1,0 +1,1 @@
+"""Small images that are decoded once and held in memory."""

@@ -1,0 +1,1 @@
+"""Images that stay encoded on disk and are decoded by worker processes."""

@@ -1,0 +1,1 @@
+"""Statistics over results: leaderboards, paired differences, comparisons and training cost."""

@@ -1,0 +1,252 @@
+"""Two states of the results, or two methods, seed by seed: what changed, and what may be chance."""
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from kdbench.errors import pluralize
+from kdbench.report.analysis.comparison_inputs import Side, read_sides
+from kdbench.report.analysis.statistics import LEVEL, holm, paired
+from kdbench.report.analysis.summary import WAY
+from kdbench.report.tables.columns import MISSING, interval_text, number_text
+from kdbench.report.tables.render import titled_table
+from kdbench.results.files import DamagedFile
+from kdbench.results.schema import Result
+
+Format = Literal["terminal", "markdown", "json"]
+Key = tuple[str, str, str, str, str, str]
+"""Suite, architecture, method, suite hash, precision, images: runs that differ in one of these are
+not compared."""
+
+Runs = Mapping[int, Result]
+"""By seed."""
+
+VERDICTS = (
+    "better",
+    "worse",
+    "not distinguishable",
+    "identical",
+    "no common seed",
+    "only in A",
+    "only in B",
+)
+NUMBERS = 8
+"""Columns that hold no words."""
+
+WHY = ("another suite hash", "another precision", "other images")
+"""Where only one side has a key, in the order of its last parts."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """B against A. Accuracies are of the student in the last epoch, over the common seeds."""
+
+    suite: str
+    architecture: str
+    method: str
+    """Empty where two methods are compared."""
+    verdict: str
+    """One of VERDICTS."""
+    a: float | None = None
+    """Per cent."""
+    b: float | None = None
+    n: int = 0
+    """Common seeds."""
+    difference: float | None = None
+    """Percentage points, B - A."""
+    interval: tuple[float, float] | None = None
+    p: float | None = None
+    """Of all sign flips, adjusted for all rows (Holm)."""
+    rate: float | None = None
+    """Images per second, B / A; None where they were not made alike."""
+    memory: float | None = None
+    """Peak, B / A."""
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows, what changed most first."""
+
+    a: str
+    b: str
+    rows: list[Row]
+    damaged: list[DamagedFile]
+
+
+def compare(a: str, b: str, results: Path) -> Comparison:
+    """Compare two results folders, git revisions of `results`, or methods in it.
+
+    Raises:
+        UserError: a name is none of these, or they are not of one kind.
+    """
+    sides, damaged = read_sides((a, b), results)
+    ours, theirs = (_by_key(side) for side in sides)
+    rows = [_row(key, ours, theirs) for key in sorted(ours.keys() | theirs.keys())]
+    return Comparison(a, b, _judged(rows), damaged)
+
+
+def render(found: Comparison, form: Format) -> str:
+    """A table and a line that sums it up, or JSON with numbers that are not rounded."""
+    counts = Counter(row.verdict for row in found.rows)
+    if form == "json":
+        content = {
+            "a": found.a,
+            "b": found.b,
+            "rows": [asdict(row) for row in found.rows],
+            "summary": {verdict: counts[verdict] for verdict in VERDICTS},
+        }
+        return json.dumps(content, indent=1) + "\n"
+    of_methods = not any(row.method for row in found.rows)
+    cells = [_cells(row, of_methods) for row in found.rows]
+    title = f"A: {found.a}, B: {found.b}"
+    table = titled_table(title, cells, form == "markdown", left=len(cells[0]) - NUMBERS)
+    summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    return f"{table}\n{summary}\n"
+
+
+def _cells(row: Row, of_methods: bool) -> dict[str, str]:
+    names = {"suite": row.suite, "architecture": row.architecture}
+    if not of_methods:
+        names["method"] = row.method
+    told = f"{row.verdict} at n = {row.n}" if row.verdict == "not distinguishable" else row.verdict
+    names["B is"] = ", ".join([told, *row.notes])
+    return names | {
+        "A %": number_text(row.a, ".2f"),
+        "B %": number_text(row.b, ".2f"),
+        "B - A": number_text(row.difference, "+.2f"),
+        f"{LEVEL:.0%} interval": interval_text(row.interval),
+        "p (Holm)": number_text(row.p, ".3f"),
+        "n": str(row.n),
+        "images/s": _times(row.rate),
+        "memory": _times(row.memory),
+    }
+
+
+def _times(ratio: float | None) -> str:
+    return MISSING if ratio is None else f"{ratio:.2f}x"
+
+
+def _by_key(side: Side) -> dict[Key, dict[int, Result]]:
+    found: dict[Key, dict[int, Result]] = {}
+    for result in side.results:
+        identity = result.identity
+        key = (
+            identity.suite,
+            identity.architecture,
+            "" if side.is_method else identity.method,
+            identity.suite_hash,
+            result.environment.precision,
+            str(result.notes.get("images", "")),
+        )
+        found.setdefault(key, {})[identity.seed] = result
+    return found
+
+
+def _row(key: Key, ours: Mapping[Key, Runs], theirs: Mapping[Key, Runs]) -> Row:
+    suite, architecture, method, *_ = key
+    a, b = ours.get(key, {}), theirs.get(key, {})
+    row = Row(suite, architecture, method, "no common seed", notes=_unfinished(a, b))
+    if not a or not b:
+        verdict, others = ("only in A", theirs) if a else ("only in B", ours)
+        notes = _why_alone(key, others) + row.notes
+        return replace(row, verdict=verdict, a=_mean(a), b=_mean(b), notes=notes)
+    row = replace(row, notes=_of_versions(a, b, of_methods=not method) + row.notes)
+    top1 = [_top1(runs) for runs in (a, b)]
+    alone = [("A", top1[0].keys() - b.keys()), ("B", top1[1].keys() - a.keys())]
+    lost = [f"{pluralize(len(seeds), 'seed')} only in {name}" for name, seeds in alone if seeds]
+    row = replace(row, notes=row.notes + lost)
+    difference = paired(top1[1], top1[0])
+    if difference is None:
+        rate, memory = _cost_ratios(a, b)
+        return replace(row, a=_mean(a), b=_mean(b), rate=rate, memory=memory)
+    seeds = difference.values.keys()
+    rate, memory = _cost_ratios(*({seed: runs[seed] for seed in seeds} for runs in (a, b)))
+    identical = all(a[s].last == b[s].last and a[s].history == b[s].history for s in seeds)
+    return replace(
+        row,
+        verdict="identical" if identical else "not distinguishable",
+        a=statistics.fmean(top1[0][seed] for seed in seeds),
+        b=statistics.fmean(top1[1][seed] for seed in seeds),
+        n=difference.n,
+        difference=difference.mean,
+        interval=difference.interval,
+        p=difference.p,
+        rate=rate,
+        memory=memory,
+    )
+
+
+def _judged(rows: list[Row]) -> list[Row]:
+    """Sorted, with p adjusted for all rows that were compared; identical ones are no hypothesis."""
+    identical = [row for row in rows if row.verdict == "identical"]
+    compared = [row for row in rows if row.p is not None and row not in identical]
+    adjusted = holm([row.p for row in compared if row.p is not None])
+    judged = []
+    for row, p in zip(compared, adjusted, strict=True):
+        assert row.difference is not None
+        told = "better" if row.difference > 0 else "worse"
+        judged.append(replace(row, p=p, verdict=told if p <= 1 - LEVEL else row.verdict))
+    judged.sort(key=lambda row: (row.p, -abs(row.difference or 0)))
+    return judged + identical + [row for row in rows if row.p is None]
+
+
+def _top1(runs: Runs) -> dict[int, float]:
+    finished = {seed: run for seed, run in runs.items() if run.status == "finished"}
+    return {seed: run.last["student"].top1 for seed, run in finished.items() if run.last}
+
+
+def _mean(runs: Runs) -> float | None:
+    top1 = _top1(runs).values()
+    return statistics.fmean(top1) if top1 else None
+
+
+def _why_alone(key: Key, others: Iterable[Key]) -> list[str]:
+    """What keeps the other side's runs of the same name from being compared."""
+    same = [other[3:] for other in others if other[:3] == key[:3]]
+    return [why for i, why in enumerate(WHY) if any(key[3:][i] != other[i] for other in same)]
+
+
+def _of_versions(a: Runs, b: Runs, of_methods: bool) -> list[str]:
+    """Where numbers may differ for another reason than what is compared."""
+    methods, harnesses = (
+        [{version(run) for run in runs.values() if run.status == "finished"} for runs in (a, b)]
+        for version in (lambda run: run.identity.method_hash, lambda run: run.harness)
+    )
+    if not all(methods):  # a side of which nothing finished
+        return []
+    notes = ["another method hash"] if methods[0] != methods[1] and not of_methods else []
+    notes += ["another harness version"] if harnesses[0] != harnesses[1] else []
+    for side, *found in zip("AB", methods, harnesses, strict=True):
+        notes += [f"more than one version in {side}"] if max(map(len, found)) > 1 else []
+    return notes
+
+
+def _unfinished(a: Runs, b: Runs) -> list[str]:
+    return [
+        f"{count} {status} in {name}"
+        for name, runs in (("A", a), ("B", b))
+        for status, count in Counter(run.status for run in runs.values()).items()
+        if status != "finished"
+    ]
+
+
+def _cost_ratios(a: Runs, b: Runs) -> tuple[float | None, float | None]:
+    """Of rates and of memory, where all runs were made alone, on one device and in one way."""
+    costs, ways = [], set()
+    for runs in (a, b):
+        alone = [r for r in runs.values() if r.status == "finished" and r.is_alone]
+        costs.append([run.cost for run in alone if run.cost])
+        for made in (run.environment for run in alone):
+            ways.add(tuple(getattr(made, name) for name in WAY))
+    if not all(costs) or len(ways) > 1:
+        return None, None
+    rates = [[c.images_per_second for c in side if c.images_per_second] for side in costs]
+    medians = [statistics.median(side) if side else None for side in rates]
+    peaks = [max(cost.peak_memory_bytes for cost in side) for side in costs]
+    rate = medians[1] / medians[0] if medians[0] and medians[1] else None
+    return rate, peaks[1] / peaks[0] if peaks[0] else None

@@ -1,0 +1,240 @@
+"""Accuracy against what training cost, over all numbers of epochs, and controls at equal cost."""
+
+import hashlib
+import json
+import math
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from kdbench.errors import pluralize, printable
+from kdbench.report.analysis.protocol import suite_of
+from kdbench.report.analysis.statistics import LEVEL, Difference, holm, paired
+from kdbench.report.analysis.summary import WAY
+from kdbench.report.tables.columns import interval_text, number_text
+from kdbench.report.tables.render import TextTable
+from kdbench.results.schema import Result
+from kdbench.suite.suite import Suite
+
+GROUP = ["suite", "key", "architecture"]
+"""What rows must share to be compared; they may differ in method and epochs."""
+
+ROW = [*GROUP, "method", "epochs"]
+
+CONTROL = ["control_top1", "control_epochs", "control_versions", "difference"]
+"""Columns of equal cost that are of the control."""
+
+Group = tuple[Hashable, ...]
+"""Values of GROUP."""
+
+ByGroup = dict[Group, TextTable]
+
+SHAPE = 1000
+"""Epochs that schedules are brought to, to tell whether they have one shape."""
+
+SPARE = ("PFLOP", "its epochs", "seeds", "p (Holm)", f"{LEVEL:.0%} interval")
+"""What a narrow terminal has where it fits, the least important first."""
+
+TOLERANCE = 0.05
+"""Of training FLOPs, within which two runs cost the same."""
+
+
+def cost_frame(results: Iterable[Result]) -> pd.DataFrame:
+    """A row per suite, architecture, method and number of epochs; finished runs only.
+
+    `suite` is the name without its epochs; `key` is a hash of what else was the same: the
+    protocol but for its epochs, the precision, the images and the version of the harness.
+    `student_top1` is the mean in per cent. `training_flops` is NaN where no run has it,
+    `training_seconds` where runs shared a device, moved or were made in several ways; `way` is the
+    one, and times of two ways have no common axis. Two versions of a method are two rows, told
+    apart by their hash; `base` is the name without it. Results of suites that this version cannot
+    read are left out.
+    """
+    return _frame(_runs(results))
+
+
+def groups_of(results: Iterable[Result]) -> list[Group]:
+    """Those that a cost frame of these results has."""
+    groups = _runs(results)[GROUP].drop_duplicates().sort_values(GROUP)
+    return list(groups.itertuples(index=False, name=None))
+
+
+def equal_cost(results: Iterable[Result], against: str = "baseline") -> pd.DataFrame:
+    """For each method the run of a control that cost the same FLOPs: the nearest within TOLERANCE.
+
+    Columns: those of ROW, `student_top1` and `training_flops` of the method; of the control, which
+    is the method named `against`, `control_top1` and `control_epochs`, NaN where there is none, and
+    `control_versions`: as in the leaderboard, the reference may have some seeds of each version.
+    `difference` is a paired `Difference`, method minus control; None where there is no control or
+    no common seed.
+    """
+    runs = _runs(results)
+    runs["method"] = runs.method.where(runs.base != against, against)
+    frame = _frame(runs)
+    accuracy: dict[Any, dict[Any, float]] = {
+        key: made.set_index("seed").student_top1.to_dict() for key, made in runs.groupby(ROW)
+    }
+    rows = []
+    for row in _records(frame[frame.method != against]):
+        control = _control(frame, row, against)
+        difference = None
+        if control is not None:
+            ours, theirs = (accuracy[tuple(run[name] for name in ROW)] for run in (row, control))
+            row |= {"control_top1": control["student_top1"]}
+            row |= {f"control_{name}": control[name] for name in ("epochs", "versions")}
+            difference = paired(ours, theirs)
+        rows.append({**row, "difference": difference})
+    columns = [*ROW, "student_top1", "training_flops", *CONTROL]
+    return pd.DataFrame(rows, columns=columns).astype({"difference": object})
+
+
+def equal_cost_tables(found: pd.DataFrame, against: str = "baseline") -> ByGroup:
+    """What `equal_cost` found, by GROUP: a table for each with a control of other epochs.
+
+    Methods without a control are named below it.
+    """
+    tables = {}
+    recipes = found.groupby(["suite", "architecture"])["key"].nunique()
+    for key, rows in found.groupby(GROUP, sort=True):
+        # A method that costs what the control does is beside it in the leaderboard already.
+        if (rows.control_epochs.notna() & (rows.control_epochs != rows.epochs)).any():
+            suite, recipe, architecture = map(str, key)
+            if recipes[suite, architecture] > 1:
+                suite = f"{suite} ({recipe[:8]})"
+            title = f"{suite}, {architecture}: {against} trained for as many FLOPs"
+            has_control = rows.control_epochs.notna()
+            notes = _uncontrolled(rows[~has_control], against)
+            without = ", ".join(rows.method[rows.training_flops.isna()].unique())
+            if without:
+                notes.append(printable(f"The FLOPs of {without} are not known."))
+            if (rows.control_versions > 1).any():
+                notes.append(f"Seeds of {against} are of several versions of it.")
+            cells = _cells(rows[has_control], against)
+            tables[key] = TextTable(title, cells, ("method",), SPARE, notes=notes)
+    return tables
+
+
+def _uncontrolled(rows: pd.DataFrame, against: str) -> list[str]:
+    known = rows[rows.training_flops.notna()]
+    if known.empty:
+        return []
+    named = [
+        f"{pluralize(epochs, 'epoch')} of {', '.join(known.method[known.epochs == epochs])}"
+        for epochs in sorted(set(known.epochs))
+    ]
+    tolerance = f"{TOLERANCE:.0%}"
+    return [printable(f"No {against} took as many FLOPs, to {tolerance}, as {'; '.join(named)}.")]
+
+
+def _runs(results: Iterable[Result]) -> pd.DataFrame:
+    """A row per finished run."""
+    rows = [
+        _run(result, suite)
+        for result in results
+        if result.status == "finished" and result.last and (suite := suite_of(result))
+    ]
+    columns = [*ROW, "base", "hash", "seed", "student_top1", *WAY, "alone", "flops", "seconds"]
+    runs = pd.DataFrame(rows, columns=columns)
+    # Two versions of a method are two rows.
+    clashes = runs.groupby([*GROUP, "method"]).hash.transform("nunique") > 1
+    runs["method"] = runs.method.where(~clashes, runs.method + " (" + runs.hash.str[:8] + ")")
+    return runs
+
+
+def _run(result: Result, suite: Suite) -> dict[str, object]:
+    assert result.last is not None
+    identity, cost = result.identity, result.cost
+    alike = [suite.digest(schedule=False), result.environment.precision]
+    alike += [str(result.notes.get("images", "")), str(result.harness)]
+    alike.append(_shape(suite))
+    name, _, changes = identity.suite.partition("@")
+    kept = [change for change in changes.split(",") if change and not change.startswith("epochs=")]
+    return {
+        "suite": f"{name}@{','.join(kept)}" if kept else name,
+        "key": hashlib.sha256(json.dumps(alike).encode()).hexdigest()[:16],
+        "architecture": identity.architecture,
+        "method": identity.method,
+        "base": identity.method,
+        "epochs": suite.schedule.epochs,
+        "hash": printable(identity.method_hash),
+        "seed": identity.seed,
+        "student_top1": result.last["student"].top1,
+        **result.environment.model_dump(include=set(WAY)),
+        "alone": result.is_alone,
+        "flops": cost.training_flops if cost else None,
+        "seconds": cost.training_seconds if cost else None,
+    }
+
+
+def _shape(suite: Suite) -> str:
+    """Of the schedule. Rounded: a third of 90 epochs is not to the last bit one of 92."""
+    whole = suite.schedule.scaled(SHAPE).model_dump(mode="json")
+    starts = [round(epoch, 6) for epoch in (whole["warmup_epochs"], *whole["milestones"])]
+    return f"{starts}, {whole['gamma']}"
+
+
+def _frame(runs: pd.DataFrame) -> pd.DataFrame:
+    groups = runs.groupby(ROW, sort=True)
+    rows = [dict(zip(ROW, key, strict=True)) | _row(made) for key, made in groups]
+    columns = [*ROW, "base", "versions", "n", "student_top1", "student_top1_sd"]
+    columns += ["training_flops", "training_seconds", "way"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [dict(zip(frame.columns, row, strict=True)) for row in frame.itertuples(index=False)]
+
+
+def _row(made: pd.DataFrame) -> dict[str, object]:
+    alone = made[made.alone]
+    comparable = len(alone[WAY].drop_duplicates()) == 1
+    return {
+        "base": made.base.iloc[0],
+        "versions": made.hash.nunique(),
+        "n": len(made),
+        "student_top1": made.student_top1.mean(),
+        "student_top1_sd": made.student_top1.std(ddof=1),
+        "training_flops": float(made.flops.astype(float).max()),
+        "training_seconds": float(alone.seconds.mean()) if comparable else math.nan,
+        "way": ", ".join(map(str, alone[WAY].iloc[0])) if comparable else None,
+    }
+
+
+def _control(frame: pd.DataFrame, row: Mapping[str, Any], against: str) -> dict[str, Any] | None:
+    group = (frame[GROUP] == [row[name] for name in GROUP]).all(axis=1)
+    controls = frame[group & (frame.method == against)]
+    distance = (controls.training_flops / row["training_flops"] - 1).abs()
+    near = distance[distance <= TOLERANCE]
+    return None if near.empty else _records(controls.loc[[near.idxmin()]])[0]
+
+
+def _cells(rows: pd.DataFrame, against: str) -> list[dict[str, str]]:
+    """P is adjusted for all methods of the table."""
+    differences: list[Difference | None] = rows.difference.tolist()
+    adjusted = iter(holm([found.p for found in differences if found]))
+    return [
+        {
+            "method": row["method"],
+            "epochs": str(row["epochs"]),
+            "student top-1 %": number_text(row["student_top1"], ".2f"),
+            "PFLOP": _pflop(row["training_flops"]),
+            f"{against} %": number_text(row["control_top1"], ".2f"),
+            "its epochs": number_text(row["control_epochs"], ".0f"),
+        }
+        | _difference(found, next(adjusted) if found else math.nan)
+        for row, found in zip(_records(rows), differences, strict=True)
+    ]
+
+
+def _pflop(flops: float) -> str:
+    return number_text(flops / 1e15, ".2g" if flops < 1e14 else ",.3f")
+
+
+def _difference(found: Difference | None, p: float) -> dict[str, str]:
+    return {
+        "difference": number_text(found.mean if found else math.nan, "+.2f"),
+        f"{LEVEL:.0%} interval": interval_text(found.interval if found else None),
+        "p (Holm)": number_text(p, ".3f"),
+        "seeds": str(found.n if found else 0),
+    }

@@ -1,0 +1,298 @@
+"""Results as a pandas frame, and one row per method with means over seeds."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+
+import pandas as pd
+
+from kdbench.errors import printable
+from kdbench.report.analysis.protocol import description, suite_of
+from kdbench.report.analysis.statistics import LEVEL, Difference, holm, paired, seeds_needed
+from kdbench.results.schema import TRAINED_BEFORE, Result
+from kdbench.roles import is_peer
+
+BOARD = ["suite", "suite_hash", "architecture"]
+"""What rows must share to stand in one table."""
+
+IDENTITY = ["method", "method_hash", "seed"]
+"""What tells the runs of a table apart."""
+
+WAY = ["device", "step", "processes", "threads"]
+"""What rates, times and memory depend on beside the work."""
+
+MADE = [*WAY, "precision", "jobs"]
+"""How a run was made: what explains a difference in its rates, and in precision its numbers."""
+
+KINDS = ["precision", "images", "harness"]
+"""What rows must share to be compared: another method differs in these for no merit of its own."""
+
+PROTOCOL = ["description", "dataset", "classes", "encoded", "all_images", "epochs"]
+"""What a table says of its suite; missing where another version's suite cannot be read."""
+
+ACCURACIES = {
+    "student_top1": "last epoch, per cent",
+    "student_top5": "last epoch, per cent",
+    "peers_top1": "mean of the networks that are not deployed, last epoch, per cent",
+    "mean_top1": "of the networks, last epoch, per cent",
+    "ensemble_top1": "last epoch, per cent",
+    "best_on_test_top1": "the student's best epoch on the test set: optimistic, per cent",
+}
+
+RUN_COLUMNS = ACCURACIES | {
+    "images_per_second": "median over windows of training steps",
+    "peak_memory_bytes": "device memory, or resident memory of the process on a CPU",
+    "training_seconds": "without evaluation",
+    "hours": "of training, on each GPU and summed, or on a CPU",
+    "waiting_share": "of the training, for data; missing where all images lie in memory",
+    "training_flops": "of all training steps; missing in results of earlier versions",
+    "parameters_trained": "",
+    "parameters_deployed": "",
+}
+
+
+def runs_frame(results: Iterable[Result]) -> pd.DataFrame:
+    """A row per run; numbers are missing where the run did not finish."""
+    rows = [_run(result) for result in results]
+    columns = [*BOARD, *PROTOCOL, *IDENTITY, "status", *MADE, "images", "harness", "moved", "alone"]
+    columns += ["memory_kind", *RUN_COLUMNS]
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.astype(dict.fromkeys(RUN_COLUMNS, float))
+
+
+def leaderboard(runs: pd.DataFrame, against: str = "baseline") -> pd.DataFrame:
+    """A row per suite, architecture and method, ordered by the student's mean accuracy.
+
+    `method` names a row; `base` is the method itself, of which there may be several versions.
+
+    Accuracies are means over seeds with the sample standard deviation (`*_sd`, missing for one
+    seed); `student_top1_by_seed` holds what they are of. `rank` is that of competitions (1, 2, 2,
+    4): means that are equal to the two decimals shown share one, and a row without a finished run
+    has none.
+
+    `difference` is the mean, over the `pairs` seeds that both have, of a method's student less
+    that of `against`: runs of one seed are paired. `difference_low` and `difference_high` bound
+    it by Student's t, `bootstrap_low` and `bootstrap_high` by resampled seeds. `p_holm` is `p`
+    adjusted for all methods of the board that are compared, `distinguishable` where it is no more
+    than 1 - LEVEL, and `seeds_needed` how many would show a difference like this one. `cost` is in
+    training FLOPs, those of `against` being 1. Rates, times and memory are of runs alone on the one
+    device that they had; where a method was run in several ways, of the one that most methods of
+    the board have. Where there is no such run, `unmeasured` says why.
+    """
+    boards = [_board(board, against) for _, board in runs.groupby(BOARD, sort=True)]
+    return pd.concat(boards, ignore_index=True) if boards else pd.DataFrame()
+
+
+def each_board(table: pd.DataFrame) -> Iterator[tuple[str, dict[str, str], pd.DataFrame]]:
+    """Title, key and rows of each board of a leaderboard.
+
+    The same name over different recipes: two boards, told apart by their hash.
+    """
+    recipes = table.groupby("suite").suite_hash.nunique()
+    for values, rows in table.groupby(BOARD, sort=True):
+        key = dict(zip(BOARD, map(str, values), strict=True))
+        name = key["suite"]
+        if recipes[name] > 1:
+            name = f"{name} ({key['suite_hash'][:8]})"
+        yield f"{name}, {key['architecture']}", key, rows
+
+
+def row_names(board: pd.DataFrame) -> "pd.Series[str]":
+    """The name of its row in the leaderboard, for each run of a board.
+
+    Two versions of a method are two rows, told apart by their hash. Where a board holds several
+    precisions, prepared images beside the originals, or runs of two versions of the harness, every
+    row says which are its own.
+    """
+    finished = board[board.status == "finished"]
+    versions = finished.groupby("method").method_hash.nunique()
+    clashes = board.method.map(versions).fillna(0) > 1
+    names = board.method.where(~clashes, board.method + " (" + board.method_hash.str[:8] + ")")
+    for kind in KINDS:
+        # What did not finish may not know its images: it tells no kinds apart.
+        if finished[kind].nunique() > 1:
+            names = names + (" (" + board[kind] + ")").where(board[kind] != "", "")
+    return names
+
+
+def _run(result: Result) -> dict[str, object]:
+    row: dict[str, object] = result.identity.model_dump(include={*BOARD, *IDENTITY})
+    row["status"] = result.status
+    row |= _protocol(result) | result.environment.model_dump(include=set(MADE))
+    row |= {"harness": f"harness {result.harness}", "moved": TRAINED_BEFORE in result.notes}
+    row |= {"images": _images(result), "alone": result.is_alone}
+    if result.status == "finished" and result.last is not None and result.cost is not None:
+        row |= _accuracies(result)
+        cost = result.cost.model_dump()
+        row |= {name: cost[name] for name in RUN_COLUMNS if name in cost}
+        row |= {"memory_kind": cost["peak_memory_kind"], "jobs": cost["jobs"]}
+        devices = result.environment.processes if row["memory_kind"] == "device" else 1
+        row["hours"] = result.cost.training_seconds * devices / 3600
+    return {k: printable(item) if isinstance(item, str) else item for k, item in row.items()}
+
+
+def _images(result: Result) -> str:
+    """Prepared ones, or originals; empty of a run that failed before it saw any."""
+    return str(result.notes.get("images", "originals" if result.status == "finished" else ""))
+
+
+def _accuracies(result: Result) -> dict[str, object]:
+    last = result.last or {}
+    row: dict[str, object] = {
+        f"{role}_top1": last[role].top1 for role in ("student", "mean", "ensemble") if role in last
+    }
+    row["student_top5"] = last["student"].top5
+    peers = [metrics.top1 for role, metrics in last.items() if is_peer(role)]
+    if peers:
+        row["peers_top1"] = sum(peers) / len(peers)
+    if result.best_on_test is not None and "student" in result.best_on_test.metrics:
+        row["best_on_test_top1"] = result.best_on_test.metrics["student"].top1
+    return row
+
+
+def _protocol(result: Result) -> dict[str, object]:
+    suite = suite_of(result)
+    if suite is None:
+        return {}
+    data = suite.data
+    return {
+        "description": description(result),
+        "dataset": data.name,
+        "classes": data.classes,
+        "encoded": data.encoded,
+        "all_images": all(data.count(part) == part.images for part in (data.train, data.test)),
+        "epochs": suite.schedule.epochs,
+    }
+
+
+def _board(board: pd.DataFrame, against: str) -> pd.DataFrame:
+    key = board[BOARD].iloc[0].to_dict()
+    protocol = board[PROTOCOL].iloc[0].to_dict()
+    usual = _usual_way(board)
+    rows = [
+        {
+            **key,
+            "method": name,
+            **_method(runs, against, usual),
+            **protocol,
+            "base": runs.method.iloc[0],
+        }
+        for name, runs in board.groupby(row_names(board), sort=True)
+    ]
+    frame = pd.DataFrame(rows)
+    frame = frame.join(pd.DataFrame(_compared(frame)))
+    flops = frame.training_flops[frame.reference].dropna().unique()
+    frame["cost"] = frame.training_flops / (flops[0] if len(flops) == 1 else math.nan)
+    shown = frame.student_top1.map(lambda mean: round(mean, 2))
+    frame["rank"] = shown.rank(method="min", ascending=False)
+    return frame.sort_values("student_top1", ascending=False, na_position="last", kind="stable")
+
+
+def _usual_way(board: pd.DataFrame) -> list[object]:
+    """In which most methods of a board have runs alone on their device, and then most runs."""
+    alone = board[(board.status == "finished") & board.alone]
+    counts = alone.groupby(WAY).method.agg(["nunique", "size"]).sort_values(["nunique", "size"])
+    return list(counts.index[-1]) if len(counts) else []
+
+
+def _method(runs: pd.DataFrame, against: str, usual: list[object]) -> dict[str, object]:
+    finished = runs[runs.status == "finished"]
+    alone = finished[finished.alone]
+    # Rates of different devices, or of compiled and eager steps, have no common mean.
+    several = len(alone[WAY].drop_duplicates()) > 1
+    comparable = alone[(alone[WAY] == usual).all(axis=1)] if several else alone
+    accuracies = finished[list(ACCURACIES)]
+    return {
+        "n": len(finished),
+        "diverged": int((runs.status == "diverged").sum()),
+        "failed": int((runs.status == "failed").sum()),
+        "student_top1_by_seed": dict(zip(finished.seed, finished.student_top1, strict=True)),
+        **accuracies.mean(),
+        **accuracies.std(ddof=1).add_suffix("_sd"),
+        "unmeasured": _why_unmeasured(finished) if alone.empty else "",
+        **comparable[WAY].max(),
+        "images_per_second": comparable.images_per_second.median(),
+        "peak_memory_bytes": comparable.peak_memory_bytes.max(),
+        "memory_kind": comparable.memory_kind.max(),
+        "training_seconds": comparable.training_seconds.mean(),
+        "hours": comparable.hours.mean(),
+        "waiting_share": comparable.waiting_share.mean(),
+        "training_flops": finished.training_flops.max(),
+        "parameters_trained": finished.parameters_trained.max(),
+        "parameters_deployed": finished.parameters_deployed.max(),
+        "reference": bool((runs.method == against).all()),
+        "kind": ", ".join(kind for name in KINDS for kind in sorted(set(finished[name]))),
+    }
+
+
+def _why_unmeasured(finished: pd.DataFrame) -> str:
+    """In a word, why no rate, time or memory of a row is one; none where no run finished."""
+    if finished.empty:
+        return ""
+    return "moved" if finished.moved.any() else "shared"
+
+
+def _compared(frame: pd.DataFrame) -> list[dict[str, object]]:
+    """How each row differs from the reference of its kind; nothing where no seed is common."""
+    references = [
+        _reference(frame.student_top1_by_seed[frame.reference & (frame.kind == kind)])
+        for kind in frame.kind
+    ]
+    found = [
+        None if itself else paired(by_seed, reference)
+        for itself, by_seed, reference in zip(
+            frame.reference, frame.student_top1_by_seed, references, strict=True
+        )
+    ]
+    compared = [difference for difference in found if difference is not None]
+    adjusted = iter(holm([difference.p for difference in compared]))
+    rows: list[dict[str, object]] = []
+    for difference, itself, reference in zip(found, frame.reference, references, strict=True):
+        if difference is not None:
+            rows.append(_statistics(difference, next(adjusted), len(compared)))
+        else:
+            row: dict[str, object] = dict.fromkeys(STATISTICS, math.nan)
+            rows.append(row | {"difference": 0.0 if itself and reference else math.nan})
+    return rows
+
+
+def _reference(rows: Iterable[Mapping[int, float]]) -> dict[int, float]:
+    """By seed; a seed that several versions of the reference have is none's."""
+    pairs = [pair for row in rows for pair in row.items()]
+    seeds = [seed for seed, _ in pairs]
+    return {seed: top1 for seed, top1 in pairs if seeds.count(seed) == 1}
+
+
+STATISTICS = (
+    "difference",
+    "pairs",
+    "difference_sd",
+    "difference_low",
+    "difference_high",
+    "bootstrap_low",
+    "bootstrap_high",
+    "p",
+    "p_holm",
+    "distinguishable",
+    "seeds_needed",
+)
+
+
+def _statistics(difference: Difference, p_holm: float, comparisons: int) -> dict[str, object]:
+    nothing = (math.nan, math.nan)
+    low, high = difference.interval or nothing
+    bootstrap_low, bootstrap_high = difference.bootstrap or nothing
+    needed = seeds_needed(difference.mean, difference.sd, comparisons)
+    values = (
+        difference.mean,
+        difference.n,
+        math.nan if difference.sd is None else difference.sd,
+        low,
+        high,
+        bootstrap_low,
+        bootstrap_high,
+        difference.p,
+        p_holm,
+        p_holm <= 1 - LEVEL,
+        math.nan if needed is None else needed,
+    )
+    return dict(zip(STATISTICS, values, strict=True))

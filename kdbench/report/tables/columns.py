@@ -1,0 +1,277 @@
+"""The columns of a leaderboard: what each cell says, and what it is sorted by."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+from kdbench.errors import UserError, unknown
+from kdbench.report.analysis.statistics import MOST_SEEDS
+from kdbench.report.analysis.summary import WAY
+
+MISSING = "n/a"
+
+ACCURACIES = ("top1", "top5", "peers", "mean", "ensemble")
+"""Columns that hold accuracies of the last epoch."""
+
+ALWAYS = ("rank", "method", "top1", "n", "vs", "rate", "memory", "hours")
+"""Of the default columns, those that stand even where nothing is known."""
+
+DEFAULT = (
+    *("rank", "method", "top1", "top5", "n", "vs", "verdict", "peers", "ensemble", "rate"),
+    *("cost", "memory", "hours", "waiting", "params"),
+)
+
+PAPER = ("method", "top1", "top5", "n", "vs", "peers", "ensemble", "cost")
+"""Of the default columns, those for which a printed page is wide enough."""
+
+DISPENSABLE = (
+    *("waiting", "params", "hours", "memory", "peers", "rate", "cost", "ensemble", "top5"),
+    "verdict",
+)
+"""What a narrow terminal has where it fits, the least important first."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column, however the table is written."""
+
+    name: str
+    """In --columns."""
+    heading: str
+    text: Callable[[pd.Series], str]
+    """The cell of a row; MISSING where nothing is known."""
+    value: Callable[[pd.Series], float | str | None]
+    """What to sort rows by; None where nothing is known."""
+    words: bool = False
+    """Words stand on the left, numbers on the right."""
+    better: Literal["high", "low"] | None = None
+
+
+def columns(
+    board: pd.DataFrame,
+    names: Sequence[str] | None,
+    against: str,
+    default: Sequence[str] = DEFAULT,
+) -> list[Column]:
+    """The named columns of a leaderboard, or with None those that a table usually has.
+
+    Usually, top-5 stands where there are more than 100 classes or images are encoded, and a
+    column in which nothing is known is left out. The name "all" stands for every column.
+
+    Raises:
+        UserError: there is no column of some name.
+    """
+    every = {column.name: column for column in _every(board, against)}
+    if names is None:
+        hard = board.encoded.eq(True).any() or bool((board.classes.dropna() > 100).any())
+        usual = [every[name] for name in default if hard or name != "top5"]
+        return [column for column in usual if column.name in ALWAYS or _says(column, board)]
+    if not names:
+        raise UserError(f"--columns names no column; choose from: {', '.join([*every, 'all'])}.")
+    chosen: dict[str, Column] = {}
+    for name in names:
+        if name != "all" and name not in every:
+            raise unknown("column", name, [*every, "all"])
+        chosen |= every if name == "all" else {name: every[name]}
+    return list(chosen.values())
+
+
+def _says(column: Column, board: pd.DataFrame) -> bool:
+    return any(column.text(row) != MISSING for _, row in board.iterrows())
+
+
+def _every(board: pd.DataFrame, against: str) -> list[Column]:
+    return [
+        *_result_columns(board, against),
+        *_cost_columns(board, against),
+        Column(
+            "best",
+            "best on test % (optimistic)",
+            _spread("best_on_test_top1"),
+            _number("best_on_test_top1"),
+            better="high",
+        ),
+        Column("values", "student top-1 % by seed", _by_seed, lambda row: None, words=True),
+    ]
+
+
+def _result_columns(board: pd.DataFrame, against: str) -> list[Column]:
+    ranks = board.groupby(["suite", "suite_hash", "architecture"])["rank"].value_counts()
+    tied = {key for key, count in ranks.items() if count > 1}
+
+    def rank(row: pd.Series) -> str:
+        if math.isnan(row["rank"]):
+            return MISSING
+        shared = (row.suite, row.suite_hash, row.architecture, row["rank"]) in tied
+        return f"{row['rank']:.0f}{'=' if shared else ''}"
+
+    return [
+        Column("rank", "rank", rank, _number("rank"), better="low"),
+        Column("method", "method", lambda row: row.method, lambda row: row.method, words=True),
+        _accuracy("top1", "student top-1 %", "student_top1"),
+        _accuracy("top5", "student top-5 %", "student_top5"),
+        Column("n", "n", _count, lambda row: float(row.n)),
+        Column("vs", f"vs {against}", _difference, _number("difference"), better="high"),
+        Column("verdict", "verdict", _verdict, _number("p_holm"), words=True, better="low"),
+        Column(
+            "bootstrap",
+            f"vs {against}, bootstrap interval",
+            _bootstrap,
+            _number("bootstrap_low"),
+            better="high",
+        ),
+        Column("p", "p (Holm)", _formatted("p_holm", ".3f"), _number("p_holm"), better="low"),
+        _accuracy("peers", "peers %", "peers_top1"),
+        _accuracy("mean", "mean of networks %", "mean_top1"),
+        _accuracy("ensemble", "ensemble %", "ensemble_top1"),
+    ]
+
+
+def _cost_columns(board: pd.DataFrame, against: str) -> list[Column]:
+    differing = [name for name in WAY if board[name].nunique() > 1]
+    kinds = sorted(board.memory_kind.dropna().unique())
+    hours = " or ".join("GPU-hours" if kind == "device" else "hours" for kind in kinds) or "hours"
+
+    def rate(row: pd.Series) -> str:
+        """Of runs that shared a device or moved there is none; several ways are told apart."""
+        if row.unmeasured:
+            return str(row.unmeasured)
+        text = _formatted("images_per_second", ",.0f")(row)
+        ways = [
+            row[name] if isinstance(row[name], str) else f"{name} {row[name]:.0f}"
+            for name in differing
+        ]
+        return f"{text} ({', '.join(ways)})" if ways and text != MISSING else text
+
+    def memory(row: pd.Series) -> float | None:
+        taken = _number("peak_memory_bytes")(row)
+        return None if taken is None else taken / 2**20
+
+    return [
+        Column("rate", "images/s", rate, _number("images_per_second"), better="high"),
+        Column(
+            "cost",
+            f"cost (x {against})",
+            _formatted("cost", ".2f"),
+            _number("cost"),
+            better="low",
+        ),
+        Column(
+            "memory",
+            f"peak MiB ({', '.join(kinds) or MISSING})",
+            lambda row: number_text(memory(row), ",.0f"),
+            memory,
+            better="low",
+        ),
+        Column("hours", hours, _hours, _number("hours"), better="low"),
+        Column("training", "training", _duration, _number("training_seconds"), better="low"),
+        Column(
+            "waiting",
+            "waiting for data",
+            _formatted("waiting_share", ".0%"),
+            _number("waiting_share"),
+            better="low",
+        ),
+        Column(
+            "params",
+            "params trained / deployed",
+            _parameters,
+            _number("parameters_trained"),
+            better="low",
+        ),
+    ]
+
+
+def _accuracy(name: str, heading: str, key: str) -> Column:
+    return Column(name, heading, _spread(key), _number(key), better="high")
+
+
+def _number(key: str) -> Callable[[pd.Series], float | None]:
+    return lambda row: None if pd.isna(row[key]) else float(row[key])
+
+
+def _formatted(key: str, spec: str) -> Callable[[pd.Series], str]:
+    return lambda row: number_text(row[key], spec)
+
+
+def number_text(number: float | None, spec: str) -> str:
+    """A number by a format's rule; MISSING where it is not known."""
+    return MISSING if number is None or math.isnan(number) else format(number, spec)
+
+
+def interval_text(interval: tuple[float, float] | None) -> str:
+    """`-0.21 to +2.96`, in percentage points."""
+    return MISSING if interval is None else "{:+.2f} to {:+.2f}".format(*interval)
+
+
+def mean_and_deviation(mean: float, sd: float | None) -> str:
+    """`72.70 ± 0.16`; the sample standard deviation of one value is n/a."""
+    return f"{mean:.2f} ± {number_text(sd, '.2f')}"
+
+
+def _spread(key: str) -> Callable[[pd.Series], str]:
+    def text(row: pd.Series) -> str:
+        return MISSING if pd.isna(row[key]) else mean_and_deviation(row[key], row[f"{key}_sd"])
+
+    return text
+
+
+def _bootstrap(row: pd.Series) -> str:
+    known = not math.isnan(row.bootstrap_low)
+    return interval_text((row.bootstrap_low, row.bootstrap_high) if known else None)
+
+
+def _difference(row: pd.Series) -> str:
+    """With its interval, and with its number of seeds where that is not the row's."""
+    if math.isnan(row.difference):
+        return MISSING
+    text = f"{row.difference:+.2f}"
+    if not math.isnan(row.difference_low):
+        text += f" [{row.difference_low:+.2f}, {row.difference_high:+.2f}]"
+    return f"{text} ({row.pairs:.0f} of {row.n})" if row.pairs < row.n else text
+
+
+def _verdict(row: pd.Series) -> str:
+    """With the number of seeds that a difference like this one needs, where there are fewer."""
+    if row.reference:
+        return "reference"
+    if math.isnan(row.p_holm):
+        return MISSING
+    if row.distinguishable:
+        return f"{'better' if row.difference > 0 else 'worse'} (p = {row.p_holm:.3f})"
+    text = f"not distinguishable at n = {row.pairs:.0f}"
+    if row.seeds_needed > row.pairs:
+        return f"{text} (needs ~{row.seeds_needed:.0f})"
+    beyond = math.isnan(row.seeds_needed) and row.difference != 0 and row.difference_sd > 0
+    return f"{text} (needs > {MOST_SEEDS:,})" if beyond else text
+
+
+def _count(row: pd.Series) -> str:
+    lost = [f"{row[kind]} {kind}" for kind in ("diverged", "failed") if row[kind]]
+    return f"{row.n} ({', '.join(lost)})" if lost else str(row.n)
+
+
+def _by_seed(row: pd.Series) -> str:
+    values = [f"{seed}: {top1:.2f}" for seed, top1 in sorted(row.student_top1_by_seed.items())]
+    return ", ".join(values) or MISSING
+
+
+def _hours(row: pd.Series) -> str:
+    return number_text(row.hours, ",.1f" if row.hours >= 10 else ".2g")
+
+
+def _duration(row: pd.Series) -> str:
+    if math.isnan(row.training_seconds):
+        return MISSING
+    minutes, seconds = divmod(round(row.training_seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def _parameters(row: pd.Series) -> str:
+    if math.isnan(row.parameters_trained):
+        return MISSING
+    return f"{row.parameters_trained / 1e6:.2f} M / {row.parameters_deployed / 1e6:.2f} M"

@@ -1,0 +1,218 @@
+"""Numbers that others have published, each with its protocol: shown beside ours, never ranked.
+
+One TOML file a source, results/published/<source>.toml. What a source does not state is absent.
+"""
+
+import math
+import statistics
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import pandas as pd
+from pydantic import Field, ValidationError, model_validator
+
+from kdbench.errors import printable
+from kdbench.report.tables.columns import MISSING, mean_and_deviation
+from kdbench.results.files import DamagedFile, read_small_file
+from kdbench.results.schema import Percent
+from kdbench.suite.sections import Pair, Positive, Section
+from kdbench.validation import describe
+
+TITLE = "Published by others (their protocols; not ranked)"
+NOT_STATED = "not stated"
+
+WORDS = ("method", "source")
+"""Columns of words."""
+
+SPARE = ("batch", "network", "networks", "runs", "weight decay", "epochs")
+"""Columns that a narrow terminal does without, the least important first."""
+
+OURS_BEST = "ours, best on test %"
+"""Column that stands where a source's number is of that epoch."""
+
+SHORTEST = {False: 100, True: 90}
+"""Epochs of a suite that published numbers may stand beside, by whether images are encoded."""
+
+
+ALIKE = 0.05
+"""Share by which our number of epochs may be another than theirs for a difference to be shown."""
+
+
+class Entry(Section):
+    """One number: the values of its runs, or their mean, or the range that a source gives."""
+
+    architecture: str
+    method: str
+    """By kdbench's name, where kdbench has it."""
+    role: str | None = None
+    """Of the network whose accuracy it is."""
+    top1: Annotated[tuple[Percent, ...], Field(strict=False, min_length=1)] | None = None
+    mean: Percent | None = None
+    sd: Percent | None = None
+    range: Pair | None = None
+
+    @model_validator(mode="after")
+    def _one_number(self) -> Self:
+        if sum(form is not None for form in (self.top1, self.mean, self.range)) != 1:
+            raise ValueError("give one of top1, mean and range")
+        if self.sd is not None and self.mean is None:
+            raise ValueError("sd goes with mean")
+        return self
+
+    @property
+    def center(self) -> float | None:
+        """Per cent; None for a range."""
+        return self.mean if self.top1 is None else statistics.fmean(self.top1)
+
+    @property
+    def text(self) -> str:
+        if self.range is not None:
+            return f"{self.range[0]:.2f} to {self.range[1]:.2f}"
+        sd = self.sd if self.top1 is None or len(self.top1) < 2 else statistics.stdev(self.top1)
+        return f"{self.center:.2f}" if sd is None else mean_and_deviation(self.center or 0, sd)
+
+
+class Table(Section):
+    """Numbers of one protocol."""
+
+    dataset: str
+    """As suites name it."""
+    protocol: str
+    """In words."""
+    epochs: Positive | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    networks: Positive | None = None
+    batch_size: Positive | None = None
+    epoch: Literal["best on test", "last"] | None = None
+    """Which one the number is of."""
+    runs: Positive | None = None
+    entries: Annotated[tuple[Entry, ...], Field(strict=False, min_length=1)]
+
+
+class Source(Section):
+    """A paper, or what else numbers come from."""
+
+    name: str
+    """As tables cite it."""
+    authors: str | None = None
+    title: str | None = None
+    venue: str | None = None
+    year: Positive | None = None
+    url: str | None = None
+    tables: Annotated[tuple[Table, ...], Field(strict=False, min_length=1)]
+
+
+def read_published(results: Path) -> Iterator[Source | DamagedFile]:
+    """All sources of a results folder, or why a file is none."""
+    for file in sorted(results.glob("published/*.toml")):
+        try:
+            content = tomllib.loads(read_small_file(file).decode())
+            yield Source.model_validate(content)
+        except ValidationError as error:
+            yield DamagedFile(file, "; ".join(describe(error, Source)))
+        except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, too deep a nest
+            yield DamagedFile(file, f"it is no valid TOML: {error}")
+        except OSError as error:
+            yield DamagedFile(file, error.strerror or str(error))
+
+
+def published_cells(sources: Sequence[Source], board: pd.DataFrame) -> list[dict[str, str]]:
+    """What others have published of a board's data set and architecture, a row each, by heading.
+
+    Nothing beside a suite that uses a part of the images, or too short a schedule to compare.
+    `ours less theirs` is known where the board has the same method over as many epochs, as far as
+    they state it, and says of which epoch ours is; protocols differ all the same.
+    """
+    ours = board.drop_duplicates("base", keep=False).set_index("base")
+    rows = [
+        _cells(source, table, entry, _ours(table, entry, ours))
+        for source, table, entry in _beside(sources, board)
+    ]
+    if all(row[OURS_BEST] == MISSING for row in rows):
+        rows = [{key: text for key, text in row.items() if key != OURS_BEST} for row in rows]
+    return [{key: printable(text) for key, text in row.items()} for row in rows]
+
+
+def published_notes(sources: Sequence[Source], board: pd.DataFrame) -> list[str]:
+    """Where the numbers of `published_cells` come from, and their protocols in words."""
+    notes = [_note(source, table) for source, table, _ in _beside(sources, board)]
+    return [printable(note) for note in dict.fromkeys(notes)]
+
+
+def published_apart(
+    sources: Sequence[Source], boards: Sequence[pd.DataFrame]
+) -> tuple[list[dict[str, str]], list[str]]:
+    """Cells and notes of what may stand beside none of the boards: nothing of ours compares."""
+    beside = [id(entry) for board in boards for *_, entry in _beside(sources, board)]
+    cells, notes = [], []
+    for source in sources:
+        for table in source.tables:
+            for entry in table.entries:
+                if id(entry) in beside:
+                    continue
+                row = {"data set": table.dataset, "architecture": entry.architecture}
+                row |= _cells(source, table, entry, {})
+                cells.append({key: printable(text) for key, text in row.items()})
+                notes.append(printable(_note(source, table)))
+    return cells, list(dict.fromkeys(notes))
+
+
+def _note(source: Source, table: Table) -> str:
+    dated = " ".join(str(part) for part in (source.venue, source.year) if part is not None)
+    about = [part for part in (source.authors, source.title, dated, source.url) if part]
+    return f"{source.name}: {table.protocol}" + (f" ({', '.join(about)})" if about else "")
+
+
+def _beside(
+    sources: Sequence[Source], board: pd.DataFrame
+) -> Iterator[tuple[Source, Table, Entry]]:
+    """What was published of a board's data set and architecture, where it may stand beside it."""
+    suite = board.iloc[0]
+    if pd.isna(suite.epochs) or not suite.all_images:
+        return
+    if suite.epochs < SHORTEST[bool(suite.encoded)]:
+        return
+    for source in sources:
+        for table in source.tables:
+            for entry in table.entries:
+                if (table.dataset, entry.architecture) == (suite.dataset, suite.architecture):
+                    yield source, table, entry
+
+
+def _ours(table: Table, entry: Entry, board: pd.DataFrame) -> dict[str, str]:
+    """Ours by the epoch that theirs is of; by the last one where their source does not say."""
+    best = table.epoch == "best on test"
+    cells = dict.fromkeys((OURS_BEST, "ours less theirs"), MISSING)
+    column = "best_on_test_top1" if best else "student_top1"
+    mean = board[column].get(entry.method, math.nan)
+    if math.isnan(mean):
+        return cells
+    if best:
+        cells[OURS_BEST] = mean_and_deviation(mean, board[f"{column}_sd"][entry.method])
+    epochs = board.epochs[entry.method]
+    if entry.center is not None and abs(epochs / (table.epochs or epochs) - 1) <= ALIKE:
+        epoch = "best on test" if best else "last epoch"
+        cells["ours less theirs"] = f"{mean - entry.center:+.2f} ({epoch})"
+    return cells
+
+
+def _cells(source: Source, table: Table, entry: Entry, ours: Mapping[str, str]) -> dict[str, str]:
+    return {
+        "method": entry.method,
+        "source": source.name,
+        "top-1 %": entry.text,
+        **ours,
+        "network": entry.role or NOT_STATED,
+        "epochs": _stated(table.epochs),
+        "epoch shown": table.epoch or NOT_STATED,
+        "weight decay": _stated(table.weight_decay),
+        "networks": _stated(table.networks),
+        "batch": _stated(table.batch_size),
+        "runs": _stated(len(entry.top1) if entry.top1 else table.runs),
+    }
+
+
+def _stated(value: float | None) -> str:
+    return NOT_STATED if value is None else f"{value:g}"

@@ -1,0 +1,1 @@
+"""Results on disk: their schema, reading and writing."""

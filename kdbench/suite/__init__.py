@@ -1,0 +1,1 @@
+"""Suites: everything that makes runs comparable, validated, immutable and hashed."""

@@ -1,1 +1,0 @@
-"""The methods: one file each. A new file here, or anywhere, is a new method."""

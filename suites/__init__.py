@@ -1,1 +1,0 @@
-"""The suites: one TOML file each, and the embedded digits data set."""
