@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Ctrl-C, and what cluster managers send before they take a node away."""
 
 
-WRITING = "writes a checkpoint"
+CHECKPOINT_THREAD_NAME = "writes a checkpoint"
 """Name of a thread that Python must not end beside: it would abort."""
 
 
@@ -33,7 +33,7 @@ def exit_code(interrupt: KeyboardInterrupt) -> int:
 
 def leave(code: int) -> NoReturn:
     """End this process: at once beside a checkpoint that a user in a hurry does not wait for."""
-    if any(thread.name == WRITING for thread in threading.enumerate()):
+    if any(thread.name == CHECKPOINT_THREAD_NAME for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

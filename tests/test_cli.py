@@ -320,7 +320,7 @@ def test_a_mixed_cohort_deploys_the_network_named_last(run_tiny):
         cost = json.loads(file.read_text())["cost"]
         assert (cost["parameters_trained"], cost["parameters_deployed"]) == (trained, 78_042)
     code, _, err = run_tiny("--methods", "ffsd", *architectures)
-    assert code == 2 and is_one_sentence(err) and "needs equal networks" in err
+    assert code == 2 and is_one_sentence(err) and "networks of one architecture" in err
 
 
 def test_module_and_unknown_option_through_the_interpreter():

@@ -16,7 +16,7 @@ from kdbench.discovery import find_methods
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.run import Run
 from kdbench.engine.spec import RunSpec
-from kdbench.engine.step import TOLERANCE, Mode, State, state_tensors
+from kdbench.engine.step import REPLAY_TOLERANCE, Mode, TrainingState, state_tensors
 from kdbench.launch.plan import make_specs
 from kdbench.suite.load import load_suite
 
@@ -65,7 +65,7 @@ def test_a_recorded_step_gives_the_losses_of_an_eager_one(make_run, method, mode
         for views, labels in eager.training.epoch(epoch):
             if steps > 0:  # they begin alike
                 hand_over_in_place(eager, other)
-            before = State(eager.method, eager.optimizers)
+            before = TrainingState(eager.method, eager.optimizers)
             expected, values = eager.step(views, labels), other.step(views, labels).clone()
             small = 1e-6 * expected.sum().item()  # a small term is a difference of large numbers
             torch.testing.assert_close(values, expected, rtol=1e-5, atol=small)
@@ -73,8 +73,10 @@ def test_a_recorded_step_gives_the_losses_of_an_eager_one(make_run, method, mode
         if steps >= STEPS:
             break
     assert steps >= STEPS and watcher.messages == [] and other.step.mode == mode
-    updated = State(eager.method, eager.optimizers)
-    assert State(other.method, other.optimizers).difference(updated, before) < TOLERANCE
+    updated = TrainingState(eager.method, eager.optimizers)
+    assert (
+        TrainingState(other.method, other.optimizers).difference(updated, before) < REPLAY_TOLERANCE
+    )
 
 
 @torch.no_grad()

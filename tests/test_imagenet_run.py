@@ -29,10 +29,10 @@ from kdbench.data import IGNORE_INDEX
 from kdbench.data.encoded.images import workers
 from kdbench.data.encoded.workers import DecodePool
 from kdbench.discovery import find_methods
-from kdbench.engine import data_stats as intake_module
+from kdbench.engine import data_stats as data_stats_module
 from kdbench.engine import run as run_module
 from kdbench.engine.checkpoint import Progress
-from kdbench.engine.data_stats import Intake, waiting_share
+from kdbench.engine.data_stats import DataStats, waiting_share
 from kdbench.engine.evaluate import evaluate
 from kdbench.engine.run import Run
 from kdbench.engine.spec import RunSpec
@@ -234,10 +234,10 @@ def test_an_unjudged_image_is_wrong_and_has_no_loss():
 def test_waiting_is_added_up_over_epochs_and_much_of_it_is_said_once(accelerator):
     training = SimpleNamespace(waited_seconds=0.5, undecodable={})
     said: list[str] = []
-    intake, progress = Intake(training, (), accelerator, said.append), Progress()
+    data_stats, progress = DataStats(training, (), accelerator, said.append), Progress()
     for total in (0.5, 2.5, 5.5):
         training.waited_seconds = total
-        intake.account_waiting(progress, seconds=10)
+        data_stats.record_waiting(progress, seconds=10)
         progress.training_seconds += 10
     assert progress.waiting_seconds == 5.5 and waiting_share(progress) == 5.5 / 30
     (message,) = said  # 5 % of the first epoch are not much
@@ -246,14 +246,14 @@ def test_waiting_is_added_up_over_epochs_and_much_of_it_is_said_once(accelerator
 
 def test_of_several_processes_the_one_that_waits_most_counts(monkeypatch):
     others = iter([6.0, 0.0])
-    monkeypatch.setattr(intake_module, "gather_object", lambda own: [*own, next(others)])
+    monkeypatch.setattr(data_stats_module, "gather_object", lambda own: [*own, next(others)])
     training = SimpleNamespace(waited_seconds=0.0, undecodable={})
     said: list[str] = []
     two = SimpleNamespace(num_processes=2)
-    intake, progress = Intake(training, (), two, said.append), Progress()
+    data_stats, progress = DataStats(training, (), two, said.append), Progress()
     for total in (0.0, 3.0):
         training.waited_seconds = total
-        intake.account_waiting(progress, seconds=10)
+        data_stats.record_waiting(progress, seconds=10)
     assert progress.waiting_seconds == 6.0 + 3.0
     assert len(said) == 1 and "60% of the time" in said[0]
 

@@ -245,14 +245,14 @@ def test_8_of_two_checkpoints_the_whole_one_counts(make_run):
     watcher = Watcher()
     assert make_run("dml", watcher=watcher).train().history == expected.history
     (said,) = watcher.messages
-    assert said.endswith(f": {last.name} is damaged; it goes on after step 8 of 12.")
+    assert f"{last.name} is damaged" in said and "resumes after step 8 of 12" in said
     assert watcher.steps == 4  # one epoch of three
     damage(last)
     before.write_bytes(before.read_bytes()[:1000])
     watcher = Watcher()
     assert make_run("dml", watcher=watcher).train().history == expected.history
     (said,) = watcher.messages
-    assert said.endswith(f": {last.name}, {before.name} are damaged; it begins anew.")
+    assert f"{last.name}, {before.name} are damaged" in said and "from the beginning" in said
     assert watcher.steps == 12
 
 

@@ -170,7 +170,7 @@ def test_after_a_killed_process_the_same_run_goes_on_alone(run_tiny):
     first = log.read_text()
     assert first.count("\n") == 1
     code, _, err = run_tiny("--methods", method)
-    going_on = "kdbench: killed resnet8 seed 0 goes on after step 4 of 8.\n"
+    going_on = "kdbench: killed resnet8 seed 0 resumes after step 4 of 8.\n"
     assert (code, err) == (0, going_on) and log.read_text().startswith(first)
     assert result_of("killed")["environment"]["processes"] == 1
 
@@ -233,7 +233,7 @@ def test_machines_need_no_common_disk(run_tiny):
     ) as second:
         code, out, said = finish([*launcher, "--node-rank=0", *command[1:]])
         silence = second.communicate(timeout=60)[0]
-    going_on = "kdbench: stops resnet8 seed 0 goes on after step 4 of 8."
+    going_on = "kdbench: stops resnet8 seed 0 resumes after step 4 of 8."
     assert (code, said, silence) == (0, [going_on], b"") and out.count("tiny, resnet8") == 1
     result = result_of("stops")
     assert result["environment"]["processes"] == 2

@@ -101,7 +101,10 @@ def test_changes_of_a_suite_have_one_order(suite: Suite):
         (["--match-cost", "fsd"], "Did you mean 'ffsd'?"),
         (["--match-cost", "all"], "takes one method"),
         (["--match-cost", "ffsd", "--epochs", "3"], "leave out --epochs"),
-        (["--match-cost", "ffsd", "--architectures", "resnet20+resnet8"], "needs equal networks"),
+        (
+            ["--match-cost", "ffsd", "--architectures", "resnet20+resnet8"],
+            "networks of one architecture",
+        ),
     ],
 )
 def test_what_cannot_be_matched_is_one_sentence(run_tiny, arguments, words):

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from kdbench.discovery import find_methods
 from kdbench.engine import step as step_module
-from kdbench.engine.compile_mode import step_mode
+from kdbench.engine.compile_mode import resolve_compile_mode
 from kdbench.engine.optimizers import build_optimizers, set_learning_rates
 from kdbench.engine.run import Run
 from kdbench.engine.spec import RunSpec
-from kdbench.engine.step import TOLERANCE, State, TrainingStep
+from kdbench.engine.step import REPLAY_TOLERANCE, TrainingState, TrainingStep
 from kdbench.launch import estimate
 from kdbench.launch.execution import run_one
 from kdbench.launch.plan import PlannedRun
@@ -64,7 +64,7 @@ def test_a_compiled_step_gives_the_losses_of_an_eager_one(make_run, method):
             run.method.train().begin_epoch(epoch)
         for views, labels in eager.training.epoch(epoch):
             hand_over(eager, other)
-            before = State(eager.method, eager.optimizers)
+            before = TrainingState(eager.method, eager.optimizers)
             expected, values = eager.step(views, labels), compiled(views, labels)
             # A small term is a difference of large numbers: it is held to the sum of all.
             small = 1e-6 * expected.sum().item()
@@ -73,8 +73,10 @@ def test_a_compiled_step_gives_the_losses_of_an_eager_one(make_run, method):
         if steps >= STEPS:
             break
     assert steps >= STEPS and messages == [] and compiled.mode == "inductor"
-    updated = State(eager.method, eager.optimizers)
-    assert State(other.method, other.optimizers).difference(updated, before) < TOLERANCE
+    updated = TrainingState(eager.method, eager.optimizers)
+    assert (
+        TrainingState(other.method, other.optimizers).difference(updated, before) < REPLAY_TOLERANCE
+    )
 
 
 def hand_over(source: Run, target: Run) -> None:
@@ -96,7 +98,7 @@ def hand_over(source: Run, target: Run) -> None:
 def test_auto_compiles_what_is_long_enough_to_repay_it(monkeypatch, suite, on_cpu, on_gpu):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     loaded, (cpu, gpu) = load_suite(suite), map(torch.device, ("cpu", "cuda"))
-    way = partial(step_mode, "auto", loaded, loaded.default_architecture)
+    way = partial(resolve_compile_mode, "auto", loaded, loaded.default_architecture)
     assert (way(cpu), way(gpu)) == (on_cpu, on_gpu)
     # The exchange between processes cannot be part of a graph.
     assert way(gpu, 2) == ("inductor" if "inductor" in on_gpu else "eager")
@@ -177,7 +179,7 @@ class Recorder:
     def __call__(
         self, step: Callable[[], Tensor], *_: object
     ) -> tuple[Callable[[], object], Tensor]:
-        before = State(self.run.method, self.run.optimizers)
+        before = TrainingState(self.run.method, self.run.optimizers)
         output = step().clone()
         before.restore()
         return lambda: self.replay(step, output), output
@@ -220,7 +222,7 @@ def test_a_recorded_step_trains_as_the_step_itself_or_is_not_kept(
     make_run, monkeypatch, recorder: type[Recorder], complaint: str | None
 ):
     eager, other = make_run("independent", folder="eager"), make_run("independent", folder="graph")
-    monkeypatch.setattr(step_module, "cuda_graph", recorder(other))
+    monkeypatch.setattr(step_module, "capture_cuda_graph", recorder(other))
     messages: list[str] = []
     recorded = TrainingStep(other.method, other.optimizers, "fp32", "graph", messages.append)
     for epoch in range(3):
@@ -250,7 +252,7 @@ def test_compiled_for_a_graph_networks_are_compiled_once_for_all_of_them(make_ru
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     eager, other = make_run("ffsd", folder="eager"), make_run("ffsd", folder="graph")
-    monkeypatch.setattr(step_module, "cuda_graph", Recorder(other))
+    monkeypatch.setattr(step_module, "capture_cuda_graph", Recorder(other))
     messages: list[str] = []
     both = TrainingStep(other.method, other.optimizers, "fp32", "inductor+graph", messages.append)
     for views, labels in eager.training.epoch(0):
@@ -265,17 +267,17 @@ def test_the_state_of_a_step_is_all_that_it_changes(make_run):
     run = make_run("ffsd")
     views, labels = next(iter(run.training.epoch(0)))
     run.method.train().begin_epoch(0)
-    before = State(run.method, run.optimizers)  # optimizers have made no state yet
+    before = TrainingState(run.method, run.optimizers)  # optimizers have made no state yet
     first = run.step(views, labels)
     before.restore()
     assert not any(optimizer.state for optimizer in run.optimizers)
     again = run.step(views, labels)
     assert torch.equal(first, again)
-    after = State(run.method, run.optimizers)
+    after = TrainingState(run.method, run.optimizers)
     run.step(views, labels)
-    third = State(run.method, run.optimizers)
+    third = TrainingState(run.method, run.optimizers)
     after.restore()
-    assert State(run.method, run.optimizers).difference(third, after) == 1.0
+    assert TrainingState(run.method, run.optimizers).difference(third, after) == 1.0
 
 
 def test_rates_of_a_recorded_step_are_tensors_that_it_reads(suite):

@@ -16,7 +16,7 @@ from torch import distributed
 
 from kdbench.engine import run as run_module
 from kdbench.engine import run_files as files
-from kdbench.engine.observer import Observers
+from kdbench.engine.observer import CompositeObserver
 from kdbench.engine.result_builder import DivergedError
 from kdbench.engine.run import Run
 from kdbench.engine.stop import Stop, StoppedError
@@ -33,7 +33,7 @@ def test_a_signal_interrupts_at_once_unless_a_run_heeds_it(number):
     before = signal.getsignal(number)
     stop = Stop()
     with stop.on(*SIGNALS):
-        with stop.heeded():
+        with stop.deferred():
             signal.raise_signal(number)
         assert stop.received == [number] and stop.requested
         with pytest.raises(KeyboardInterrupt):
@@ -43,7 +43,7 @@ def test_a_signal_interrupts_at_once_unless_a_run_heeds_it(number):
 
 def test_only_a_second_ctrl_c_interrupts_a_run_that_heeds():
     stop = Stop()
-    with stop.on(*SIGNALS), stop.heeded():
+    with stop.on(*SIGNALS), stop.deferred():
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
@@ -87,14 +87,14 @@ def test_a_result_says_where_it_was_trained_before(make_run):
     whole = make_run("baseline", folder="whole").train()
     stopper = Stopper(after=6)
     elsewhere = make_run("baseline", watcher=stopper, stop=stopper.stop)
-    here, elsewhere.place = elsewhere.place, "another GPU"
+    here, elsewhere.hardware = elsewhere.hardware, "another GPU"
     elsewhere.memory = SimpleNamespace(peak=lambda: 2**60, kind="device")
     with pytest.raises(StoppedError):
         elsewhere.train()
     for after, place in ((1, here), (2, "another GPU")):  # there, here, and there again
         stopper = Stopper(after=after)
         run = make_run("baseline", watcher=stopper, stop=stopper.stop)
-        run.place = place
+        run.hardware = place
         with pytest.raises(StoppedError):
             run.train()
     result = make_run("baseline").train()
@@ -109,14 +109,14 @@ def test_a_result_says_where_it_was_trained_before(make_run):
 def test_a_plan_that_is_stopped_in_mid_epoch_goes_on_there(run_tiny, monkeypatch, number):
     code, _, _ = run_tiny("--methods", "baseline", "--results-dir", "alone", "--runs-dir", "a")
     assert code == 0
-    original = Observers.on_step
+    original = CompositeObserver.on_step
 
-    def step_and_signal(observers: Observers) -> None:
+    def step_and_signal(observers: CompositeObserver) -> None:
         original(observers)
         os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Observers, "on_step", step_and_signal)
+        patch.setattr(CompositeObserver, "on_step", step_and_signal)
         code, _, err = run_tiny("--methods", "baseline")
     assert code == 128 + number and "0 of 1 runs are done" in err and "last checkpoint" in err
     assert (status_of("baseline").state, status_of("baseline").step) == ("stopped", 1)
@@ -124,7 +124,7 @@ def test_a_plan_that_is_stopped_in_mid_epoch_goes_on_there(run_tiny, monkeypatch
     assert "goes on after step 1 " in planned and planned.count("to run") == 1
     again = run_tiny("--methods", "baseline", "--dry-run", "--overwrite")[1]
     assert "to run" in again and "goes on" not in again
-    going_on = "kdbench: baseline resnet8 seed 0 goes on after step 1 of 8.\n"
+    going_on = "kdbench: baseline resnet8 seed 0 resumes after step 1 of 8.\n"
     assert run_tiny("--methods", "baseline")[::2] == (0, going_on)
     assert (status_of("baseline").state, status_of("baseline").first_step) == ("finished", 2)
     assert numbers_of("baseline") == numbers_of("baseline", results="alone")

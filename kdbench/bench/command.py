@@ -14,7 +14,7 @@ from kdbench.bench.roofline import DeviceRates, measure_rates
 from kdbench.bench.subject import Subject
 from kdbench.data import Images, random_images
 from kdbench.discovery import find_methods
-from kdbench.engine.compile_mode import Compile, step_mode
+from kdbench.engine.compile_mode import Compile, resolve_compile_mode
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.environment import environment
 from kdbench.engine.measure import MemoryMeter, is_out_of_memory
@@ -56,7 +56,9 @@ def bench(
     names = list(dict.fromkeys(spec.architecture for spec in specs))
     # `auto` is what a short run takes: nobody waits for a compiler to see a first figure.
     short = suite.with_epochs(1)
-    modes = {name: [step_mode(how, short, name, device) for how in compile] for name in names}
+    modes = {
+        name: [resolve_compile_mode(how, short, name, device) for how in compile] for name in names
+    }
     rates = measure_rates(device, suite.precision)
     images = random_images(suite.data, BATCHES * suite.batch_size).to(device)
     rows: list[StepCost] = []

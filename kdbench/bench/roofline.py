@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kdbench.engine.measure import count_flops, synchronised_clock
+from kdbench.engine.measure import count_flops, synchronized_time
 from kdbench.suite.suite import Precision
 
 REPEATS = 7
@@ -105,7 +105,7 @@ def _best(work: Callable[[], object], device: torch.device) -> float:
     """Seconds: the fastest of several, since others can only slow it down."""
     times = []
     for _ in range(REPEATS):
-        started = synchronised_clock(device)
+        started = synchronized_time(device)
         work()
-        times.append(synchronised_clock(device) - started)
+        times.append(synchronized_time(device) - started)
     return min(times)

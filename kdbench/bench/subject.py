@@ -7,10 +7,10 @@ from torch import Tensor
 
 from kdbench.bench.roofline import StepWork, step_work
 from kdbench.data import Images, TrainingBatches
-from kdbench.engine.measure import MemoryMeter, synchronised_clock
+from kdbench.engine.measure import MemoryMeter, synchronized_time
 from kdbench.engine.optimizers import build_optimizers
 from kdbench.engine.spec import RunSpec
-from kdbench.engine.step import WARM_UP, Mode, TrainingStep, state_tensors
+from kdbench.engine.step import WARMUP_STEPS, Mode, TrainingStep, state_tensors
 
 WINDOW = 0.2
 """Seconds that a timed window lasts at least."""
@@ -39,25 +39,25 @@ class Subject:
         self.work = self._count()
         self.step = TrainingStep(method, optimizers, suite.precision, mode, on_fallback)
         if "graph" in mode:  # a replay allocates nothing any more
-            self.peak_memory_bytes = self._peak_memory(WARM_UP + 2)
+            self.peak_memory_bytes = self._peak_memory(WARMUP_STEPS + 2)
         else:
-            self.train(WARM_UP + 2)
+            self.train(WARMUP_STEPS + 2)
             self.peak_memory_bytes = self._peak_memory(2)
         self.steps = max(1, ceil(WINDOW / self.train(1)))
 
     def train(self, steps: int) -> float:
         """Seconds a step, its data included."""
-        started = synchronised_clock(self.device)
+        started = synchronized_time(self.device)
         for _ in range(steps):
             self.step(*next(self._stream))
-        return (synchronised_clock(self.device) - started) / steps
+        return (synchronized_time(self.device) - started) / steps
 
     def load(self, steps: int) -> float:
         """Seconds a step, for its data alone."""
-        started = synchronised_clock(self.device)
+        started = synchronized_time(self.device)
         for _ in range(steps):
             next(self._stream)
-        return (synchronised_clock(self.device) - started) / steps
+        return (synchronized_time(self.device) - started) / steps
 
     def _endless(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch = 0

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kdbench.data import random_images
 from kdbench.discovery import MethodEntry
 from kdbench.engine.device import make_accelerator
-from kdbench.engine.observer import Unobserved
+from kdbench.engine.observer import NullObserver
 from kdbench.engine.run import Run
 from kdbench.engine.spec import RunSpec
 from kdbench.method import Method, MethodOptions
@@ -79,7 +79,7 @@ class Subject:
         train, test = (random_images(data, split.images) for split in (data.train, data.test))
         with tempfile.TemporaryDirectory() as folder:
             device = accelerator or make_accelerator(cpu=True)
-            run = Run(self.spec, train, test, Path(folder), device, Unobserved())
+            run = Run(self.spec, train, test, Path(folder), device, NullObserver())
             try:
                 yield run
             finally:

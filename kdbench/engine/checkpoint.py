@@ -1,4 +1,4 @@
-"""Checkpoints, after an epoch or in its midst: all it takes to go on as if nothing had happened."""
+"""Checkpoints, saved after or within an epoch, from which a run resumes exactly."""
 
 import hashlib
 import io
@@ -21,42 +21,42 @@ from kdbench.method import Method
 CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 FORMAT = 2
-"""Of what is in the file: one of another format is not gone on from."""
+"""Version of the file's content; checkpoints of another version are rejected."""
 
-Refused = Callable[[Path, str], None]
-"""Told which checkpoint is not gone on from, and what it is, such as `damaged`."""
+OnRejected = Callable[[Path, str], None]
+"""Called with the file of a rejected checkpoint and the reason, such as `damaged`."""
 
 
 @dataclass
 class Progress:
-    """What a run has done so far, besides its weights; plain values and tensors only."""
+    """Progress of a run apart from its weights; plain values and tensors only."""
 
     epochs_done: int = 0
     part: PartOfEpoch | None = None
-    """Of the epoch after those, where the run was stopped in its midst."""
+    """State of the epoch within which the run was stopped, if any."""
     history: str = "[]"
-    """JSON list of epochs."""
+    """List of epochs as JSON."""
     step_seconds: Tensor = field(default_factory=lambda: torch.zeros(0), compare=False)
-    """As they were measured, a value a window; thousands, which are copied as one."""
+    """Seconds per step, one value per window; a tensor because there may be thousands."""
     place: str = ""
-    """What they were measured on, and how: others have no common median."""
+    """Description of the hardware that `step_seconds` were measured on."""
     places: list[tuple[str, int]] = field(default_factory=list)
-    """Those before, in their order, and the steps done in the end there."""
+    """Earlier hardware, in order, and the number of steps done when the run left it."""
     training_seconds: float = 0.0
     evaluation_seconds: float = 0.0
     peak_memory_bytes: int = 0
     jobs: int = 1
-    """Most runs that ever shared the device: windows timed among several are no measure."""
+    """Largest number of runs that shared the device; above 1, step times are not meaningful."""
     waiting_seconds: float | None = None
-    """Of training, for data; None where there is nothing to wait for."""
+    """Training time spent waiting for data; None if all data is in memory."""
     undecodable: dict[str, str] = field(default_factory=dict)
-    """Images that could not be decoded: reasons by name."""
+    """Reasons why images could not be decoded, by image name."""
 
 
 def snapshot(
     fingerprint: str, method: Method, optimizers: list[Optimizer], progress: Progress
 ) -> dict[str, Any]:
-    """What a checkpoint holds now, on the CPU: training may go on while it is written."""
+    """Return the content of a checkpoint, copied to the CPU so that training may continue."""
     content = {
         "format": FORMAT,
         "fingerprint": fingerprint,
@@ -69,10 +69,15 @@ def snapshot(
 
 
 def write_checkpoint(folder: Path, content: dict[str, Any], step: int) -> None:
-    """Write the checkpoint after so many steps; of those before, the last is kept too.
+    """Write a checkpoint and delete all others but the latest of them.
+
+    Args:
+        folder: the run's folder.
+        content: what `snapshot` returned.
+        step: number of steps done.
 
     Raises:
-        UnwritableError: the folder or the disk does not take it.
+        UnwritableError: The checkpoint cannot be written.
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -94,50 +99,57 @@ def load_checkpoint(
     method: Method,
     optimizers: list[Optimizer],
     accelerator: Accelerator,
-    on_refused: Refused,
+    on_rejected: OnRejected,
 ) -> Progress | None:
-    """Restore the run's state; None where there is no checkpoint of this very run.
+    """Restore a run from its latest valid checkpoint.
 
-    The main process reads the files and hands the last whole one to the others, who may lie on
-    other disks. One that is damaged or of another run is told, and the one before it counts.
+    The main process reads the files and sends the content to the others, which may have no access
+    to its disk. Checkpoints that are damaged or belong to another version are passed to
+    `on_rejected` and skipped.
+
+    Returns:
+        The restored progress, or None without a valid checkpoint of this run.
     """
-    content = _read_by_main(folder, fingerprint, accelerator, on_refused)
+    content = _read_by_main(folder, fingerprint, accelerator, on_rejected)
     if content is None:
         return None
     progress = _progress(content["progress"])
     if progress.part is not None:
-        # What the method resets at the start of an epoch comes back with its state.
+        # The state that begin_epoch() resets is restored with the method's state below.
         method.begin_epoch(progress.epochs_done)
     method.load_state_dict(content["method"])
     for optimizer, state in zip(optimizers, content["optimizers"], strict=True):
-        # Rates and the like are the suite's, held as this way of running steps needs them.
+        # Settings such as the learning rate come from the suite, not from the checkpoint.
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
     return progress
 
 
 def read_checkpoint(folder: Path, fingerprint: str) -> tuple[dict[str, Tensor], Progress] | None:
-    """The method's state, on the CPU, and progress; None without a whole checkpoint of this run."""
+    """Return the method's state on the CPU and the progress; None without a valid checkpoint."""
     found = _last(folder, fingerprint, torch.device("cpu"))
     return None if found is None else (found[1]["method"], _progress(found[1]["progress"]))
 
 
-def steps_saved(folder: Path, fingerprint: str) -> int:
-    """Those in the last whole checkpoint of this run, whatever its images were read from."""
-    found = _last(folder, fingerprint, torch.device("cpu"), alike=str.startswith)
+def read_saved_steps(folder: Path, fingerprint: str) -> int:
+    """Return the number of steps in the latest valid checkpoint of a run; 0 without one.
+
+    The checkpoint may be of original or of prepared images.
+    """
+    found = _last(folder, fingerprint, torch.device("cpu"), matches=str.startswith)
     return 0 if found is None else int(found[0].stem.rpartition("-")[2])
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether there is one, of whatever run."""
+    """Return True if the folder has a checkpoint, valid or not."""
     return bool(_files(folder))
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Forget what a run did so far.
+    """Delete all checkpoints of a run.
 
     Raises:
-        UnwritableError: one cannot be removed.
+        UnwritableError: A file cannot be deleted.
     """
     for file in _files(folder):
         _remove(file)
@@ -149,13 +161,13 @@ def _remove(file: Path) -> None:
 
 
 def _read_by_main(
-    folder: Path, fingerprint: str, accelerator: Accelerator, on_refused: Refused
+    folder: Path, fingerprint: str, accelerator: Accelerator, on_rejected: OnRejected
 ) -> dict[str, Any] | None:
     alone = accelerator.num_processes == 1
     shared: list[dict[str, Any] | None] = [None]
     if accelerator.is_main_process:
         device = accelerator.device if alone else torch.device("cpu")
-        found = _last(folder, fingerprint, device, on_refused)
+        found = _last(folder, fingerprint, device, on_rejected)
         shared = [found and found[1]]
     if not alone:
         broadcast_object_list(shared)
@@ -166,23 +178,23 @@ def _last(
     folder: Path,
     fingerprint: str,
     device: torch.device,
-    on_refused: Refused = lambda file, why: None,
-    alike: Callable[[str, str], bool] = operator.eq,
+    on_rejected: OnRejected = lambda file, why: None,
+    matches: Callable[[str, str], bool] = operator.eq,
 ) -> tuple[Path, dict[str, Any]] | None:
-    """The last whole one of this very run, and what is in it."""
+    """Return the latest valid checkpoint of this run and its content."""
     for file in _files(folder):
         content = _read(file, device)
         if content is None:
-            on_refused(file, "damaged")
-        elif content.get("format") == FORMAT and alike(content["fingerprint"], fingerprint):
+            on_rejected(file, "damaged")
+        elif content.get("format") == FORMAT and matches(content["fingerprint"], fingerprint):
             return file, content
         else:
-            on_refused(file, "of another version of its suite, its method or kdbench")
+            on_rejected(file, "of another version of its suite, its method or kdbench")
     return None
 
 
 def _read(file: Path, device: torch.device) -> dict[str, Any] | None:
-    """None where it is not what was written, or cannot be read."""
+    """Return the content of a file; None if it cannot be read or its checksum does not match."""
     try:
         stored = file.read_bytes()
     except OSError:
@@ -195,14 +207,17 @@ def _read(file: Path, device: torch.device) -> dict[str, Any] | None:
 
 
 def _progress(content: dict[str, Any]) -> Progress:
-    """Another version may have noted more or less; what moves numbers is in the fingerprint."""
+    """Return the progress of a checkpoint, which another version of kdbench may have written.
+
+    Fields may differ between versions; everything that affects numbers is in the fingerprint.
+    """
     known = {name: content[name] for name in Progress.__dataclass_fields__ if name in content}
-    if "left" in content:  # of a version that called places by other names
+    if "left" in content:  # an earlier version's name of `places`
         known |= {"places": list(content["left"].items()), "place": ""}
     part = known.pop("part", None)
     return Progress(**known, part=part and PartOfEpoch.of(part))
 
 
 def _files(folder: Path) -> list[Path]:
-    """The last first."""
+    """Return the checkpoint files, latest first."""
     return sorted(folder.glob("checkpoint-*.pt"), reverse=True)

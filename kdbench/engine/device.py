@@ -1,4 +1,4 @@
-"""Accelerate's handle on the device and the processes of a run."""
+"""The Accelerator, which holds the device and the processes of a run."""
 
 import os
 import warnings
@@ -16,11 +16,11 @@ from accelerate.utils import (
 from kdbench.errors import UserError
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-"""How long a process waits for the others in an exchange; compiling and checkpoints take less."""
+"""Timeout of collective operations. Compilation and checkpoints take less."""
 
 
 def trains_on_cpu() -> bool:
-    """Whether there is no CUDA GPU, or Accelerate is told to leave it alone."""
+    """Return True without a CUDA GPU, or if ACCELERATE_USE_CPU is set."""
     return not torch.cuda.is_available() or bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
@@ -30,24 +30,28 @@ def make_accelerator(
     cpu: bool = False,
     deterministic: bool = False,
 ) -> Accelerator:
-    """One handle for all runs of a plan: a CUDA GPU where there is one, else the CPU.
+    """Create the Accelerator that all runs of a plan share, on a CUDA GPU if there is one.
 
-    Deterministic, a GPU gives the same numbers each time, and an operation that cannot is an error;
-    a CPU always does.
+    Args:
+        runs: folder of the TensorBoard logs.
+        tensorboard: log to TensorBoard.
+        cpu: use the CPU even if there is a GPU.
+        deterministic: on a GPU, use deterministic kernels only; an operation that has none raises
+            an error. Results on a CPU are always deterministic.
 
     Raises:
-        UserError: TensorBoard was asked for and is not installed.
+        UserError: TensorBoard was requested but is not installed.
     """
-    torch.set_float32_matmul_precision("high")  # fp32 means TF32 on a GPU that has it
+    torch.set_float32_matmul_precision("high")  # fp32 means TF32 on GPUs that support it
     if deterministic != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(deterministic)  # imports the compiler
     torch.backends.cudnn.benchmark = not deterministic  # shapes never change within a run
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-    # Its successor in torch 2.14 has no name in Accelerate, nor in torch before it.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
+    # Neither Accelerate nor older versions of torch know the argument that replaces this one.
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     accelerator = Accelerator(
-        cpu=cpu or trains_on_cpu(),  # without it, processes of a CPU train apart without an error
+        cpu=cpu or trains_on_cpu(),  # otherwise several CPU processes silently train apart
         kwargs_handlers=[
             # Running statistics are averaged before each evaluation instead of sent at each step.
             DistributedDataParallelKwargs(broadcast_buffers=False),
@@ -56,6 +60,6 @@ def make_accelerator(
         log_with="tensorboard" if tensorboard else None,
         project_dir=runs,
     )
-    if tensorboard and not accelerator.log_with:  # it only warns when the package is absent
+    if tensorboard and not accelerator.log_with:  # Accelerate only warns without the package
         raise UserError("--tensorboard needs TensorBoard: pip install 'kdbench[tensorboard]'.")
     return accelerator

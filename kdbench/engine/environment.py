@@ -1,4 +1,4 @@
-"""What made a result: versions, device, commit. No host name, no user name, no path."""
+"""The environment of a run: versions, device, commit. No host name, user name or path."""
 
 import platform
 import subprocess
@@ -17,6 +17,7 @@ from kdbench.suite.suite import Precision
 def environment(
     device: torch.device, processes: int, precision: Precision, command: str
 ) -> Environment:
+    """Return the environment of this process, as a result stores it."""
     commit, dirty = _commit()
     return Environment(
         kdbench=__version__,
@@ -35,24 +36,23 @@ def environment(
     )
 
 
-def place(made: Environment, step: str) -> str:
-    """What a run's rates and memory depend on, and the last bits of its numbers."""
-    said = (
-        f"{made.device}, processes {made.processes}, threads {made.threads}, {step}, "
-        f"torch {made.torch}"
+def describe_hardware(env: Environment, step: str) -> str:
+    """Return a description of what rates, memory and rounding of a run depend on."""
+    description = (
+        f"{env.device}, processes {env.processes}, threads {env.threads}, {step}, torch {env.torch}"
     )
-    return said + ", deterministic" * made.deterministic
+    return description + ", deterministic" * env.deterministic
 
 
 def arithmetic(device: torch.device, precision: Precision) -> Arithmetic:
-    """What a suite's precision means on a device."""
+    """Return the arithmetic that a suite's precision means on a device."""
     if precision == "bf16" or device.type != "cuda":
         return precision
     return "tf32" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
 
 
 def device_name(device: torch.device) -> str:
-    """Model of the GPU or the CPU."""
+    """Return the model name of the GPU or CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return _cpu_name()
@@ -70,7 +70,7 @@ def _cpu_name() -> str:
 
 @cache
 def _commit() -> tuple[str | None, bool | None]:
-    """Commit of kdbench's own checkout, and whether its code was changed since."""
+    """Return the commit of kdbench's own checkout and True if its code has uncommitted changes."""
     if not (REPOSITORY / ".git").exists():
         return None, None
     code = ["kdbench", "methods", "suites"]

@@ -1,4 +1,4 @@
-"""Evaluation of every role; each image counts once, nothing is read before the end."""
+"""Evaluation of every role. Each image counts exactly once."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +14,7 @@ from kdbench.results.schema import Metrics
 from kdbench.roles import is_network
 
 Predict = Callable[[Tensor], dict[str, Tensor]]
-"""Images (B, 3, H, W) -> logits (B, C) by role."""
+"""Function from images (B, 3, H, W) to logits (B, C) by role."""
 
 
 def evaluate(
@@ -22,12 +22,19 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     reduce: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Metrics]:
-    """Metrics by role: what the method predicts, plus `ensemble` and `mean` of its networks.
+    """Evaluate a method in eval mode, and put it back into train mode.
 
-    `reduce` sums over processes where each has a share of the images.
+    Args:
+        method: the method to evaluate.
+        batches: images (B, 3, H, W) and labels (B,).
+        reduce: sums a tensor over all processes, if each has a share of the images.
+
+    Returns:
+        Metrics by role: the roles that the method predicts, and `ensemble` and `mean` of its
+        networks.
 
     Raises:
-        ContractError: the method predicts no `student`, or a role that the harness computes.
+        ContractError: The method predicts no `student`, or a role that the harness computes.
     """
     method.eval()
     metrics = measure(method.predict, batches, reduce)
@@ -41,15 +48,18 @@ def measure(
     batches: Iterable[tuple[Tensor, Tensor]],
     reduce: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Metrics]:
-    """The same of anything that predicts as a method does."""
+    """Compute metrics by role like `evaluate`, for any function that predicts logits.
+
+    Sums stay on the device until the end, so no batch waits for it.
+    """
     sums: dict[str, Tensor] = {}
     for inputs, labels in batches:
         roles = _roles(predict, inputs)
         for role, logits in roles.items():
-            counted = _count(logits, labels)
-            sums[role] = sums[role] + counted if role in sums else counted
-    counts = torch.stack(list(sums.values()))
-    rows = (counts if reduce is None else reduce(counts)).tolist()
+            counts = _count(logits, labels)
+            sums[role] = sums[role] + counts if role in sums else counts
+    totals = torch.stack(list(sums.values()))
+    rows = (totals if reduce is None else reduce(totals)).tolist()
     metrics = {role: _metrics(row) for role, row in zip(sums, rows, strict=True)}
     networks = [value for role, value in metrics.items() if is_network(role)]
     if len(networks) > 1:
@@ -67,10 +77,10 @@ def _roles(predict: Predict, inputs: Tensor) -> dict[str, Tensor]:
 
 
 def check_roles(roles: Mapping[str, Tensor]) -> None:
-    """Refuse roles without a student, or with one that the harness computes.
+    """Check that there is a student, and no role that the harness computes.
 
     Raises:
-        ContractError: says what predict() returned instead.
+        ContractError: There is not; the message says what predict() returned instead.
     """
     if "student" not in roles:
         raise ContractError("predict() returned no role 'student'")
@@ -81,20 +91,23 @@ def check_roles(roles: Mapping[str, Tensor]) -> None:
 
 
 def _count(logits: Tensor, labels: Tensor) -> Tensor:
-    """Right at first guess, right among five, summed cross-entropy, images, and those of them that
-    have a loss: (5,) in float64. What is IGNORE_INDEX is wrong and has none.
+    """Return the sums over a batch that metrics are computed from, (5,) in float64.
+
+    The sums are: top-1 correct, top-5 correct, cross-entropy, images, images with a loss. Images
+    labeled IGNORE_INDEX count as wrong and have no loss.
     """
     guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices
     right = guesses == labels[:, None]
     loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE_INDEX)
     images = loss.new_full((), len(labels))
-    counts = (right[:, 0].sum(), right.sum(), loss, images, (labels != IGNORE_INDEX).sum())
+    with_loss = (labels != IGNORE_INDEX).sum()
+    counts = (right[:, 0].sum(), right.sum(), loss, images, with_loss)
     return torch.stack([count.double() for count in counts])
 
 
 def _metrics(sums: list[float]) -> Metrics:
-    top1, top5, loss, images, judged = sums
-    return Metrics(top1=100 * top1 / images, top5=100 * top5 / images, loss=loss / judged)
+    top1, top5, loss, images, with_loss = sums
+    return Metrics(top1=100 * top1 / images, top5=100 * top5 / images, loss=loss / with_loss)
 
 
 def _mean(networks: list[Metrics]) -> Metrics:

@@ -1,4 +1,4 @@
-"""What a run has to compute, whatever device does it."""
+"""FLOPs of a training run, independent of the device."""
 
 import torch
 from torch import Tensor
@@ -9,17 +9,21 @@ from kdbench.engine.step import check_terms
 from kdbench.method import Method
 from kdbench.seeds import seeded
 
-COUNTED = 16
-"""Images that are counted: the work is linear in their number, but for terms that pair them."""
+COUNTED_IMAGES = 16
+"""Batch size at which FLOPs are counted.
+
+FLOPs are linear in the batch size, except for loss terms that compare pairs of images.
+"""
 
 
 def training_flops(spec: RunSpec, device: torch.device) -> int:
-    """FLOPs of all training steps of a run, 2 per multiply-add.
+    """Return the FLOPs of all training steps of a run, counting 2 per multiply-add.
 
-    Forward and backward of all networks on all views are counted once, on a method of their own.
+    One forward and backward pass of all networks on all views is counted on a separate instance
+    of the method and scaled to the whole schedule.
     """
     suite = spec.suite
-    images = min(COUNTED, suite.batch_size)
+    images = min(COUNTED_IMAGES, suite.batch_size)
     size = suite.data.image_size
     method = spec.build_on(device).train()
     method.begin_epoch(0)

@@ -1,4 +1,4 @@
-"""What a run costs: rates over windows of steps, peak memory, parameters, FLOPs."""
+"""Measurement of a run's cost: step times, peak memory, parameters, FLOPs."""
 
 import contextlib
 import ctypes
@@ -16,49 +16,49 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 WINDOW = 10
-"""Steps between two marks: long enough to time, short enough for a median."""
+"""Steps per timed window: long enough to time, short enough for a median over windows."""
 
 
-def synchronised_clock(device: torch.device) -> float:
-    """Seconds, once all that was asked of the device is done."""
+def synchronized_time(device: torch.device) -> float:
+    """Wait for the device to finish its work, and return the time in seconds."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 class StepClock:
-    """Times windows of steps without making the step wait: events on a GPU, a clock on a CPU."""
+    """Times windows of steps without synchronization: by events on a GPU, by a clock on a CPU."""
 
     def __init__(self, device: torch.device, window: int = WINDOW):
         self.cuda = device.type == "cuda"
         self.window = window
         self.windows: list[float] = []
-        """Seconds per step, a value a window."""
+        """Seconds per step, one value per window."""
         self._marks: list[float | torch.cuda.Event] = []
         self._steps = 0
         self._warm = False
 
     def start(self) -> None:
-        """Before the first step of an epoch, or after a checkpoint in it."""
+        """Start timing; call before the first step of an epoch and after a checkpoint within it."""
         self._marks = [self._mark()]
         self._steps = 0
 
     def step(self) -> None:
-        """After each step."""
+        """Count a step; call after each step."""
         self._steps += 1
         if self._steps % self.window == 0:
             self._marks.append(self._mark())
 
     def finish(self) -> None:
-        """After the last step before one of these, once its results were read from the device."""
+        """Stop timing; call after the last step, once its results were read from the device."""
         pairs = zip(self._marks, self._marks[1:], strict=False)
         seconds = [self._between(start, end) / self.window for start, end in pairs]
-        # The first window of a process pays for warming up: allocator, algorithm choice, caches.
+        # The first window of a process includes warm-up: allocator, algorithm choice, caches.
         self.windows += seconds if self._warm else seconds[1:]
         self._warm = self._warm or bool(seconds)
 
     def median(self) -> float | None:
-        """Seconds per step; None before two windows were seen."""
+        """Return the median seconds per step; None before the second window."""
         return statistics.median(self.windows) if self.windows else None
 
     def _mark(self) -> "float | torch.cuda.Event":
@@ -76,12 +76,12 @@ class StepClock:
 
 
 class MemoryMeter:
-    """Peak memory from now on: allocated on the GPU, or resident memory of this process."""
+    """Measures peak memory since its creation: allocated on the GPU, or resident on the CPU."""
 
     def __init__(self, device: torch.device):
         self.device = device
         self.kind: Literal["device", "process"] = "process"
-        gc.collect()  # the networks of the run before
+        gc.collect()  # frees the networks of the previous run
         if device.type == "cuda":
             self.kind = "device"
             torch.cuda.reset_peak_memory_stats(device)
@@ -89,20 +89,21 @@ class MemoryMeter:
             _reset_peak_resident()
 
     def peak(self) -> int:
-        """Bytes."""
+        """Return the peak in bytes."""
         if self.kind == "device":
             return torch.cuda.max_memory_allocated(self.device)
         return _peak_resident()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of the device or of the host; torch's allocator on the CPU has no error of its own."""
+    """Return True if the device or the host ran out of memory."""
     kinds = (torch.OutOfMemoryError, MemoryError)
+    # torch's CPU allocator raises a plain RuntimeError.
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def _reset_peak_resident() -> None:
-    """Linux can forget the peak of the runs before; elsewhere the peak is the process's."""
+    """Reset the peak on Linux; elsewhere the peak covers the whole life of the process."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # not every libc, not every sandbox
             ctypes.CDLL(None).malloc_trim(0)
@@ -120,12 +121,12 @@ def _peak_resident() -> int:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Trainable parameters."""
+    """Return the number of trainable parameters."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def forward_flops(network: nn.Module, image_size: int) -> int:
-    """FLOPs of one image through a network, 2 per multiply-add."""
+    """Return the FLOPs of one image's forward pass, counting 2 per multiply-add."""
     image = next(network.parameters()).new_zeros(1, 3, image_size, image_size)
     training = network.training
     with torch.no_grad():
@@ -135,7 +136,7 @@ def forward_flops(network: nn.Module, image_size: int) -> int:
 
 
 def count_flops(call: Callable[[], object]) -> int:
-    """FLOPs of a call, gradients and all, 2 per multiply-add."""
+    """Return the FLOPs of a call, backward passes included, counting 2 per multiply-add."""
     exact = {torch.ops.aten.convolution_backward: _convolution_backward}
     counter = FlopCounterMode(display=False, custom_mapping=exact)
     with counter:
@@ -157,6 +158,9 @@ def _convolution_backward(
     output_mask: list[bool],
     out_shape: object,
 ) -> int:
-    """Each gradient takes what forward takes; torch's own formula counts grouped ones as dense."""
+    """Count each gradient like the forward pass.
+
+    PyTorch's own formula counts grouped convolutions as dense ones.
+    """
     forward = conv_flop_count(x_shape, w_shape, grad_out_shape, transposed)
     return int(forward) * (output_mask[0] + output_mask[1])

@@ -1,4 +1,4 @@
-"""Who watches a run."""
+"""Observers, which are notified of a run's progress."""
 
 from typing import Protocol
 
@@ -6,23 +6,23 @@ from kdbench.results.schema import Epoch
 
 
 class Observer(Protocol):
-    """Told how a run goes, for a display or a status file."""
+    """Interface for displays and status files that follow a run."""
 
     def on_step(self) -> None:
-        """A training step was issued."""
+        """Called after each training step is issued."""
 
     def on_epoch(self, epoch: Epoch, resumed: bool) -> None:
-        """An epoch ended, or was found in a checkpoint."""
+        """Called after each epoch, and for each epoch that a checkpoint holds."""
 
     def on_resume(self, step: int) -> None:
-        """The run goes on after that many steps, counted from its first."""
+        """Called if the run resumes within an epoch, with the number of steps already done."""
 
     def on_message(self, text: str) -> None:
-        """Something the user should know."""
+        """Called with a message for the user."""
 
 
-class Unobserved:
-    """An observer that sees nothing."""
+class NullObserver:
+    """An observer that ignores everything."""
 
     def on_step(self) -> None: ...
 
@@ -33,8 +33,8 @@ class Unobserved:
     def on_message(self, text: str) -> None: ...
 
 
-class Observers:
-    """Several that watch one run."""
+class CompositeObserver:
+    """An observer that passes every notification to several others."""
 
     def __init__(self, *observers: Observer):
         self.observers = observers

@@ -1,4 +1,4 @@
-"""Optimizers from the suite's recipe and a method's parameter groups."""
+"""Optimizers built from the suite's recipe and a method's parameter groups."""
 
 from typing import Any
 
@@ -13,11 +13,17 @@ from kdbench.suite.suite import OptimizerRecipe
 def build_optimizers(
     method: Method, recipe: OptimizerRecipe, capturable: bool = False
 ) -> list[Optimizer]:
-    """One optimizer per kind that the method asks for; each group keeps its base rate as
-    `initial_lr`. Those of a step that a CUDA graph records must be capturable.
+    """Build one optimizer for each kind that the method's parameter groups name.
+
+    Each group keeps its base learning rate as `initial_lr`.
+
+    Args:
+        method: the method to train.
+        recipe: the suite's optimizer settings.
+        capturable: make the optimizers safe to record in a CUDA graph.
 
     Raises:
-        ContractError: a trainable parameter is in no group or in two.
+        ContractError: A trainable parameter is in no group or in two.
     """
     groups = method.parameter_groups()
     members = [[p for p in group.parameters if p.requires_grad] for group in groups]
@@ -30,7 +36,7 @@ def build_optimizers(
 
 
 def set_learning_rates(optimizers: list[Optimizer], factor: float) -> None:
-    """Every group follows the same factor of its own base rate."""
+    """Set every group's learning rate to `factor` times its base rate."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             rate = group["initial_lr"] * factor
@@ -52,7 +58,7 @@ def _optimizer(
     kind: str, groups: list[dict[str, Any]], recipe: OptimizerRecipe, capturable: bool
 ) -> Optimizer:
     device = groups[0]["params"][0].device
-    if capturable:  # a graph replays the numbers it recorded: a rate that changes is a tensor
+    if capturable:  # a graph would replay a Python float, so the learning rate must be a tensor
         groups = [g | {"lr": torch.tensor(g["lr"], device=device)} for g in groups]
     fused = device.type == "cuda"
     if kind == "adam":

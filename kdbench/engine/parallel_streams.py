@@ -1,4 +1,7 @@
-"""Networks of a cohort side by side: a kernel of a small one leaves most of a GPU idle."""
+"""CUDA streams that run the networks of a cohort in parallel.
+
+The kernels of a small network leave most of a GPU idle.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -11,20 +14,20 @@ from kdbench.backbones import Backbone, Features
 Forward = Callable[[Tensor], Features]
 
 
-class Lane:
-    """A network whose passes, while a step is recorded, are on a stream of its own."""
+class ParallelStream:
+    """A network whose forward passes run on a separate CUDA stream while a step is recorded."""
 
     def __init__(self, network: Backbone, compiled: bool):
         self.network = network
         self.forward: Forward = self._pass
         self._forward: Forward = network.forward
-        if compiled:  # once for all that are alike: their weights are inputs to the compiler
+        if compiled:  # networks of one architecture share the compiled code: weights are inputs
             self._forward = torch.compile(network.forward, fullgraph=True, dynamic=False)
             self.forward = torch.compiler.disable(self._pass, recursive=False)
         self._stream: torch.cuda.Stream | None = None
 
     def open(self, start: torch.cuda.Event, views: Tensor) -> None:
-        """From now on passes over these views start beside each other, when `start` has come."""
+        """Run passes over these views in parallel from the event `start` on."""
         self._stream = torch.cuda.Stream()
         self._start, self._views = start, views
 
@@ -33,52 +36,55 @@ class Lane:
 
     def _pass(self, images: Tensor) -> Features:
         if self._stream is None or not _same_memory(images, self._views):
-            return self._forward(images)  # made within the step: not there at its start
+            return self._forward(images)  # images computed within the step do not exist at `start`
         main = torch.cuda.current_stream()
         self._stream.wait_event(self._start)
         with torch.cuda.stream(self._stream):
             features = self._forward(images)
         main.wait_stream(self._stream)
         for tensor in (*features.stages, features.embedding, features.logits):
-            tensor.record_stream(main)  # or its memory would be used again too early
+            tensor.record_stream(main)  # otherwise its memory would be reused too early
         return features
 
 
-class Lanes:
-    """Networks of a cohort, each in its lane.
+class ParallelStreams:
+    """The networks of a cohort, each on its own stream.
 
-    Each waits for the start of the step alone, and whoever uses what it gives waits for it;
-    backward passes follow, since autograd runs an operation's backward on its stream.
+    Each network waits only for the start of the step, and consumers of its outputs wait for it.
+    Backward passes follow, because autograd runs the backward of an operation on its stream.
     """
 
     def __init__(self, networks: Sequence[Backbone], compiled: bool):
-        self._lanes = [Lane(network, compiled) for network in networks]
+        self._streams = [ParallelStream(network, compiled) for network in networks]
 
     def __len__(self) -> int:
-        return len(self._lanes)
+        return len(self._streams)
 
     @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
-        """For a step: evaluation and export see the networks as they are."""
-        for lane in self._lanes:
-            vars(lane.network)["forward"] = lane.forward  # hides the class's
+    def patched(self) -> Iterator[None]:
+        """Replace the networks' forward methods within a step.
+
+        Evaluation and export use the original methods.
+        """
+        for stream in self._streams:
+            vars(stream.network)["forward"] = stream.forward  # shadows the method of the class
         try:
             yield
         finally:
-            for lane in self._lanes:
-                del lane.network.forward
+            for stream in self._streams:
+                del stream.network.forward
 
     @contextlib.contextmanager
     def open(self, views: Tensor) -> Iterator[None]:
-        """Side by side, on the stream that is being recorded."""
+        """Run the networks in parallel within the graph that is being recorded."""
         start = torch.cuda.current_stream().record_event()
-        for lane in self._lanes:
-            lane.open(start, views)
+        for stream in self._streams:
+            stream.open(start, views)
         try:
             yield
         finally:
-            for lane in self._lanes:
-                lane.close()
+            for stream in self._streams:
+                stream.close()
 
 
 def _same_memory(one: Tensor, other: Tensor) -> bool:

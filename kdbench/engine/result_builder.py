@@ -1,4 +1,4 @@
-"""What a run comes to: its epochs, and the result it has before the first."""
+"""Construction of results, and the check for divergence."""
 
 import math
 from collections.abc import Iterator
@@ -13,26 +13,34 @@ from kdbench.results.schema import Epoch, Metrics, Result, Status
 
 
 class DivergedError(Exception):
-    """A loss or a weight is not finite any more; names the first epoch and term."""
+    """Raised when a loss or a weight is no longer finite; names the epoch and the term."""
 
 
 def check_finite(
     epoch: int, losses: dict[str, float], metrics: dict[str, Metrics], module: nn.Module
 ) -> None:
-    """Find out that an epoch, counted from 1, made no numbers; waits for the device once.
+    """Check that all losses, evaluations and parameters are finite after an epoch.
+
+    Waits for the device once.
+
+    Args:
+        epoch: number of the epoch, counted from 1.
+        losses: mean of each loss term over the epoch.
+        metrics: evaluation after the epoch, by role.
+        module: the method.
 
     Raises:
-        DivergedError: a term, an evaluation or a parameter is not finite.
+        DivergedError: A loss term, an evaluation or a parameter is not finite.
     """
     values = losses | {f"evaluation of {role}": m.loss for role, m in metrics.items()}
     for name, value in values.items():
         if not math.isfinite(value):
             raise DivergedError(f"'{name}' is {value} in epoch {epoch}")
-    # What predicts nothing shows in no evaluation.
+    # Parameters of modules that predict nothing do not show in any evaluation.
     weights = dict(module.named_parameters())
     finite = torch.stack([weight.isfinite().all() for weight in weights.values()])
-    for name, holds in zip(weights, finite.tolist(), strict=True):
-        if not holds:
+    for name, is_finite in zip(weights, finite.tolist(), strict=True):
+        if not is_finite:
             raise DivergedError(f"'{name}' is not finite after epoch {epoch}")
 
 
@@ -43,7 +51,10 @@ def empty_result(
     reason: str | None = None,
     processes: int | None = None,
 ) -> Result:
-    """What is known of a run before its first epoch; this process may be none of its own."""
+    """Return the result of a run before its first epoch.
+
+    Also used by processes that do not take part in the run, to record that it failed.
+    """
     processes = processes or accelerator.num_processes
     command = spec.command() + (f" --num-processes {processes}" if processes > 1 else "")
     command += " --deterministic" if torch.are_deterministic_algorithms_enabled() else ""
@@ -63,8 +74,8 @@ def empty_result(
     )
 
 
-def scalars(record: Epoch) -> Iterator[tuple[str, float]]:
-    """An epoch as name and value, for a log."""
+def epoch_scalars(record: Epoch) -> Iterator[tuple[str, float]]:
+    """Yield the numbers of an epoch as pairs of name and value, for a log."""
     yield "learning_rate", record.learning_rate
     for name, value in record.losses.items():
         yield f"loss/{name}", value

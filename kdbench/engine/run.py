@@ -13,15 +13,15 @@ from torch import Tensor
 from kdbench.data import Evaluation, ImageSet, evaluation_batches, training_batches
 from kdbench.engine.agreement import GO_ON, SAVE, Agreement
 from kdbench.engine.checkpoint import Progress, load_checkpoint, snapshot
-from kdbench.engine.data_stats import Intake, undecodable_notes, waiting_share
-from kdbench.engine.environment import place
+from kdbench.engine.data_stats import DataStats, undecodable_notes, waiting_share
+from kdbench.engine.environment import describe_hardware
 from kdbench.engine.evaluate import evaluate
 from kdbench.engine.flops import training_flops
 from kdbench.engine.measure import MemoryMeter, StepClock, count_parameters, forward_flops
 from kdbench.engine.observer import Observer
 from kdbench.engine.optimizers import build_optimizers, set_learning_rates
 from kdbench.engine.part import PartOfEpoch
-from kdbench.engine.result_builder import check_finite, empty_result, scalars
+from kdbench.engine.result_builder import check_finite, empty_result, epoch_scalars
 from kdbench.engine.run_files import RunFiles
 from kdbench.engine.schedule import learning_rate_factor
 from kdbench.engine.spec import RunSpec
@@ -42,11 +42,23 @@ from kdbench.seeds import seeded
 HISTORY = TypeAdapter(list[Epoch])
 
 SAVE_SECONDS = 300.0
-"""Of training between two checkpoints, at most, where an epoch takes longer."""
+"""Longest time between two checkpoints, in seconds, if an epoch takes longer than this."""
 
 
 class Run:
-    """A run that can be trained, resumed and described at any time."""
+    """A run that can be trained and resumed, and whose result can be read at any time.
+
+    Args:
+        spec: what to run.
+        train: training images.
+        test: test images.
+        folder: folder of the run's checkpoints and log.
+        accelerator: device and processes.
+        observer: notified of the run's progress.
+        mode: how training steps run.
+        jobs: number of runs that share the device.
+        stop: request to stop the run.
+    """
 
     def __init__(
         self,
@@ -66,51 +78,58 @@ class Run:
         self.accelerator = accelerator
         self.observer = observer
         self.stop = stop or Stop()
-        suite = spec.suite
-        self.training_flops = self._count_work()
+        self.training_flops = self._count_training_flops()
         self.memory = MemoryMeter(accelerator.device)
-        method = spec.build_on(accelerator.device)
-        self.parameters_trained = count_parameters(method)
-        self.parameters_deployed = count_parameters(method.student())
-        self.flops = forward_flops(method.student(), suite.data.image_size)
-        self.optimizers = build_optimizers(method, suite.optimizer, capturable="graph" in mode)
-        self.method = method
-        if "inductor" in mode:
-            torch.compiler.reset()  # forget the networks of the runs before
-        self.step = TrainingStep(
-            accelerator.prepare(method), self.optimizers, suite.precision, mode, self._on_fallback
-        )
-        share = (accelerator.process_index, accelerator.num_processes)
-        self.held_out: Evaluation | None = None
-        self.notes: dict[str, Any] = {}
-        if method.held_out_share:
-            train, held_out = train.hold_out(method.held_out_share)
-            self.held_out = evaluation_batches(held_out, suite, substitute=True)
-            self.notes["training images held out"] = len(held_out)
-        self.training = training_batches(train, suite, spec.seed, spec.views, *share)
-        self.evaluation = evaluation_batches(test, suite, *share)
-        self.notes |= self.training.notes
-        # Prepared images are others than the originals: a checkpoint goes on with its own.
+        self._build_method(mode)
+        self._open_data(train, test)
+        # Prepared images differ from the originals, so each kind has its own checkpoints.
         self.key = spec.fingerprint() + str(self.training.notes.get("images", ""))
         others = (self.evaluation, self.held_out)
-        self.intake = Intake(self.training, others, accelerator, observer.on_message)
+        self.data_stats = DataStats(self.training, others, accelerator, observer.on_message)
         self.clock = StepClock(accelerator.device)
         self.progress = Progress(jobs=jobs)
         self.history: list[Epoch] = []
-        self.started_as = empty_result(spec, accelerator, "failed")
-        self.place = place(self.started_as.environment, mode)
+        self.empty_result = empty_result(spec, accelerator, "failed")
+        self.hardware = describe_hardware(self.empty_result.environment, mode)
         self.saved_at = time.monotonic()
         self.timed_from = time.perf_counter()
         self.agreement = Agreement(accelerator)
 
+    def _build_method(self, mode: Mode) -> None:
+        """Build the method, its optimizers and its training step."""
+        suite, device = self.spec.suite, self.accelerator.device
+        method = self.method = self.spec.build_on(device)
+        self.parameters_trained = count_parameters(method)
+        self.parameters_deployed = count_parameters(method.student())
+        self.flops = forward_flops(method.student(), suite.data.image_size)
+        self.optimizers = build_optimizers(method, suite.optimizer, capturable="graph" in mode)
+        if "inductor" in mode:
+            torch.compiler.reset()  # forget the networks of earlier runs
+        module = self.accelerator.prepare(method)
+        self.step = TrainingStep(module, self.optimizers, suite.precision, mode, self._on_fallback)
+
+    def _open_data(self, train: ImageSet, test: ImageSet) -> None:
+        """Create the batches of training, evaluation and held-out images."""
+        suite = self.spec.suite
+        share = (self.accelerator.process_index, self.accelerator.num_processes)
+        self.held_out: Evaluation | None = None
+        self.notes: dict[str, Any] = {}
+        if self.method.held_out_share:
+            train, held_out = train.hold_out(self.method.held_out_share)
+            self.held_out = evaluation_batches(held_out, suite, substitute=True)
+            self.notes["training images held out"] = len(held_out)
+        self.training = training_batches(train, suite, self.spec.seed, self.spec.views, *share)
+        self.evaluation = evaluation_batches(test, suite, *share)
+        self.notes |= self.training.notes
+
     def train(self) -> Result:
-        """All epochs that are left, with an evaluation and a checkpoint after each.
+        """Train all remaining epochs, with an evaluation and a checkpoint after each.
 
         Raises:
-            DivergedError: a loss or a weight is not finite.
-            StoppedError: it was asked to stop, and did after its step.
+            DivergedError: A loss or a weight is not finite.
+            StoppedError: The run stopped on request, after a complete step.
         """
-        with self.stop.heeded():
+        with self.stop.deferred():
             self._resume()
             for epoch in range(self.progress.epochs_done, self.spec.suite.schedule.epochs):
                 try:
@@ -119,7 +138,8 @@ class Run:
                 except StoppedError:
                     self._save()
                     self.files.finish()
-                    self.accelerator.wait_for_everyone()  # the first to end has the others ended
+                    # Launchers kill the other processes as soon as the first one exits.
+                    self.accelerator.wait_for_everyone()
                     raise
                 check_finite(epoch + 1, losses, metrics, self.method)
                 self._record(epoch, losses, metrics)
@@ -127,8 +147,8 @@ class Run:
         return self.result("finished")
 
     def result(self, status: Status, reason: str | None = None) -> Result:
-        """What the run has come to so far."""
-        return self.started_as.model_copy(
+        """Return the result of the run up to now."""
+        return self.empty_result.model_copy(
             update={
                 "status": status,
                 "reason": reason,
@@ -137,41 +157,41 @@ class Run:
                 "history": self.history,
                 "cost": self._cost(),
                 "environment": self._environment(),
-                "notes": self.notes | self._places_left() | undecodable_notes(self.progress),
+                "notes": self.notes | self._hardware_notes() | undecodable_notes(self.progress),
             }
         )
 
     def _resume(self) -> None:
-        refused: dict[str, list[str]] = {}
+        rejected: dict[str, list[str]] = {}
         progress = load_checkpoint(
             self.folder,
             self.key,
             self.method,
             self.optimizers,
             self.accelerator,
-            lambda file, why: refused.setdefault(why, []).append(file.name),
+            lambda file, why: rejected.setdefault(why, []).append(file.name),
         )
         if progress is not None:
             progress.jobs = max(progress.jobs, self.progress.jobs)
             self.progress = progress
             self.history = HISTORY.validate_json(progress.history)
-            if progress.place in ("", self.place):
+            if progress.place in ("", self.hardware):
                 self.clock.windows = progress.step_seconds.tolist()
             else:
                 progress.places.append((progress.place, self._steps_done()))
-                progress.peak_memory_bytes = 0  # of a device there, of this process here
+                progress.peak_memory_bytes = 0  # measured on the earlier hardware
         if self.accelerator.is_main_process:
             self.files.write_log(self.history)
         for epoch in self.history:
             self.observer.on_epoch(epoch, resumed=True)
         if self.progress.part is not None:
             self.observer.on_resume(self._steps_done())
-        self._say_where_it_goes_on(refused)
+        self._report_resume(rejected)
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
-        """One epoch, or what is left of it; the mean of each loss term over all of it.
+        """Train an epoch, or the rest of it, and return the mean of each loss term over the epoch.
 
-        Nothing is read from the device before its end, but for a checkpoint that is due.
+        Nothing is read from the device before the end of the epoch, except to save a checkpoint.
         """
         self.timed_from = time.perf_counter()
         steps = len(self.training)
@@ -186,9 +206,9 @@ class Run:
                 sums = values.clone() if sums is None else sums.add_(values)
                 self.clock.step()
                 self.observer.on_step()
-                agreed = self.agreement(self._wanted())
+                agreed = self.agreement(self._requested_action())
                 if agreed > SAVE or (agreed == SAVE and step + 1 < steps):
-                    self._leave(step + 1, sums)
+                    self._note_position(step + 1, sums)
                     self._account()
                     if agreed > SAVE:
                         raise StoppedError(agreed)
@@ -199,18 +219,18 @@ class Run:
             means = (self._sum(sums) / (steps * self.accelerator.num_processes)).tolist()
         self._account()
         if self.agreement.alone:
-            self._leave(steps, sums)
+            self._note_position(steps, sums)
         return dict(zip(self.step.names, means, strict=True))
 
     def _account(self) -> None:
-        """Of training up to now, since the epoch or the last checkpoint in it."""
+        """Add the training time since the start of the epoch, or since its last checkpoint."""
         self.clock.finish()
         seconds = time.perf_counter() - self.timed_from
         self.progress.training_seconds += seconds
-        self.intake.account_waiting(self.progress, seconds)
+        self.data_stats.record_waiting(self.progress, seconds)
 
     def _begin_epoch(self, epoch: int) -> tuple[int, Tensor | None]:
-        """The first step to do and the loss terms of those before, summed."""
+        """Return the first step to run, and the summed loss terms of the steps before it."""
         part = self.progress.part
         if part is None:
             self._calibrate()
@@ -221,10 +241,11 @@ class Run:
         self.step.names = tuple(part.terms)
         return part.steps, part.restore(self.method, self.accelerator)
 
-    def _leave(self, steps: int, sums: Tensor) -> None:
-        """Note where the epoch is, for a checkpoint in its midst."""
-        place = self.method, self.accelerator
-        self.progress.part = PartOfEpoch.now(steps, self.step.names, sums, *place)
+    def _note_position(self, steps: int, sums: Tensor) -> None:
+        """Store the position within the epoch in the progress, for a checkpoint."""
+        self.progress.part = PartOfEpoch.now(
+            steps, self.step.names, sums, self.method, self.accelerator
+        )
 
     def _evaluate(self) -> dict[str, Metrics]:
         started = time.perf_counter()
@@ -236,7 +257,7 @@ class Run:
 
     def _evaluation_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.evaluation:
-            # Several have unequal numbers of batches, and stop after the next step.
+            # Several processes have unequal numbers of batches; they stop after the next step.
             if self.stop.requested and self.agreement.alone:
                 raise StoppedError(self.stop.received[0])
             yield batch
@@ -248,19 +269,19 @@ class Run:
                 self.method.calibrate(self.held_out)
 
     def _sum(self, values: Tensor) -> Tensor:
-        """Over all processes."""
+        """Return the sum over all processes."""
         total: Tensor = self.accelerator.reduce(values, "sum")
         return total
 
     def _average_buffers(self) -> None:
-        """Running statistics differ by process: each saw its share of the batches."""
+        """Average the running statistics, which differ because each process saw other images."""
         if self.accelerator.num_processes > 1:
             for buffer in self.method.buffers():
                 if buffer.is_floating_point():
                     buffer.copy_(self.accelerator.reduce(buffer, "mean"))
 
     def _record(self, epoch: int, losses: dict[str, float], metrics: dict[str, Metrics]) -> None:
-        """Write the epoch to the log and the checkpoint, and tell who watches."""
+        """Add an epoch to the history, the log and the checkpoint, and notify the observer."""
         suite = self.spec.suite
         last_step = (epoch + 1) * len(self.training) - 1
         factor = learning_rate_factor(last_step, len(self.training), suite.schedule)
@@ -273,19 +294,19 @@ class Run:
         self.history.append(record)
         if self.accelerator.is_main_process:
             self.files.write_log(self.history)
-        self.accelerator.log(dict(scalars(record)), step=epoch + 1)
+        self.accelerator.log(dict(epoch_scalars(record)), step=epoch + 1)
         self.progress.epochs_done = epoch + 1
         self.progress.part = None
         self._save()
         self.observer.on_epoch(record, resumed=False)
 
     def _save(self) -> None:
-        """A checkpoint of how things are now."""
+        """Save a checkpoint of the current state."""
         progress = self.progress
-        self.intake.account_undecodable(progress)
+        self.data_stats.record_undecodable(progress)
         progress.history = HISTORY.dump_json(self.history).decode()
         progress.step_seconds = torch.tensor(self.clock.windows, dtype=torch.float64)
-        progress.place = self.place
+        progress.place = self.hardware
         progress.peak_memory_bytes = max(progress.peak_memory_bytes, self._peak_memory())
         if self.accelerator.is_main_process:
             content = snapshot(self.key, self.method, self.optimizers, progress)
@@ -293,8 +314,8 @@ class Run:
         self.accelerator.wait_for_everyone()
         self.saved_at = time.monotonic()
 
-    def _wanted(self) -> int:
-        """Of this process, after its step."""
+    def _requested_action(self) -> int:
+        """Return what this process requests after a step: continue, save, or stop."""
         if self.stop.requested:
             return self.stop.received[0]
         return SAVE if time.monotonic() - self.saved_at > SAVE_SECONDS else GO_ON
@@ -303,21 +324,23 @@ class Run:
         part = self.progress.part
         return self.progress.epochs_done * len(self.training) + (part.steps if part else 0)
 
-    def _say_where_it_goes_on(self, refused: dict[str, list[str]]) -> None:
-        """And from which checkpoints it does not, by reason."""
+    def _report_resume(self, rejected: dict[str, list[str]]) -> None:
+        """Report where the run resumes, and which checkpoints were rejected and why."""
         done, steps = self._steps_done(), len(self.training) * self.spec.suite.schedule.epochs
-        where = f"goes on after step {done:,} of {steps:,}" if done else "begins anew"
-        said = [
+        action = (
+            f"resumes after step {done:,} of {steps:,}" if done else "starts from the beginning"
+        )
+        reasons = [
             f"{', '.join(files)} {'is' if len(files) == 1 else 'are'} {why}"
-            for why, files in refused.items()
+            for why, files in rejected.items()
         ]
-        if said:
-            self.observer.on_message(f"{self.spec.label}: {'; '.join(said)}; it {where}.")
+        if reasons:
+            self.observer.on_message(f"{self.spec.label}: {'; '.join(reasons)}; the run {action}.")
         elif done:
-            self.observer.on_message(f"{self.spec.label} {where}.")
+            self.observer.on_message(f"{self.spec.label} {action}.")
 
     def _peak_memory(self) -> int:
-        """Bytes, of the process that took most."""
+        """Return the peak memory in bytes of the process that used most."""
         own = torch.tensor([self.memory.peak()], device=self.accelerator.device)
         return int(self.accelerator.gather(own).max())
 
@@ -338,25 +361,27 @@ class Run:
             training_flops=self.training_flops,
         )
 
-    def _places_left(self) -> dict[str, Any]:
-        """For the result, whose environment, rate and memory are those of the last place."""
+    def _hardware_notes(self) -> dict[str, Any]:
+        """Return the note on earlier hardware; rate and memory are those of the last one."""
         total = self.spec.suite.total_steps
-        before = [f"{place}: to step {n} of {total}" for place, n in self.progress.places]
+        before = [f"{hardware}: to step {n} of {total}" for hardware, n in self.progress.places]
         return {TRAINED_BEFORE: before} if before else {}
 
-    def _count_work(self) -> int | None:
-        """FLOPs of the run; None for a method that cannot take a few images on their own."""
+    def _count_training_flops(self) -> int | None:
+        """Return the FLOPs of the run, or None if the method fails on a small batch."""
         try:
             return training_flops(self.spec, self.accelerator.device)
-        except Exception as error:  # what is wrong with the method itself, its first step will say
+        except Exception as error:  # if the method itself is at fault, its first step raises again
             why = self.spec.entry.blame(error).split("\n")[0]
-            self.observer.on_message(f"The FLOPs of '{self.spec.entry.name}' are not known: {why}.")
+            self.observer.on_message(
+                f"The FLOPs of '{self.spec.entry.name}' could not be counted: {why}."
+            )
             return None
 
     def _environment(self) -> Environment:
-        """How the steps run is known only once they do."""
-        return self.started_as.environment.model_copy(update={"step": self.step.mode})
+        """Return the environment with the mode that steps really ran in."""
+        return self.empty_result.environment.model_copy(update={"step": self.step.mode})
 
     def _on_fallback(self, reason: str) -> None:
-        how = "eagerly" if self.step.mode == "eager" else f"with {self.step.mode}"
-        self.observer.on_message(f"'{self.spec.entry.name}' {reason}; its steps run {how}.")
+        mode = "eagerly" if self.step.mode == "eager" else f"with {self.step.mode}"
+        self.observer.on_message(f"'{self.spec.entry.name}' {reason}; its steps run {mode}.")

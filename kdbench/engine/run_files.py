@@ -1,6 +1,6 @@
-"""What a run keeps in its folder while it trains: its log, and its checkpoints.
+"""The log and the checkpoints that a run keeps in its folder while it trains.
 
-It needs neither to come to its result. Where the disk takes them no more, it says so and goes on.
+A run can finish without either. If they cannot be written, it warns and continues.
 """
 
 import contextlib
@@ -13,80 +13,84 @@ from kdbench.atomic import atomic_write
 from kdbench.engine.checkpoint import write_checkpoint
 from kdbench.errors import UnwritableError
 from kdbench.results.schema import Epoch
-from kdbench.signals import WRITING
+from kdbench.signals import CHECKPOINT_THREAD_NAME
 
 LOG = "log.jsonl"
 
 
-def goes_on_without(folder: Path, error: UnwritableError) -> str:
-    """What the user should know of a run whose folder takes no file."""
+def unwritable_folder_warning(folder: Path, error: UnwritableError) -> str:
+    """Return the warning for a run whose folder cannot be written to."""
     return (
-        f"Cannot write to '{folder}': {error.reason}; the run goes on, and until that is mended a "
-        "kill costs what it did since its last checkpoint."
+        f"Cannot write to '{folder}': {error.reason}. The run continues, but until this is fixed "
+        "it would lose its progress since the last checkpoint if it were killed."
     )
 
 
-class Writing(Thread):
-    """Of a checkpoint, beside training. Python must not end meanwhile: tensors are freed in it."""
+class CheckpointWriter(Thread):
+    """Thread that writes a checkpoint while training continues.
+
+    Python must not exit while it runs, because it frees tensors.
+    """
 
     def __init__(self, folder: Path, content: dict[str, Any], step: int):
-        super().__init__(name=WRITING, daemon=True)  # or Python waits for it, whoever is in a hurry
+        # A daemon thread, so that an impatient second Ctrl-C need not wait for it.
+        super().__init__(name=CHECKPOINT_THREAD_NAME, daemon=True)
         self._task = folder, content, step
         self._error: BaseException | None = None
 
     def run(self) -> None:
         try:
             write_checkpoint(*self._task)
-        except BaseException as error:  # whoever waits raises it
+        except BaseException as error:  # raised again in finish()
             self._error = error
         del self._task
 
     def finish(self) -> None:
-        """Wait for its end; raises what went wrong."""
+        """Wait until the checkpoint is written, and raise any error that occurred."""
         self.join()
         if self._error is not None:
             raise self._error
 
 
 class RunFiles:
-    """Of one run; its main process writes them."""
+    """The files of one run, written by its main process."""
 
-    def __init__(self, folder: Path, say: Callable[[str], None]):
+    def __init__(self, folder: Path, on_message: Callable[[str], None]):
         self.folder = folder
-        self._say = say
-        self._said = False
-        self._writing: Writing | None = None
+        self._on_message = on_message
+        self._warned = False
+        self._writer: CheckpointWriter | None = None
 
     def write_log(self, history: Sequence[Epoch]) -> None:
-        """All epochs so far, a line each; whole, so that a full disk leaves no half line."""
-        with self._said_once(), atomic_write(self.folder / LOG, durable=False) as stream:
+        """Write all epochs so far, one per line; atomically, so that no partial line is left."""
+        with self._warn_once(), atomic_write(self.folder / LOG, durable=False) as stream:
             stream.writelines(epoch.model_dump_json().encode() + b"\n" for epoch in history)
 
     def save_checkpoint(self, content: dict[str, Any], step: int) -> None:
-        """Begin to write what `snapshot` gave, beside training; the one before is written then."""
+        """Start writing the content that `snapshot` returned, after the previous write is done."""
         self.finish()
-        self._writing = Writing(self.folder, content, step)
-        self._writing.start()
+        self._writer = CheckpointWriter(self.folder, content, step)
+        self._writer.start()
 
     def finish(self) -> None:
         """Wait for the checkpoint that is being written."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            with self._said_once():
-                writing.finish()
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with self._warn_once():
+                writer.finish()
 
     def close(self) -> None:
-        """The same for a run that failed: what goes wrong here costs that checkpoint alone."""
+        """Wait likewise after a failed run; an error here loses only this checkpoint."""
         try:
             self.finish()
-        except Exception as error:  # a writer may run out of memory, say
-            self._say(f"The last checkpoint in '{self.folder}' was not written: {error!r}.")
+        except Exception as error:  # for instance, out of memory
+            self._on_message(f"The last checkpoint in '{self.folder}' was not written: {error!r}.")
 
     @contextlib.contextmanager
-    def _said_once(self) -> Iterator[None]:
+    def _warn_once(self) -> Iterator[None]:
         try:
             yield
         except UnwritableError as error:
-            if not self._said:
-                self._said = True
-                self._say(goes_on_without(self.folder, error))
+            if not self._warned:
+                self._warned = True
+                self._on_message(unwritable_folder_warning(self.folder, error))

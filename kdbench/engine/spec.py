@@ -1,4 +1,4 @@
-"""One run as it is asked for: suite, architecture, method, options, seed."""
+"""Specification of one run: suite, architecture, method, options and seed."""
 
 import hashlib
 import json
@@ -8,23 +8,24 @@ from dataclasses import dataclass
 import torch
 
 from kdbench.discovery import MethodEntry
-from kdbench.errors import UserError, printable
+from kdbench.errors import UserError, pluralize, printable
 from kdbench.method import Cohort, Method, MethodOptions
 from kdbench.results.schema import Identity
 from kdbench.seeds import seeded
 from kdbench.suite.load import suite_files
 from kdbench.suite.suite import Suite
 
-# Raise this when a change to the harness moves numbers: results made before it are then run anew.
 HARNESS_VERSION = 1
+"""Version of the harness; raise it when a change moves numbers, so that older results are stale."""
 
-
-LONGEST_VARIANT = 120
-"""Characters of options in the name of a folder; beyond that, their hash."""
+MAX_VARIANT_LENGTH = 120
+"""Maximum length of the options in a folder name; longer ones are replaced by their hash."""
 
 
 @dataclass(frozen=True)
 class RunSpec:
+    """Everything that determines the numbers of one run, apart from the data."""
+
     suite: Suite
     architecture: str
     entry: MethodEntry
@@ -43,20 +44,22 @@ class RunSpec:
 
     @property
     def method_name(self) -> str:
-        """Readable name in paths and tables: options that are not the default stand in it."""
+        """Name in paths and tables, with the options that differ from the defaults."""
         return self.entry.name + variant(self.options)
 
     @property
     def label(self) -> str:
+        """Short name in messages, such as `dml resnet20 seed 0`."""
         return f"{self.method_name} {self.architecture} seed {self.seed}"
 
     @property
     def suite_argument(self) -> str:
-        """What finds the suite again: its name, or its file's, without the folder."""
+        """Value of --suite that selects this suite: its name, or the name of its file."""
         name = self.suite.name.partition("@")[0]
         return name if name in suite_files() else f"./{name}.toml"
 
     def identity(self) -> Identity:
+        """Return the identity that the run's result stores."""
         return Identity(
             suite=self.suite.name,
             suite_hash=self.suite.digest(),
@@ -67,7 +70,7 @@ class RunSpec:
         )
 
     def fingerprint(self) -> str:
-        """Equal for two runs that must give the same numbers."""
+        """Return a hash that is equal for runs that must give the same numbers."""
         key = [
             HARNESS_VERSION,
             self.identity().model_dump(),
@@ -76,7 +79,7 @@ class RunSpec:
         return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
     def command(self) -> str:
-        """The command that makes this run, without the folders of whoever ran it."""
+        """Return the command that reproduces this run, without local paths."""
         changes = self.suite.name.partition("@")[2]
         method = self.entry.name if self.entry.findable else f"./{self.entry.name}.py"
         parts = ["kdbench run", f"--suite {self.suite_argument}", f"--methods {method}"]
@@ -88,30 +91,36 @@ class RunSpec:
         return " ".join(parts)
 
     def check(self) -> None:
-        """Refuse a method that does not fit the suite.
+        """Check that the method, its options and the architecture fit together.
 
         Raises:
-            UserError: too few networks, or a number of networks where it is fixed.
+            UserError: The method does not support this number or mix of networks.
         """
         needed, fixed = self.entry.method.minimum_networks, self.entry.method.fixed_networks
         if fixed is not None and self.options.networks not in (None, fixed):
-            raise UserError(f"Method '{self.entry.name}' has {fixed} network, always.")
+            raise UserError(
+                f"Method '{self.entry.name}' always has {pluralize(fixed, 'network')}; "
+                "remove the option 'networks'."
+            )
         named = len(self._architectures) > 1
         if len(set(self._architectures)) > 1 and self.entry.method.equal_networks:
             raise UserError(
-                f"Method '{self.entry.name}' needs equal networks, and "
-                f"'{self.architecture}' mixes them."
+                f"Method '{self.entry.name}' needs networks of one architecture, but "
+                f"'{self.architecture}' mixes several."
             )
         if named and self.options.networks is not None:
-            raise UserError(f"'{self.architecture}' says how many networks there are already.")
+            raise UserError(
+                f"'{self.architecture}' already sets the number of networks; "
+                "remove the option 'networks'."
+            )
         if self.networks < needed:
             raise UserError(
-                f"Method '{self.entry.name}' needs at least {needed} networks; "
-                f"suite '{self.suite.name}' asks for {self.networks}."
+                f"Method '{self.entry.name}' needs at least {needed} networks, but suite "
+                f"'{self.suite.name}' has {self.networks}."
             )
 
     def build(self) -> Method:
-        """The method with freshly initialised networks, the same for the same seed."""
+        """Return the method with freshly initialized networks; equal seeds give equal weights."""
         cohort = Cohort(
             self._cohort_architectures(),
             self.suite.data.classes,
@@ -122,14 +131,15 @@ class RunSpec:
             return self.entry.method(cohort, self.options)
 
     def build_on(self, device: torch.device) -> Method:
-        """The same on the device that trains, channels last: convolutions run faster so, on CPUs
-        and on GPUs with tensor cores.
+        """Return the method on a device, in channels-last format.
+
+        Convolutions are faster in this format on CPUs and on GPUs with tensor cores.
         """
         return self.build().to(device).to(memory_format=torch.channels_last)
 
     @property
     def _architectures(self) -> list[str]:
-        """As named: one, or one per network joined by +, the declared student last."""
+        """Architectures as the user named them: one, or one per network with the student last."""
         return self.architecture.split("+")
 
     @property
@@ -138,7 +148,10 @@ class RunSpec:
         return named if named > 1 else self.suite.networks
 
     def _cohort_architectures(self) -> list[str]:
-        """One per network; methods that take mixed cohorts deploy their first network."""
+        """Return one architecture per network.
+
+        Methods that take mixed cohorts deploy the first network they build.
+        """
         named = self._architectures
         if len(named) == 1:
             return named * self.networks
@@ -146,17 +159,17 @@ class RunSpec:
 
 
 def changed_options(options: MethodOptions) -> dict[str, object]:
-    """The options that differ from the method's defaults."""
+    """Return the options that differ from the method's defaults."""
     defaults = type(options)().model_dump(mode="json")
     return {k: v for k, v in options.model_dump(mode="json").items() if v != defaults[k]}
 
 
 def variant(options: MethodOptions) -> str:
-    """`@key=value,...` for options that differ from the defaults; nothing where none does."""
-    # It is the name of a folder: no value may lead elsewhere.
+    """Return `@key=value,...` for the options that differ from the defaults, or an empty string."""
+    # The text becomes part of a folder name, so values must not contain separators.
     values = (f"{key}={value}" for key, value in changed_options(options).items())
     changed = [printable(value).replace("/", "_").replace("\\", "_") for value in values]
     text = ",".join(changed)
-    if len(text) > LONGEST_VARIANT:
+    if len(text) > MAX_VARIANT_LENGTH:
         text = hashlib.sha256(text.encode()).hexdigest()[:16]
     return f"@{text}" if text else ""

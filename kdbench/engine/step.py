@@ -1,4 +1,4 @@
-"""One training step: as it stands, compiled by inductor, recorded as a CUDA graph, or both."""
+"""One training step: eager, compiled by inductor, recorded as a CUDA graph, or both."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -10,24 +10,27 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from kdbench.backbones import Backbone
-from kdbench.engine.parallel_streams import Lanes
+from kdbench.engine.parallel_streams import ParallelStreams
 from kdbench.method import ContractError
 from kdbench.suite.suite import Precision
 
 Mode = Literal["eager", "inductor", "graph", "inductor+graph"]
-"""How steps run. `graph` replays forward, backward and update as one CUDA graph."""
+"""How training steps run. `graph` replays forward, backward and update as one CUDA graph."""
 
-WARM_UP = 3
-"""Steps before a graph is recorded: libraries choose their algorithms, optimizers make state."""
+WARMUP_STEPS = 3
+"""Steps before a graph is recorded, in which libraries choose algorithms and optimizers
+initialize their state."""
 
-TOLERANCE = 1e-2
-"""Largest relative difference of an update, replayed against not: a wrong graph differs by 1."""
+REPLAY_TOLERANCE = 1e-2
+"""Largest relative difference between a replayed update and an eager one. A wrong graph gives
+about 1."""
 
 
 class TrainingStep:
-    """Forward of all terms, one backward of their sum, one update by every optimizer.
+    """A training step: forward pass, one backward pass of the summed terms, optimizer updates.
 
-    What cannot be compiled or recorded runs eagerly from then on, and `on_fallback` is told why.
+    If the method cannot be compiled or recorded, steps run eagerly from then on and `on_fallback`
+    is called with the reason.
     """
 
     def __init__(
@@ -44,41 +47,46 @@ class TrainingStep:
         self.mode = mode
         self.on_fallback = on_fallback
         self.names: tuple[str, ...] = ()
-        """Of the loss terms, in order; known after the first step."""
+        """Names of the loss terms, in order; known after the first step."""
         self._forward: Callable[[Tensor, Tensor], dict[str, Tensor]] = module
         self._inner = module.module if isinstance(module, DistributedDataParallel) else None
         compiled = "inductor" in mode
-        self._lanes = self._make_lanes(compiled)
+        self._streams = self._make_streams(compiled)
         if compiled and self._inner is not None:
-            # The exchange of gradients around it cannot be traced as one graph.
+            # The gradient synchronization of DDP cannot be traced as one graph.
             self._inner.forward = torch.compile(self._inner.forward, fullgraph=True, dynamic=False)
         elif compiled:
-            whole = not self._lanes  # they are compiled by themselves, and the rest around them
-            self._forward = torch.compile(module, fullgraph=whole, dynamic=False)
+            fullgraph = not self._streams  # networks on their own streams are compiled separately
+            self._forward = torch.compile(module, fullgraph=fullgraph, dynamic=False)
         self._replay: Callable[[], object] | None = None
         self._inputs: tuple[Tensor, Tensor]
         self._output: Tensor
         self.steps = 0
-        """Begun so far."""
+        """Number of steps begun so far."""
 
     def __call__(self, views: Tensor, labels: Tensor) -> Tensor:
-        """Train on views (V, B, 3, H, W) and labels (B,); gives the weighted terms (N,).
+        """Train on one batch without waiting for the device.
 
-        Nothing waits for the device. With a graph the next step overwrites the values returned.
+        Args:
+            views: (V, B, 3, H, W) normalized images.
+            labels: (B,) class indices.
+
+        Returns:
+            The weighted loss terms, (N,). In graph mode the next step overwrites them.
 
         Raises:
-            ContractError: the method returned something else than named scalar terms.
+            ContractError: The method did not return a dict of named scalar terms.
         """
         self.steps += 1
         if self.steps == 1:
             return self._first(views, labels)
-        if "graph" in self.mode and self.steps > WARM_UP:
+        if "graph" in self.mode and self.steps > WARMUP_STEPS:
             return self._recorded(views, labels)
         return self._run(views, labels)
 
     def _run(self, views: Tensor, labels: Tensor) -> Tensor:
         with self.autocast():
-            with self._lanes.in_place():
+            with self._streams.patched():
                 terms = self._forward(views, labels)
             if not self.names:
                 check_terms(terms)
@@ -91,32 +99,32 @@ class TrainingStep:
             optimizer.step()
         return values.detach()
 
-    def _make_lanes(self, compiled: bool) -> Lanes:
+    def _make_streams(self, compiled: bool) -> ParallelStreams:
         networks = [part for part in self.module.modules() if isinstance(part, Backbone)]
         several = "graph" in self.mode and len(networks) > 1
-        return Lanes(networks if several else [], compiled)
+        return ParallelStreams(networks if several else [], compiled)
 
     def autocast(self) -> torch.autocast | nullcontext[None]:
-        """The suite's precision, for training and evaluation."""
+        """Return the autocast context of the suite's precision, for training and evaluation."""
         if not self.bf16:
             return nullcontext()
         return torch.autocast(next(self.module.parameters()).device.type, torch.bfloat16)
 
     def _first(self, views: Tensor, labels: Tensor) -> Tensor:
-        """Compiles; where that fails nothing has been trained yet, and the step is run eagerly."""
+        """Run the first step, which compiles. If that fails, restore the state and run eagerly."""
         if "inductor" not in self.mode:
             return self._run(views, labels)
-        before = State(self.module, self.optimizers)
+        before = TrainingState(self.module, self.optimizers)
         try:
             return self._run(views, labels)
         except ContractError:
             raise
-        except Exception as error:  # compilers raise anything; an error of the method comes again
+        except Exception as error:  # compilers raise anything; the method's own errors recur below
             why = _first_line(error)
-        # The error is gone by now, and with it what its frames held of the device's memory.
+        # Outside the except block, the error no longer keeps device memory alive in its frames.
         before.restore()
         self._forward = self.module
-        self._lanes = self._make_lanes(compiled=False)
+        self._streams = self._make_streams(compiled=False)
         if self._inner is not None:
             del self._inner.forward
         values = self._run(views, labels)
@@ -132,36 +140,36 @@ class TrainingStep:
         return self._output
 
     def _record(self, views: Tensor, labels: Tensor) -> Tensor:
-        """Train a step, and record it; the record is kept only if it trains as the step did."""
-        start = State(self.module, self.optimizers)
+        """Run a step, record it, and keep the graph only if its replay gives the same update."""
+        start = TrainingState(self.module, self.optimizers)
         expected = self._run(views, labels)
-        end = State(self.module, self.optimizers)
+        end = TrainingState(self.module, self.optimizers)
         self._inputs = views.clone(), labels.clone()
         try:
             start.restore()
-            replay, self._output = cuda_graph(
-                lambda: self._run(*self._inputs), self._lanes.open(self._inputs[0])
+            replay, self._output = capture_cuda_graph(
+                lambda: self._run(*self._inputs), self._streams.open(self._inputs[0])
             )
             replay()
-            after = State(self.module, self.optimizers)
-            apart = max(after.difference(end, start), _relative(self._output, expected))
-            if not apart <= TOLERANCE:
-                raise RuntimeError(f"its replay differs by {apart:.1e} from the step itself")
+            after = TrainingState(self.module, self.optimizers)
+            difference = max(after.difference(end, start), _relative(self._output, expected))
+            if not difference <= REPLAY_TOLERANCE:
+                raise RuntimeError(f"its replay differs by {difference:.1e} from the step itself")
             self._replay = replay
-        except RuntimeError as error:  # memory that runs out among them: a graph keeps its own
+        except RuntimeError as error:  # includes out of memory, because a graph has its own pool
             mode: Mode = "inductor" if "inductor" in self.mode else "eager"
             self._fall_back(mode, "recorded", _first_line(error))
         finally:
             end.restore()
         return expected
 
-    def _fall_back(self, mode: Mode, what: str, why: str) -> None:
+    def _fall_back(self, mode: Mode, action: str, why: str) -> None:
         self.mode = mode
-        self.on_fallback(f"cannot be {what}: {why}")
+        self.on_fallback(f"cannot be {action}: {why}")
 
 
-class State:
-    """A copy of everything that a step changes: parameters, buffers, the optimizers' state."""
+class TrainingState:
+    """A copy of everything that a step changes: parameters, buffers and optimizer state."""
 
     def __init__(self, module: nn.Module, optimizers: Iterable[Optimizer]):
         optimizers = list(optimizers)
@@ -172,7 +180,7 @@ class State:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """In place, so that whoever holds the tensors sees it."""
+        """Restore all tensors in place, so that references to them stay valid."""
         for tensor, copy in zip(self._tensors, self._copies, strict=True):
             tensor.copy_(copy)
         for optimizer, known in self._optimizers:
@@ -180,37 +188,45 @@ class State:
                 del optimizer.state[parameter]
         torch.set_rng_state(self._cpu)
 
-    def difference(self, other: "State", start: "State") -> float:
-        """Of two states that came of `start`, relative to the way from there."""
+    def difference(self, other: "TrainingState", start: "TrainingState") -> float:
+        """Return the distance to `other`, relative to the distance of `other` from `start`."""
         floats = [
             (mine, theirs, old)
             for mine, theirs, old in zip(self._copies, other._copies, start._copies, strict=True)
             if mine.is_floating_point()
         ]
-        apart = sum((mine - theirs).double().square().sum() for mine, theirs, _ in floats)
-        way = sum((theirs - old).double().square().sum() for _, theirs, old in floats)
-        return float((torch.as_tensor(apart) / torch.as_tensor(way)).sqrt())
+        difference = sum((mine - theirs).double().square().sum() for mine, theirs, _ in floats)
+        update = sum((theirs - old).double().square().sum() for _, theirs, old in floats)
+        return float((torch.as_tensor(difference) / torch.as_tensor(update)).sqrt())
 
 
 def state_tensors(module: nn.Module, optimizers: Iterable[Optimizer]) -> list[Tensor]:
-    """Parameters, buffers and what the optimizers keep."""
-    kept = [
+    """Return the parameters, the buffers and the tensors of the optimizers' state."""
+    optimizer_state = [
         value
         for optimizer in optimizers
         for state in optimizer.state.values()
         for value in state.values()
         if isinstance(value, Tensor)
     ]
-    return [*module.parameters(), *module.buffers(), *kept]
+    return [*module.parameters(), *module.buffers(), *optimizer_state]
 
 
-def cuda_graph(
-    step: Callable[[], Tensor], side_by_side: AbstractContextManager[None]
+def capture_cuda_graph(
+    step: Callable[[], Tensor], parallel: AbstractContextManager[None]
 ) -> tuple[Callable[[], object], Tensor]:
-    """Record a step on the device; what replays it, and the tensor that it then writes."""
+    """Record a step as a CUDA graph.
+
+    Args:
+        step: runs the step and returns its output.
+        parallel: context in which the networks run on separate streams.
+
+    Returns:
+        A function that replays the step, and the tensor that it writes its output to.
+    """
     graph = torch.cuda.CUDAGraph()
-    # A loader pins memory in a thread of its own meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"), side_by_side:
+    # Errors are thread-local because a data loader may pin memory in another thread meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"), parallel:
         output = step()
     return graph.replay, output
 
@@ -225,10 +241,10 @@ def _relative(values: Tensor, expected: Tensor) -> float:
 
 
 def check_terms(terms: Any) -> None:
-    """Refuse what is no dict of named scalars.
+    """Check that the return value of forward() is a dict of named scalar tensors.
 
     Raises:
-        ContractError: says what forward() returned instead.
+        ContractError: It is not; the message says what forward() returned instead.
     """
     if not isinstance(terms, dict) or not terms:
         raise ContractError("forward() must return a dict of named loss terms")

@@ -1,4 +1,4 @@
-"""A request that a run end: looked at between steps, so that a checkpoint of the run is whole."""
+"""Stop requests from signals, honored between steps so that a consistent checkpoint is saved."""
 
 import contextlib
 import signal
@@ -9,35 +9,41 @@ from kdbench.signals import SignalledError, handled
 
 
 class StoppedError(SignalledError):
-    """A run was asked to stop and did; its checkpoint holds all its steps."""
+    """Raised when a run has stopped on request; its checkpoint holds all completed steps."""
 
 
 class Stop:
-    """Asked for by signals. Where no run heeds it, a signal interrupts at once, as Ctrl-C does."""
+    """Stop request that signals set.
+
+    A signal is deferred while a run checks for requests, and interrupts at once otherwise.
+    """
 
     def __init__(self) -> None:
         self.received: list[signal.Signals] = []
-        self._heeded = False
+        self._deferred = False
 
     @property
     def requested(self) -> bool:
         return bool(self.received)
 
     def on(self, *signals: signal.Signals) -> contextlib.AbstractContextManager[None]:
-        """Inside, any of these signals asks; outside they do what they did before."""
+        """Return a context in which the given signals request a stop."""
         return handled(signals, self._receive)
 
     @contextlib.contextmanager
-    def heeded(self) -> Iterator[None]:
-        """Inside, whoever runs looks at `requested` often and ends by itself."""
-        self._heeded = True
+    def deferred(self) -> Iterator[None]:
+        """Defer signals: inside this context the caller polls `requested` and stops on its own.
+
+        A second Ctrl-C still interrupts at once.
+        """
+        self._deferred = True
         try:
             yield
         finally:
-            self._heeded = False
+            self._deferred = False
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         impatient = number == signal.SIGINT and signal.SIGINT in self.received
         self.received.append(signal.Signals(number))
-        if impatient or not self._heeded:
+        if impatient or not self._deferred:
             raise SignalledError(number)

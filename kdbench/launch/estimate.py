@@ -8,7 +8,7 @@ import torch
 
 from kdbench.data import batch_share
 from kdbench.engine.environment import device_name
-from kdbench.engine.measure import forward_flops, synchronised_clock
+from kdbench.engine.measure import forward_flops, synchronized_time
 from kdbench.engine.optimizers import build_optimizers
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import Mode, TrainingStep
@@ -101,6 +101,6 @@ def _time_step(spec: RunSpec, device: torch.device, processes: int) -> float:
     clock = []
     for _ in range(1 + TIMED_STEPS):
         train(views.permute(0, 1, 4, 2, 3), labels)
-        clock.append(synchronised_clock(device))
+        clock.append(synchronized_time(device))
     seconds = min(end - start for start, end in pairwise(clock))
     return seconds * whole / images

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from kdbench.data import Source, open_images
-from kdbench.engine.run_files import goes_on_without
+from kdbench.engine.run_files import unwritable_folder_warning
 from kdbench.errors import UnwritableError
 from kdbench.launch.child import Child, end_all, interrupted_by_signals
 from kdbench.launch.claim import WAITING, TakenError, is_claimed
@@ -110,5 +110,5 @@ class Followed:
         try:
             check_writable(self.child.order.folder)
         except UnwritableError as error:  # its status, in which it said so, was lost too
-            self.line.on_message(goes_on_without(self.child.order.folder, error))
+            self.line.on_message(unwritable_folder_warning(self.child.order.folder, error))
         return result

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from kdbench.atomic import exists
 from kdbench.data import Source, is_cached, locate
-from kdbench.engine.compile_mode import step_mode
+from kdbench.engine.compile_mode import resolve_compile_mode
 from kdbench.engine.device import make_accelerator
-from kdbench.engine.observer import Observers
-from kdbench.engine.run_files import goes_on_without
+from kdbench.engine.observer import CompositeObserver
+from kdbench.engine.run_files import unwritable_folder_warning
 from kdbench.engine.stop import Stop
 from kdbench.errors import PlanInterruptedError, UnwritableError, UserError, pluralize
 from kdbench.launch.claim import each_claimed
@@ -104,18 +104,20 @@ def _run_here(
         for run, made in claims:
             current = display.start(run.spec)
             if made is None:
-                mode = step_mode(how.compile, run.spec.suite, run.spec.architecture, *place)
+                mode = resolve_compile_mode(
+                    how.compile, run.spec.suite, run.spec.architecture, *place
+                )
                 try:
                     with _reporter(run, how, ranks) as reporter:
                         ranks.on_left = partial(tell, reporter)
-                        watching = Observers(current, reporter)
+                        watching = CompositeObserver(current, reporter)
                         made = run_and_save(
                             run.spec, images, how, accelerator, watching, mode, 1, ranks, stop
                         )
                         reporter.end(made.status, made.reason)
                     if reporter.unwritten is not None:
                         folder = run_folder(how.runs, run.spec)
-                        current.on_message(goes_on_without(folder, reporter.unwritten))
+                        current.on_message(unwritable_folder_warning(folder, reporter.unwritten))
                 except UnwritableError as error:
                     if ranks.count > 1:
                         raise

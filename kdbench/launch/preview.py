@@ -5,8 +5,8 @@ from datetime import timedelta
 from tabulate import tabulate
 
 from kdbench.data import Source, batch_share
-from kdbench.engine.checkpoint import steps_saved
-from kdbench.engine.compile_mode import step_mode
+from kdbench.engine.checkpoint import read_saved_steps
+from kdbench.engine.compile_mode import resolve_compile_mode
 from kdbench.engine.device import make_accelerator
 from kdbench.launch.estimate import estimate_seconds
 from kdbench.launch.execution import Execution, run_folder
@@ -18,7 +18,9 @@ def preview(plan: list[PlannedRun], source: Source, how: Execution) -> str:
     accelerator = make_accelerator()
     device, suite = accelerator.device, plan[0].spec.suite
     modes = [
-        step_mode(how.compile, run.spec.suite, run.spec.architecture, device, how.processes)
+        resolve_compile_mode(
+            how.compile, run.spec.suite, run.spec.architecture, device, how.processes
+        )
         for run in plan
     ]
     done = [_steps_done(run, how) for run in plan]
@@ -52,7 +54,7 @@ def _steps_done(run: PlannedRun, how: Execution) -> int:
     """Those it need not train again."""
     if how.overwrite or run.state != "to run":
         return 0
-    return steps_saved(run_folder(how.runs, run.spec), run.spec.fingerprint())
+    return read_saved_steps(run_folder(how.runs, run.spec), run.spec.fingerprint())
 
 
 def _row(run: PlannedRun, done: int, seconds: float) -> dict[str, str]:

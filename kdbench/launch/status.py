@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import ValidationError
 
 from kdbench.atomic import atomic_write
-from kdbench.engine.observer import Unobserved
+from kdbench.engine.observer import NullObserver
 from kdbench.errors import PlanAbandonedError, UnwritableError, UserError
 from kdbench.results.schema import Epoch, Record
 
@@ -207,7 +207,7 @@ class StatusReporter:
             self._written = time.monotonic()
 
 
-class NoReporter(Unobserved):
+class NoReporter(NullObserver):
     """In the place of one, for a process that has no say about the run's files."""
 
     unwritten = None

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from kdbench.data import is_cached, locate
-from kdbench.engine.compile_mode import step_mode
+from kdbench.engine.compile_mode import resolve_compile_mode
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.observer import Observer
 from kdbench.engine.spec import RunSpec
@@ -92,7 +92,7 @@ def _train(order: WorkOrder, spec: RunSpec, ranks: Ranks, observer: Observer, st
     how = at_its_turn(order)
     accelerator = make_accelerator(how.runs, how.tensorboard, deterministic=how.deterministic)
     place = accelerator.device, accelerator.num_processes
-    mode = step_mode(how.compile, spec.suite, spec.architecture, *place)
+    mode = resolve_compile_mode(how.compile, spec.suite, spec.architecture, *place)
     source = locate(spec.suite.data, how.data_dir, is_cached)
     images = open_images_together(source, accelerator.device, how, ranks)
     return run_and_save(spec, images, how, accelerator, observer, mode, order.jobs, ranks, stop)

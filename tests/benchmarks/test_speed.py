@@ -18,7 +18,7 @@ from torch import Tensor
 from kdbench.bench.subject import Subject
 from kdbench.data import EvaluationBatches, Images, TrainingBatches, random_images
 from kdbench.engine.evaluate import evaluate
-from kdbench.engine.measure import synchronised_clock
+from kdbench.engine.measure import synchronized_time
 from kdbench.engine.step import Mode
 from kdbench.launch.plan import make_specs
 from kdbench.results.files import read_result, write_result
@@ -65,10 +65,10 @@ def test_ffsd_step_beside_published_code(benchmark, cifar, images, way):
         step = NetworkByNetwork(spec.build_on(DEVICE), cifar.optimizer)
 
         def train(steps: int) -> float:
-            started = synchronised_clock(DEVICE)
+            started = synchronized_time(DEVICE)
             for views, labels in batches[:steps]:
                 step(views, labels)
-            return synchronised_clock(DEVICE) - started
+            return synchronized_time(DEVICE) - started
 
         train(3)
     else:

@@ -201,7 +201,13 @@ FAULTS = (
     ),
     Fault(
         "a stopped process does not wait for the one that writes the checkpoint",
-        ((RUN, "                    self.accelerator.wait_for_everyone()  # the first", "  #"),),
+        (
+            (
+                RUN,
+                "                    self.accelerator.wait_for_everyone()\n                    raise",
+                "                    raise",
+            ),
+        ),
         ("test_launchers.py::test_two_processes_end_after_a_step_and_go_on_from_there[15-143-5]",),
     ),
     Fault(
