@@ -10,7 +10,7 @@ from conftest import is_one_sentence
 from torch import nn
 
 from kdbench.bench.record import Benchmark
-from kdbench.bench.roofline import DeviceRates, StepWork, measure_rates, step_work
+from kdbench.bench.roofline import DeviceRates, StepWork, count_step_work, measure_rates
 from kdbench.engine.measure import MemoryMeter
 from kdbench.engine.step import TrainingStep
 
@@ -25,7 +25,7 @@ def test_work_is_the_bytes_and_flops_of_every_operation():
         y.add_(1.0)  # reads and writes 8*4
         return x[:1].expand(8, 16).sum(0)  # reads one row of 16, writes 16
 
-    work = step_work(step)
+    work = count_step_work(step)
     assert work.bytes == 4 * (8 * 16 + 16 * 4 + 8 * 4 + 2 * 8 * 4 + 8 * 16 + 16)
     assert work.flops == 2 * 8 * 16 * 4
     assert work.operations == 3
@@ -34,8 +34,8 @@ def test_work_is_the_bytes_and_flops_of_every_operation():
 def test_the_backward_pass_is_counted():
     layer = nn.Linear(16, 4, bias=False)
     x = torch.ones(8, 16)
-    forward = step_work(lambda: layer(x))
-    both = step_work(lambda: layer(x).sum().backward())
+    forward = count_step_work(lambda: layer(x))
+    both = count_step_work(lambda: layer(x).sum().backward())
     assert both.bytes > 2 * forward.bytes
     assert both.flops == 2 * forward.flops  # the input asks for no gradient
 
@@ -44,14 +44,14 @@ def test_a_depthwise_convolution_costs_as_little_backward_as_forward():
     layer = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
     x = torch.ones(2, 8, 4, 4, requires_grad=True)
     forward = 2 * (2 * 8 * 4 * 4) * 9
-    assert step_work(lambda: layer(x)).flops == forward
-    assert step_work(lambda: layer(x).sum().backward()).flops == 3 * forward
+    assert count_step_work(lambda: layer(x)).flops == forward
+    assert count_step_work(lambda: layer(x).sum().backward()).flops == 3 * forward
 
 
 def test_the_floor_is_the_longer_of_bytes_and_flops():
     work = StepWork(bytes=100, flops=1000, operations=1)
-    assert work.floor(DeviceRates(bytes_per_second=10, flops_per_second=1000)) == 10
-    assert work.floor(DeviceRates(bytes_per_second=1000, flops_per_second=10)) == 100
+    assert work.min_seconds(DeviceRates(bytes_per_second=10, flops_per_second=1000)) == 10
+    assert work.min_seconds(DeviceRates(bytes_per_second=1000, flops_per_second=10)) == 100
 
 
 def test_rates_of_this_device_are_plausible():
@@ -118,7 +118,7 @@ def test_the_table_names_its_conditions(bench):
     assert out.startswith("### digits, resnet8, batch 64")
     (row,) = [line for line in out.splitlines() if line.startswith("| dml")]
     assert "| eager" in row and "1.000" in row
-    assert "- n/a: no dml of as many networks, with steps run in that way, was measured.\n" in out
+    assert "- n/a: no dml with the same number of networks" in out
     assert f"torch {torch.__version__}" in out and "Median of 2 rounds" in out
 
 

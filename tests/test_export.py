@@ -23,10 +23,10 @@ from kdbench.engine.run import Run
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
 from kdbench.export import formats
-from kdbench.export.card import Card, card_of
+from kdbench.export.card import Card, make_card
 from kdbench.export.evaluate import evaluate_file
 from kdbench.export.formats import FORMATS, OPSET, open_exported
-from kdbench.export.student import Deployed, Finished, load
+from kdbench.export.student import Deployed, FinishedRun, load
 from kdbench.export.write import write
 from kdbench.results.files import write_result
 from kdbench.results.schema import Identity, Metrics
@@ -63,7 +63,7 @@ def trained(digits, accelerator, tmp_path_factory) -> Trained:
 
 
 @pytest.fixture(scope="module")
-def finished(trained) -> Finished:
+def finished(trained) -> FinishedRun:
     return load(*trained)
 
 
@@ -148,7 +148,7 @@ def test_the_student_of_every_method_is_what_it_predicts_with(name, architecture
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_file_repeats_the_run_on_every_test_image(form, files, finished, digits):
     card, opened = open_exported(files[form], CPU)
-    assert card == card_of(finished)
+    assert card == make_card(finished)
     test = load_images(locate(digits.data, None), digits.data.test)
     images = test.pixels.permute(0, 3, 1, 2).float() / 255
     ours, theirs = opened(images), finished.network(images)
@@ -280,6 +280,6 @@ def test_a_file_that_is_not_what_its_card_says_is_refused_in_one_sentence(files,
         measured(more_classes)
     measured(endless)  # of no suite's: the measured is then compared with nothing
     with zipfile.ZipFile(tmp_path / "network.pt2", "w") as archive:
-        archive.writestr("network/extra/kdbench", " " * (formats.LARGEST_CARD + 1))
+        archive.writestr("network/extra/kdbench", " " * (formats.MAX_CARD_BYTES + 1))
     with pytest.raises(UserError, match="carries no card"):
         open_exported(tmp_path / "network.pt2", CPU)

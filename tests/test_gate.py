@@ -16,7 +16,7 @@ from kdbench.engine.result_builder import empty_result
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
 from kdbench.gate import command, measure
-from kdbench.gate.compare import ALARMS, STEP_FLOOR, Finding, compare, moved
+from kdbench.gate.compare import FALSE_ALARM_RATE, STEP_FLOOR, Finding, compare, loss_distance
 from kdbench.gate.record import Baseline, Entry, Rounding, StepFigures, Trace, read_baseline
 from kdbench.gate.tables import verdict
 from kdbench.report.analysis.schedule_agreement import agreement
@@ -116,7 +116,7 @@ def test_a_run_that_did_not_finish_fails(stored):
 
 def test_accuracy_has_the_tolerance_of_a_prediction_interval_over_pooled_seeds(stored):
     """Standard deviation 2 in both methods, so 4 degrees of freedom; 2 methods x 2 roles."""
-    tolerance = stats.t.isf(ALARMS / 4 / 2, 4) * 2.0 * math.sqrt(2 / 3)
+    tolerance = stats.t.isf(FALSE_ALARM_RATE / 4 / 2, 4) * 2.0 * math.sqrt(2 / 3)
     for shift, expected in (
         (-1.01 * tolerance, "worse"),
         (-0.99 * tolerance, "same"),
@@ -130,7 +130,9 @@ def test_accuracy_has_the_tolerance_of_a_prediction_interval_over_pooled_seeds(s
 
 
 def test_a_spread_is_of_all_methods_whichever_were_asked_for(stored):
-    tolerance = stats.t.isf(ALARMS / 2 / 2, 4) * 2.0 * math.sqrt(2 / 3)  # 1 method x 2 roles
+    tolerance = (
+        stats.t.isf(FALSE_ALARM_RATE / 2 / 2, 4) * 2.0 * math.sqrt(2 / 3)
+    )  # 1 method x 2 roles
     found = judged(stored, entry("a"), "student top-1")
     assert float(found.tolerance) == pytest.approx(tolerance, abs=0.01)
 
@@ -160,14 +162,18 @@ def test_losses_are_changed_where_every_seed_moved_further_than_rounding(stored)
 
 def test_a_small_term_counts_as_much_as_a_large_one():
     before, after = {"ce": [2.0], "kl": [1e-6]}, {"ce": [2.0], "kl": [2e-6]}
-    assert moved(before, after, 0) == pytest.approx(math.sqrt(1 / 2))
-    assert moved({"off": [0.0]}, {"off": [0.0]}, 0) == 0
+    assert loss_distance(before, after, 0) == pytest.approx(math.sqrt(1 / 2))
+    assert loss_distance({"off": [0.0]}, {"off": [0.0]}, 0) == 0
 
 
 def test_terms_that_came_or_went_are_named(stored):
     traces = {seed: trace(top1, kl=1.0) for seed, top1 in enumerate(TOP1)}
     found = judged(stored, entry("a", traces=traces), "training losses")
-    assert found.verdict == "changed" and found.now == "new: kl" and found.baseline == "gone: none"
+    assert (
+        found.verdict == "changed"
+        and found.now == "added: kl"
+        and found.baseline == "removed: none"
+    )
 
 
 @pytest.mark.parametrize(
@@ -269,7 +275,7 @@ def test_an_update_from_changed_code_is_refused(gate, monkeypatch):
         ({}, ("--update", "--architectures", "wrn16-2", "--methods", "all"), "lose resnet8"),
         ({}, ("--results-dir", "kept"), "'kept' holds results"),
         ({}, (), "another version of suite"),
-        ({"schema_version": 2}, (), "no valid baseline"),
+        ({"schema_version": 2}, (), "not a valid baseline"),
         ({}, ("--update",), "would lose c"),
         ({}, ("--seeds", "0"), None),
         ({}, ("--methods", "dlm"), "Did you mean 'dml'?"),

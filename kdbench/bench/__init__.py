@@ -1,1 +1,1 @@
-"""What a step costs, without training to the end."""
+"""Benchmark of the time and memory that a training step takes."""

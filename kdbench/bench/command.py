@@ -1,4 +1,4 @@
-"""What `kdbench bench` does: build, time in turn, compare."""
+"""The `kdbench bench` command: builds the methods, times their steps in turn, compares them."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -23,15 +23,15 @@ from kdbench.engine.step import Mode
 from kdbench.errors import UserError
 
 BATCHES = 8
-"""Of random images: throughput does not depend on what they show."""
+"""Number of batches of random images. Throughput does not depend on image content."""
 
 Progress = Callable[[str, float], None]
-"""Told what is being done, and which share of all is."""
+"""Called with a description of the current activity and the share of work done."""
 
 Key = tuple[str, Mode]
 """Method and mode."""
 
-Made = TypeVar("Made")
+Value = TypeVar("Value")
 
 
 def bench(
@@ -43,33 +43,44 @@ def bench(
     on_message: Callable[[str], None],
     on_failure: Callable[[str], None],
 ) -> Benchmark:
-    """Time the steps of all specs, an architecture after the other, all its methods in turn.
+    """Time the training steps of all specs, one architecture after the other.
 
-    What runs out of memory has no row, `on_failure` is told, and the others are measured.
+    The methods of an architecture are timed in turn, `rounds` times. A method that runs out of
+    memory gets no row; `on_failure` is called with a message, and the others are measured.
+
+    Args:
+        specs: methods and architectures to measure, under one suite.
+        compile: ways of running steps; each gives one row per spec.
+        rounds: number of timed windows of each method.
+        against: method that ratios refer to.
+        progress: called with the activity and the share of work done.
+        on_message: called with messages for the user.
+        on_failure: called with a message when a method runs out of memory.
 
     Raises:
-        UserError: no rounds, or a way of running steps that this device does not offer.
+        UserError: There are no rounds, or the device does not support a way of running steps.
     """
     if rounds < 1:
-        raise UserError(f"--rounds must be at least 1, not {rounds}.")
+        raise UserError(f"--rounds must be at least 1, got {rounds}.")
     suite, device = specs[0].suite, make_accelerator().device
     names = list(dict.fromkeys(spec.architecture for spec in specs))
-    # `auto` is what a short run takes: nobody waits for a compiler to see a first figure.
+    # `auto` means the mode of a short run, which does not compile.
     short = suite.with_epochs(1)
     modes = {
-        name: [resolve_compile_mode(how, short, name, device) for how in compile] for name in names
+        name: [resolve_compile_mode(mode, short, name, device) for mode in compile]
+        for name in names
     }
     rates = measure_rates(device, suite.precision)
     images = random_images(suite.data, BATCHES * suite.batch_size).to(device)
     rows: list[StepCost] = []
     for index, name in enumerate(names):
-        chosen = [spec for spec in specs if spec.architecture == name]
+        selected = [spec for spec in specs if spec.architecture == name]
 
-        def report(what: str, share: float, done: int = index, name: str = name) -> None:
-            progress(f"{name}: {what}", (done + share) / len(names))
+        def report(activity: str, share: float, done: int = index, name: str = name) -> None:
+            progress(f"{name}: {activity}", (done + share) / len(names))
 
-        rows += _architecture(
-            chosen, modes[name], images, rounds, against, rates, report, on_message, on_failure
+        rows += _bench_architecture(
+            selected, modes[name], images, rounds, against, rates, report, on_message, on_failure
         )
     return Benchmark(
         suite=suite.name,
@@ -84,7 +95,7 @@ def bench(
     )
 
 
-def _architecture(
+def _bench_architecture(
     specs: list[RunSpec],
     modes: list[Mode],
     images: Images,
@@ -96,53 +107,56 @@ def _architecture(
     on_failure: Callable[[str], None],
 ) -> list[StepCost]:
     torch.compiler.reset()
-    fitting = partial(_fitting, MemoryMeter(images.pixels.device), on_failure)
-    wanted = [(spec, mode) for mode in dict.fromkeys(modes) for spec in specs]
-    references = {(s.networks, mode): _reference(s, against) for s, mode in wanted}
-    todo = {(spec.method_name, mode): (spec, mode) for spec, mode in wanted}
+    unless_out_of_memory = partial(
+        _unless_out_of_memory, MemoryMeter(images.pixels.device), on_failure
+    )
+    requested = [(spec, mode) for mode in dict.fromkeys(modes) for spec in specs]
+    references = {(s.networks, mode): _reference(s, against) for s, mode in requested}
+    todo = {(spec.method_name, mode): (spec, mode) for spec, mode in requested}
     todo |= {(s.method_name, mode): (s, mode) for (_, mode), s in references.items() if s}
     subjects: dict[Key, Subject] = {}
     for index, (key, (spec, mode)) in enumerate(todo.items()):
         progress(f"preparing {spec.method_name} ({mode})", 0.5 * index / len(todo))
-        said = partial(_say, on_message, spec)
-        made = fitting(spec, mode, partial(Subject, spec, mode, images, said))
-        if made is not None:
-            subjects[key] = made
+        on_fallback = partial(_report_fallback, on_message, spec)
+        build = partial(Subject, spec, mode, images, on_fallback)
+        subject = unless_out_of_memory(spec, mode, build)
+        if subject is not None:
+            subjects[key] = subject
     times: dict[Key, list[float]] = {key: [] for key in subjects}
     loading: dict[Key, list[float]] = {key: [] for key in subjects}
     for done in range(rounds):
         progress(f"round {done + 1} of {rounds}", 0.5 + 0.5 * done / rounds)
         for key, subject in list(subjects.items()):
-            seconds = fitting(*todo[key], partial(_window, subject))
+            seconds = unless_out_of_memory(*todo[key], partial(_window, subject))
             if seconds is None:
                 del subjects[key]
             else:
                 times[key].append(seconds[0])
                 loading[key].append(seconds[1])
     rows = []
-    for spec, mode in wanted:
+    for spec, mode in requested:
         key = spec.method_name, mode
         reference = references[spec.networks, mode]
-        beside = (reference.method_name, mode) if reference else None
+        reference_key = (reference.method_name, mode) if reference else None
         if key in subjects:
-            others = times[beside] if beside in subjects else None
-            rows.append(_row(subjects[key], times[key], loading[key], others, rates))
+            reference_times = times[reference_key] if reference_key in subjects else None
+            rows.append(_row(subjects[key], times[key], loading[key], reference_times, rates))
     return rows
 
 
 def _window(subject: Subject) -> tuple[float, float]:
-    """Seconds a step, and those for its data alone."""
+    """Return the seconds per step, and the seconds per step to make its batch."""
     return subject.train(subject.steps), subject.load(subject.steps)
 
 
-def _fitting(
+def _unless_out_of_memory(
     meter: MemoryMeter,
     on_failure: Callable[[str], None],
     spec: RunSpec,
     mode: Mode,
-    make: Callable[[], Made],
-) -> Made | None:
-    """What is made, or None where memory ran out in it, which is told."""
+    make: Callable[[], Value],
+) -> Value | None:
+    """Return what `make` returns, or report that it ran out of memory and return None."""
     try:
         return make()
     except Exception as error:
@@ -152,23 +166,23 @@ def _fitting(
     clear_device_cache(garbage_collection=True)
     on_failure(
         f"'{spec.entry.name}' ({spec.architecture}, {mode}) ran out of memory at batch size "
-        f"{spec.suite.batch_size}, peak {peak}; a smaller batch_size in the suite needs less."
+        f"{spec.suite.batch_size}, peak {peak}; use a suite with a smaller batch_size."
     )
     return None
 
 
-def _say(on_message: Callable[[str], None], spec: RunSpec, reason: str) -> None:
+def _report_fallback(on_message: Callable[[str], None], spec: RunSpec, reason: str) -> None:
     on_message(f"'{spec.entry.name}' {reason}.")
 
 
 def _reference(spec: RunSpec, against: str) -> RunSpec | None:
-    """The reference with as many networks; None where it does not take that many."""
+    """Return the reference with the same number of networks, or None if it does not support it."""
     (entry,) = find_methods([against])
     default = len(spec.architecture.split("+")) > 1 or spec.networks == spec.suite.networks
     networks = {} if default else {"networks": str(spec.networks)}
     reference = RunSpec(spec.suite, spec.architecture, entry, entry.options(networks), spec.seed)
-    takes = entry.method.fixed_networks in (None, spec.networks)
-    if not takes or spec.networks < entry.method.minimum_networks:
+    supported = entry.method.fixed_networks in (None, spec.networks)
+    if not supported or spec.networks < entry.method.minimum_networks:
         return None
     return reference
 
@@ -197,7 +211,7 @@ def _row(
         operations=work.operations,
         bytes=work.bytes,
         flops=work.flops,
-        floor_milliseconds=1000 * work.floor(rates),
+        floor_milliseconds=1000 * work.min_seconds(rates),
     )
 
 

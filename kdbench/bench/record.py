@@ -1,45 +1,47 @@
-"""What a benchmark measured, as JSON keeps it."""
+"""The schema of benchmark results."""
 
 from kdbench.results.schema import Environment, Record
 
 
 class Spread(Record):
-    """Of one figure over the rounds."""
+    """Median and quartiles of one figure over the rounds."""
 
     median: float
     quartiles: tuple[float, float]
 
 
 class StepCost(Record):
-    """One method, one architecture, one way of running steps."""
+    """Cost of a training step of one method and architecture, run in one way."""
 
     method: str
     architecture: str
     networks: int
     views: int
     step: str
-    """How it ran: eagerly, compiled, as a CUDA graph."""
+    """Mode in which the steps ran: eager, compiled, or as a CUDA graph."""
     milliseconds: Spread
-    """Per training step, its data included."""
+    """Time of a training step in milliseconds, including the making of its batch."""
     images_per_second: float
     ratio: Spread | None
-    """To the reference with as many networks, of the same round; None where that cannot be."""
+    """Ratio of step times to the reference with the same number of networks in the same round;
+    None if there is no such reference."""
     data_share: float
-    """Of the step's time, for making its batch."""
+    """Share of the step's time that is spent making its batch."""
     peak_memory_bytes: int
-    """That a step adds to what the process held, weights and optimizers included."""
+    """Memory in bytes that the method adds to the process, including weights and optimizers."""
     operations: int
-    """Of an eager step."""
+    """Number of operations of an eager step."""
     bytes: int
-    """That the operations of an eager step read and write, each on its own."""
+    """Bytes that the operations of an eager step read and write, each counted separately."""
     flops: int
-    """Of a step, 2 per multiply-add."""
+    """FLOPs of a step, counting 2 per multiply-add."""
     floor_milliseconds: float
-    """The longer of bytes and FLOPs over the device's measured rates."""
+    """Least possible time of a step in milliseconds: bytes or FLOPs over the device's measured
+    rates, whichever is longer."""
 
 
 class Benchmark(Record):
-    """All that was measured in one process, round by round in turn."""
+    """Everything that one `kdbench bench` command measured."""
 
     suite: str
     batch_size: int

@@ -1,4 +1,4 @@
-"""The least time a step can take: its bytes and FLOPs over what the device was measured to do."""
+"""Roofline model: the least time of a step, from its bytes and FLOPs and the device's rates."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,37 +13,39 @@ from kdbench.engine.measure import count_flops, synchronized_time
 from kdbench.suite.suite import Precision
 
 REPEATS = 7
+"""Number of repetitions of each rate measurement."""
 
 
 @dataclass(frozen=True)
 class DeviceRates:
-    """Measured, not from a data sheet."""
+    """Measured rates of a device."""
 
     bytes_per_second: float
-    """Read and written by a copy far larger than any cache."""
+    """Bytes read and written per second by a copy far larger than any cache."""
     flops_per_second: float
-    """Of a large matrix product in the suite's precision, 2 per multiply-add."""
+    """FLOPs per second of a large matrix product in the suite's precision, counting 2 per
+    multiply-add."""
 
 
 @dataclass(frozen=True)
 class StepWork:
-    """What an eager step does; a compiled one may touch less memory."""
+    """Bytes, FLOPs and operations of an eager step. A compiled step may move fewer bytes."""
 
     bytes: int
-    """Read and written by all operations, each on its own."""
+    """Bytes that all operations read and write, each counted separately."""
     flops: int
-    """Forward and backward."""
+    """FLOPs of the forward and backward pass."""
     operations: int
 
-    def floor(self, rates: DeviceRates) -> float:
-        """Seconds."""
+    def min_seconds(self, rates: DeviceRates) -> float:
+        """Return the least time in seconds that the step can take at these rates."""
         return max(self.bytes / rates.bytes_per_second, self.flops / rates.flops_per_second)
 
 
 def measure_rates(device: torch.device, precision: Precision) -> DeviceRates:
-    """A copy and a matrix product, the best of several."""
+    """Measure the rates of a device with a copy and a matrix product."""
     large = device.type == "cuda"
-    # Random numbers: a GPU multiplies constants faster.
+    # Random numbers, because a GPU multiplies constants faster.
     source = torch.rand(2**28 if large else 2**26, device=device)
     target = torch.empty_like(source)
     size = 8192 if large else 2048
@@ -54,20 +56,20 @@ def measure_rates(device: torch.device, precision: Precision) -> DeviceRates:
     return DeviceRates(2 * source.nbytes / copying, 2 * size**3 / multiplying)
 
 
-def step_work(step: Callable[[], object]) -> StepWork:
-    """Counted while a whole step runs once."""
+def count_step_work(step: Callable[[], object]) -> StepWork:
+    """Count the bytes, FLOPs and operations of a step while it runs once."""
     traffic = _Traffic()
 
-    def watched() -> None:
+    def counted_step() -> None:
         with traffic:
             step()
 
-    flops = count_flops(watched)
+    flops = count_flops(counted_step)
     return StepWork(traffic.bytes, flops, traffic.operations)
 
 
 class _Traffic(TorchDispatchMode):
-    """Adds up the bytes that operations read and write; views and allocations touch none."""
+    """Adds up the bytes that operations read and write. Views and allocations move none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,13 +80,13 @@ class _Traffic(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not _touches_nothing(func):
+        if not _moves_no_bytes(func):
             self.operations += 1
             self.bytes += sum(_size(tensor) for tensor in _tensors((args, kwargs, result)))
         return result
 
 
-def _touches_nothing(func: Any) -> bool:
+def _moves_no_bytes(func: Any) -> bool:
     name = func._schema.name
     if name.startswith(("aten::empty", "aten::new_empty", "aten::detach", "prim::")):
         return True
@@ -97,12 +99,12 @@ def _tensors(tree: object) -> Iterator[Tensor]:
 
 
 def _size(tensor: Tensor) -> int:
-    """An expanded tensor is no larger than what it stands on."""
+    """Return the size of a tensor in bytes; an expanded tensor is no larger than its storage."""
     return min(tensor.nbytes, tensor.untyped_storage().nbytes())
 
 
 def _best(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds: the fastest of several, since others can only slow it down."""
+    """Return the shortest time in seconds of REPEATS calls; other programs only add to it."""
     times = []
     for _ in range(REPEATS):
         started = synchronized_time(device)

@@ -1,23 +1,23 @@
-"""One method ready to be timed, on random images of the suite's shape."""
+"""A method set up for timing, on random images of the suite's shape."""
 
 from collections.abc import Callable, Iterator
 from math import ceil
 
 from torch import Tensor
 
-from kdbench.bench.roofline import StepWork, step_work
+from kdbench.bench.roofline import StepWork, count_step_work
 from kdbench.data import Images, TrainingBatches
 from kdbench.engine.measure import MemoryMeter, synchronized_time
 from kdbench.engine.optimizers import build_optimizers
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import WARMUP_STEPS, Mode, TrainingStep, state_tensors
 
-WINDOW = 0.2
-"""Seconds that a timed window lasts at least."""
+MIN_WINDOW_SECONDS = 0.2
+"""Least duration of a timed window."""
 
 
 class Subject:
-    """A method that is trained window by window."""
+    """A method whose training steps can be timed window by window."""
 
     def __init__(
         self,
@@ -38,22 +38,22 @@ class Subject:
         self._stream = self._endless()
         self.work = self._count()
         self.step = TrainingStep(method, optimizers, suite.precision, mode, on_fallback)
-        if "graph" in mode:  # a replay allocates nothing any more
+        if "graph" in mode:  # the replay allocates nothing, so the recording is measured
             self.peak_memory_bytes = self._peak_memory(WARMUP_STEPS + 2)
         else:
             self.train(WARMUP_STEPS + 2)
             self.peak_memory_bytes = self._peak_memory(2)
-        self.steps = max(1, ceil(WINDOW / self.train(1)))
+        self.steps = max(1, ceil(MIN_WINDOW_SECONDS / self.train(1)))
 
     def train(self, steps: int) -> float:
-        """Seconds a step, its data included."""
+        """Train and return the seconds per step, including the making of its batch."""
         started = synchronized_time(self.device)
         for _ in range(steps):
             self.step(*next(self._stream))
         return (synchronized_time(self.device) - started) / steps
 
     def load(self, steps: int) -> float:
-        """Seconds a step, for its data alone."""
+        """Make batches and return the seconds per batch."""
         started = synchronized_time(self.device)
         for _ in range(steps):
             next(self._stream)
@@ -66,11 +66,11 @@ class Subject:
             epoch += 1
 
     def _count(self) -> StepWork:
-        """With a step of its own, run eagerly."""
+        """Count the work of an eager step."""
         views, labels = next(self._stream)
         eager = TrainingStep(self.method, self.optimizers, self.spec.suite.precision)
-        eager(views, labels)  # optimizers make their state in the first
-        return step_work(lambda: eager(views, labels))
+        eager(views, labels)  # optimizers create their state in the first step
+        return count_step_work(lambda: eager(views, labels))
 
     def _peak_memory(self, steps: int) -> int:
         held = state_tensors(self.method, self.optimizers)

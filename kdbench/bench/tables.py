@@ -1,4 +1,4 @@
-"""A benchmark as text: terminal and markdown for readers, JSON for CI."""
+"""Benchmark results as text: terminal and Markdown for readers, JSON for programs."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ BenchFormat = Literal["terminal", "markdown", "json"]
 
 
 def render(benchmark: Benchmark, form: BenchFormat) -> str:
-    """A table an architecture, under a line that says what was measured where."""
+    """Return one table per architecture, followed by the conditions of the measurement."""
     if form == "json":
         return benchmark.model_dump_json(indent=1) + "\n"
     architectures = dict.fromkeys(row.architecture for row in benchmark.rows)
@@ -25,8 +25,8 @@ def _section(benchmark: Benchmark, architecture: str, form: BenchFormat) -> str:
     title = f"{benchmark.suite}, {architecture}, batch {benchmark.batch_size}"
     notes = []
     if any(row.ratio is None for row in rows):
-        alike = "of as many networks, with steps run in that way,"
-        notes.append(f"{MISSING}: no {benchmark.against} {alike} was measured.")
+        same = "with the same number of networks and the same way of running steps"
+        notes.append(f"{MISSING}: no {benchmark.against} {same} was measured.")
     table = TextTable(title, cells, words=("method", "step"), notes=notes)
     return table.text(markdown=form == "markdown")
 
@@ -57,10 +57,10 @@ def _cells(row: StepCost, against: str) -> dict[str, str]:
 
 
 def _conditions(benchmark: Benchmark) -> str:
-    made = benchmark.environment
+    env = benchmark.environment
     return (
-        f"{made.device}, {pluralize(made.threads, 'thread')}, {made.system}, {made.precision}; "
-        f"torch {made.torch}, Python {made.python}, kdbench {made.kdbench}; {benchmark.date}. "
+        f"{env.device}, {pluralize(env.threads, 'thread')}, {env.system}, {env.precision}; "
+        f"torch {env.torch}, Python {env.python}, kdbench {env.kdbench}; {benchmark.date}. "
         f"Median of {benchmark.rounds} rounds, all methods in turn; copies "
         f"{benchmark.bytes_per_second / 1e9:,.0f} GB/s, matrix products "
         f"{benchmark.flops_per_second / 1e12:,.2f} TFLOP/s.\n"

@@ -91,7 +91,7 @@ def print_error(message: str) -> None:
     console.print(f"kdbench: {printable(message)}", markup=False, highlight=False)
 
 
-def complain_of(damaged: "Sequence[DamagedFile]") -> bool:
+def report_damaged(damaged: "Sequence[DamagedFile]") -> bool:
     """Whether there was anything to complain of."""
     from kdbench.validation import sentence
 

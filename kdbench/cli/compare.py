@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from kdbench.cli.common import RESULTS, ResultsDir, TableFormat, complain_of
+from kdbench.cli.common import RESULTS, ResultsDir, TableFormat, report_damaged
 
 
 def compare(
@@ -19,5 +19,5 @@ def compare(
 
     found = comparison.compare(a, b, results_dir)
     print(comparison.render(found, format_.value), end="")
-    if complain_of(found.damaged):
+    if report_damaged(found.damaged):
         raise typer.Exit(2)

@@ -49,7 +49,7 @@ def prepare(
     from kdbench.suite.load import load_suite
 
     if workers is not None and workers < 1:
-        raise UserError(f"--workers must be at least 1, not {workers}.")
+        raise UserError(f"--workers must be at least 1, got {workers}.")
     if check:
         manifest = read_manifest(output)
         with _progress("checking", manifest.images if manifest else 0) as advance:

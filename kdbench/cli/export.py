@@ -1,4 +1,4 @@
-"""`kdbench export` and `kdbench evaluate`. What takes long to import is imported by the command."""
+"""The `kdbench export` and `kdbench evaluate` commands. Slow imports happen inside the commands."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ExportFormat(StrEnum):
-    """What `kdbench export` writes."""
+    """File format of an exported network."""
 
     safetensors = "safetensors"
     onnx = "onnx"
@@ -26,56 +26,68 @@ def export(
     run: Annotated[
         str, Argument(help="Result file, run folder, or SUITE/ARCHITECTURE/METHOD/seed0.")
     ],
-    format_: Annotated[ExportFormat, Option("--format")] = ExportFormat.safetensors,
-    output: Annotated[Path, Option(help="File or folder.")] = Path(),
+    format_: Annotated[
+        ExportFormat, Option("--format", help="File format.")
+    ] = ExportFormat.safetensors,
+    output: Annotated[Path, Option(help="File to write, or a folder for it.")] = Path(),
     method: Annotated[
-        Path | None, Option(help="Method file, where it neither ships nor is installed.")
+        Path | None,
+        Option(help="File of the method, if it neither comes with kdbench nor is installed."),
     ] = None,
-    overwrite: Annotated[bool, Option("--overwrite", help="Replace the file.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace existing files.")] = False,
     results_dir: ResultsDir = RESULTS,
     runs_dir: RunsDir = RUNS,
 ) -> None:
-    """Write the network that a run deploys, with its preprocessing and a model card."""
+    """Export the network that a run deploys, with its preprocessing and a model card."""
     from rich.filesize import decimal
 
     from kdbench.export.student import find, load
     from kdbench.export.write import write
 
     finished = load(*find(run, results_dir, runs_dir), method)
-    written = write(finished, format_.value, output, overwrite)
-    print(f"Wrote '{written.file}' ({decimal(written.bytes)}) and its card '{written.card}'.")
+    exported = write(finished, format_.value, output, overwrite)
+    print(f"Wrote '{exported.file}' ({decimal(exported.bytes)}) and its card '{exported.card}'.")
 
 
 def evaluate(
-    file: Annotated[Path, Argument(help="Written by `kdbench export`; .pt2 runs code: trust it.")],
+    file: Annotated[
+        Path,
+        Argument(
+            help="File from `kdbench export`. A .pt2 file can run code: use trusted files only."
+        ),
+    ],
     suite: Annotated[
-        str | None, Option(help="Name of a suite, or a TOML file; default: the file's.")
+        str | None,
+        Option(help="Name of a suite, or a TOML file. Default: the suite of the exported run."),
     ] = None,
     data_dir: DataDir = None,
     workers: Workers = None,
 ) -> None:
-    """Measure an exported file on a suite's test images, and compare it with its run."""
+    """Evaluate an exported file on a suite's test images, and compare it with its run."""
     from kdbench.engine.device import make_accelerator
     from kdbench.export.evaluate import evaluate_file
     from kdbench.export.student import label
     from kdbench.launch.shares import cores
 
     processes = max(1, cores() - 1) if workers is None else workers
-    measured = evaluate_file(file, suite, data_dir, make_accelerator().device, processes)
-    for name, reason in measured.undecodable.items():
-        print_error(f"'{name}' counts as wrong: {reason}.")
-    images = pluralize(measured.images, "image")
-    print(f"{file.name} on {measured.suite}: {_described(measured.metrics)}, {images}.")
-    card = measured.card
-    print(f"Exported from {label(card.identity)}: {_described(card.metrics)}, in {card.precision}.")
-    if measured.agrees is None:
-        print("That was another suite: nothing to compare.")
-    elif measured.agrees:
-        print("They agree in top-1.")
+    evaluation = evaluate_file(file, suite, data_dir, make_accelerator().device, processes)
+    for name, reason in evaluation.undecodable.items():
+        print_error(f"'{name}' cannot be decoded and counts as wrong: {reason}.")
+    images = pluralize(evaluation.images, "image")
+    print(f"{file.name} on {evaluation.suite}: {_format_metrics(evaluation.metrics)}, {images}.")
+    card = evaluation.card
+    metrics = _format_metrics(card.metrics)
+    print(f"Exported from {label(card.identity)}: {metrics}, in {card.precision}.")
+    if evaluation.agrees is None:
+        print("The run used another suite, so there is nothing to compare.")
+    elif evaluation.agrees:
+        print("Top-1 is equal.")
     else:
-        print_error("they differ in top-1: another device or precision, or another network.")
+        print_error(
+            "Top-1 differs: the device or precision is another one, or the network has changed."
+        )
         raise typer.Exit(1)
 
 
-def _described(metrics: "Metrics") -> str:
+def _format_metrics(metrics: "Metrics") -> str:
     return f"top-1 {metrics.top1:.2f} %, top-5 {metrics.top5:.2f} %, loss {metrics.loss:.4f}"

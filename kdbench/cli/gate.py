@@ -1,9 +1,9 @@
-"""`kdbench gate`. What takes long to import is imported by the command."""
+"""The `kdbench gate` command. Slow imports happen inside the command."""
 
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Option
@@ -13,12 +13,15 @@ from kdbench.cli.common import (
     DataDir,
     Methods,
     SuiteName,
-    complain_of,
     methods_of,
     names_of,
     print_error,
+    report_damaged,
 )
 from kdbench.errors import UserError
+
+if TYPE_CHECKING:
+    from kdbench.gate.command import Gate, GateRequest
 
 BASELINES = Path("results/gate")
 
@@ -26,63 +29,81 @@ BASELINES = Path("results/gate")
 def gate(
     suite: SuiteName = "digits",
     baseline: Annotated[
-        Path | None, Option(help="The stored numbers; default: results/gate/SUITE.json.")
+        Path | None, Option(help="Stored numbers. Default: results/gate/SUITE.json.")
     ] = None,
     update: Annotated[
-        bool, Option("--update", help="Write the baseline anew, once the differences are shown.")
+        bool, Option("--update", help="Replace the baseline after showing the differences.")
     ] = False,
     methods: Methods = "all",
-    architectures: Annotated[str, Option(help="Comma list; default: the baseline's.")] = "",
+    architectures: Annotated[
+        str, Option(help="Comma-separated list. Default: those of the baseline.")
+    ] = "",
     seeds: Annotated[
-        int | None, Option(min=1, help="Seeds 0 to N - 1; default: the baseline's.")
+        int | None, Option(min=1, help="Number of seeds. Default: that of the baseline.")
     ] = None,
-    epochs: Annotated[int | None, Option(min=1, help="Default: the baseline's.")] = None,
+    epochs: Annotated[
+        int | None, Option(min=1, help="Number of epochs. Default: that of the baseline.")
+    ] = None,
     data_dir: DataDir = None,
-    jobs: Annotated[int, Option(help="Runs at a time, as processes of their own.")] = 1,
+    jobs: Annotated[int, Option(help="Number of concurrent runs, each in its own process.")] = 1,
     results_dir: Annotated[
-        Path | None, Option(help="Keep the runs' results here; default: they are thrown away.")
+        Path | None, Option(help="Keep the results of the runs in this folder.")
     ] = None,
     summary: Annotated[
         Path | None,
-        Option(help="Append the table as markdown; default: $GITHUB_STEP_SUMMARY where set."),
+        Option(help="Append the table to this file as Markdown. Default: $GITHUB_STEP_SUMMARY."),
     ] = None,
     agreement: Annotated[
         str | None,
-        Option(help="Only print how SUITE's ranks of methods correlate with those of this one."),
+        Option(help="Only print how the ranks of methods under SUITE and this suite correlate."),
     ] = None,
 ) -> None:
-    """Train a short schedule and compare it with a baseline; exit code 1 on a regression."""
+    """Train a short schedule and compare it with a baseline; exit with 1 on a regression."""
     from kdbench.suite.load import load_suite
 
     names, chosen = methods_of(methods), load_suite(suite)
     if agreement is not None:
         _print_agreement(results_dir or RESULTS, chosen.name, load_suite(agreement).name)
         return
-    from kdbench.gate.command import Asked
-    from kdbench.gate.command import gate as measure
-    from kdbench.gate.record import write_baseline
+    from kdbench.gate.command import GateRequest
+
+    file = baseline or BASELINES / f"{chosen.name}.json"
+    request = GateRequest(chosen, names, names_of(architectures) or None, seeds, epochs)
+    outcome = _run_gate(request, file, update, results_dir, data_dir, jobs)
+    print(outcome.render(), end="")
+    summary_file = summary or os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary_file:
+        _append(Path(summary_file), outcome.render(markdown=True))
+    if update:
+        from kdbench.gate.record import write_baseline
+
+        write_baseline(file, outcome.new)
+        print(f"Baseline written: {file}")
+    elif not outcome.passed:
+        raise typer.Exit(1)
+
+
+def _run_gate(
+    request: "GateRequest",
+    file: Path,
+    update: bool,
+    results_dir: Path | None,
+    data_dir: Path | None,
+    jobs: int,
+) -> "Gate":
+    """Run the gate; results are kept only if a folder is given."""
+    from kdbench.gate.command import gate as run_gate
     from kdbench.launch.execution import Execution
 
     if results_dir is not None and any(results_dir.glob("*/*/*/seed*.json")):
         raise UserError(
-            f"'{results_dir}' holds results, which the gate's own would replace; name an empty "
+            f"'{results_dir}' already holds results, which the gate would replace; name an empty "
             "folder with --results-dir."
         )
-    file = baseline or BASELINES / f"{chosen.name}.json"
-    asked = Asked(chosen, names, names_of(architectures) or None, seeds, epochs)
     with TemporaryDirectory(prefix="kdbench-gate-") as folder:
         results, runs = results_dir or Path(folder) / "results", Path(folder) / "runs"
-        how = Execution(results, runs, data_dir, "off", jobs=jobs)
-        done = measure(asked, file, how, update, print_error)
-    print(done.render(), end="")
-    where = summary or os.environ.get("GITHUB_STEP_SUMMARY")
-    if where:
-        _append(Path(where), done.render(markdown=True))
-    if update:
-        write_baseline(file, done.new)
-        print(f"Baseline written: {file}")
-    elif not done.passed:
-        raise typer.Exit(1)
+        config = Execution(results, runs, data_dir, "off", jobs=jobs)
+        return run_gate(request, file, config, update, print_error)
 
 
 def _print_agreement(results: Path, short: str, full: str) -> None:
@@ -91,7 +112,7 @@ def _print_agreement(results: Path, short: str, full: str) -> None:
 
     good, damaged = load_results(results)
     print(agreement(good, short, full))
-    if complain_of(damaged):
+    if report_damaged(damaged):
         raise typer.Exit(2)
 
 

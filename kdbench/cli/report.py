@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 from typer import Option
 
-from kdbench.cli.common import RESULTS, ResultsDir, complain_of, names_of
+from kdbench.cli.common import RESULTS, ResultsDir, names_of, report_damaged
 from kdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def print_report(
     text = cast("Format", form.value)
     made = make_report(results, suites, text, against, columns, width, with_controls)
     print(made.text, end="")
-    return complain_of(made.damaged)
+    return report_damaged(made.damaged)
 
 
 def _write_report(
@@ -99,7 +99,7 @@ def _write_report(
     else:
         raise UserError(f"--columns is for tables; --format {form} has none.")
     print(written.text, end="")
-    return complain_of(written.damaged)
+    return report_damaged(written.damaged)
 
 
 def list_() -> None:

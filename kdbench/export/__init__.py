@@ -1,1 +1,1 @@
-"""The network that a run deploys, as a file of its own, and that file measured again."""
+"""Export of the network that a run deploys, and evaluation of exported files."""

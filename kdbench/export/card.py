@@ -1,11 +1,11 @@
-"""What an exported file says of the network in it."""
+"""Metadata that an exported file carries about its network."""
 
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 import kdbench
-from kdbench.export.student import Finished
+from kdbench.export.student import FinishedRun
 from kdbench.results.schema import Identity, Metrics
 from kdbench.suite.sections import Channels, Positive
 
@@ -13,32 +13,36 @@ Deviation = Annotated[float, Field(gt=0)]
 
 
 class Card(BaseModel):
-    """Travels within the file, as JSON under the key `kdbench`. Read from files of others."""
+    """Metadata stored within an exported file, as JSON under the key `kdbench`.
+
+    Files may come from anyone, so the metadata is validated strictly.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     kdbench: str
-    """Version that wrote the file."""
+    """Version of kdbench that wrote the file."""
     architecture: str
-    """Of the network in the file."""
+    """Architecture of the network in the file."""
     classes: Positive
     image_size: Positive
-    """Side in pixels."""
+    """Side of the images in pixels."""
     resize: Positive | None
-    """Shorter side before the centre crop; None where images have the right size already."""
+    """Shorter side before the center crop; None if images already have the right size."""
     mean: Channels
     std: Annotated[tuple[Deviation, Deviation, Deviation], Field(strict=False)]
     identity: Identity
-    """Of the run; its architecture may mix several."""
+    """Identity of the run; its architecture may mix several."""
     metrics: Metrics
-    """Of the last epoch on the suite's test set."""
+    """Metrics of the last epoch on the suite's test set."""
     precision: str
-    """What the run was measured in; the file holds float32."""
+    """Precision in which the run was evaluated; the file holds float32."""
     command: str
-    """Trains the network."""
+    """Command that trains the network."""
 
 
-def card_of(finished: Finished) -> Card:
+def make_card(finished: FinishedRun) -> Card:
+    """Return the metadata for the network of a finished run."""
     result, suite = finished.result, finished.spec.suite
     assert result.last is not None
     return Card(

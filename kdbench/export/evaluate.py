@@ -1,4 +1,4 @@
-"""An exported file measured again, on the images and by the code that measured its run."""
+"""Evaluation of an exported file, with the images and the code that evaluated its run."""
 
 import re
 from collections.abc import Mapping
@@ -18,37 +18,44 @@ from kdbench.suite.suite import Suite
 
 
 @dataclass(frozen=True)
-class Remeasured:
-    """What a file's network does on a suite's test images."""
+class Evaluation:
+    """Metrics of a file's network on a suite's test images."""
 
     card: Card
     suite: str
     images: int
     metrics: Metrics
     undecodable: Mapping[str, str]
-    """Reasons by name, of images that counted as wrong."""
+    """Reasons, by image name, why images could not be decoded. They count as wrong."""
     agrees: bool | None
-    """Whether top-1 is that of the run; None where the suite is another."""
+    """True if top-1 equals that of the run; None if the suite is another one."""
 
 
 def evaluate_file(
     file: Path, suite: str | None, data_dir: Path | None, device: torch.device, workers: int
-) -> Remeasured:
-    """Each test image once, in the suite's precision; ONNX always computes in float32.
+) -> Evaluation:
+    """Evaluate an exported file on a suite's test images, in the suite's precision.
 
-    Without a suite it is the one that the file's card names. A .pt2 file may run code: use files
-    you trust.
+    ONNX files always compute in float32. A .pt2 file may run code; only use files you trust.
+
+    Args:
+        file: exported file.
+        suite: name or TOML file of the suite; None means the suite of the exported run.
+        data_dir: folder of the data set.
+        device: device to evaluate on.
+        workers: number of processes that decode images.
 
     Raises:
-        UserError: no such file, its images are not the suite's, or the data cannot be read.
+        UserError: The file does not exist or does not fit the suite, or the data cannot be read.
     """
     card, network = open_exported(file, device)
     chosen = _suite(suite, card)
     data = chosen.data
     if (data.classes, data.image_size) != (card.classes, card.image_size):
         raise UserError(
-            f"'{file}' tells {card.classes} classes in images of {card.image_size} pixels apart; "
-            f"suite '{chosen.name}' has {data.classes} in {data.image_size}."
+            f"'{file}' is a network for {card.classes} classes and images of {card.image_size} "
+            f"pixels, but suite '{chosen.name}' has {data.classes} classes and {data.image_size} "
+            "pixels."
         )
     _, test = open_images(locate(data, data_dir, is_cached), device, workers)
     batches = evaluation_batches(test, _unnormalised(chosen))
@@ -56,15 +63,17 @@ def evaluate_file(
         metrics = measure(lambda images: {"student": network(images)}, batches)["student"]
     same = chosen.digest() == card.identity.suite_hash
     agrees = metrics.top1 == card.metrics.top1 if same else None
-    return Remeasured(card, chosen.name, len(test), metrics, batches.undecodable, agrees)
+    return Evaluation(card, chosen.name, len(test), metrics, batches.undecodable, agrees)
 
 
-def _suite(asked: str | None, card: Card) -> Suite:
-    """The suite that is asked for, changed as that of the card was where they are of one name."""
+def _suite(requested: str | None, card: Card) -> Suite:
+    """Return the requested suite, with the run's changes if it is the suite of the run."""
     name, _, changes = card.identity.suite.partition("@")
-    if asked is None and name not in suite_files():
-        raise UserError(f"Suite '{name}' does not ship; --suite ./{name}.toml names its file.")
-    suite = load_suite(asked or name)
+    if requested is None and name not in suite_files():
+        raise UserError(
+            f"Suite '{name}' does not come with kdbench; name its file with --suite ./{name}.toml."
+        )
+    suite = load_suite(requested or name)
     if suite.name != name:
         return suite
     for change in changes.split(","):
@@ -77,7 +86,7 @@ def _suite(asked: str | None, card: Card) -> Suite:
 
 
 def _unnormalised(suite: Suite) -> Suite:
-    """Its batches are images in [0, 1], as a file takes them."""
+    """Return the suite without normalization: exported networks take images in [0, 1]."""
     plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     augmentation = suite.augmentation.model_copy(update=plain)
     return suite.model_copy(update={"augmentation": augmentation})

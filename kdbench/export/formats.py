@@ -1,4 +1,4 @@
-"""The formats of an exported network: how each is made, and how it is opened again."""
+"""The file formats of exported networks: writing and opening them."""
 
 import importlib.util
 import io
@@ -22,30 +22,32 @@ from kdbench.export.student import Deployed
 from kdbench.validation import describe
 
 KEY = "kdbench"
-"""Under which a file carries its card."""
+"""Metadata key of the card."""
 
-LARGEST_CARD = 2**20
-"""Bytes; what unpacks to more is none."""
+MAX_CARD_BYTES = 2**20
+"""Maximum size of an unpacked card."""
 
 OPSET = 20
-"""Of ONNX."""
+"""ONNX opset version."""
 
 Network = Callable[[Tensor], Tensor]
-"""Images (B, 3, H, W), float32 in [0, 1] -> logits (B, C)."""
+"""Function from images (B, 3, H, W), float32 in [0, 1], to logits (B, C)."""
 
 
 @dataclass(frozen=True)
 class Format:
+    """A file format, as functions that encode and open a network."""
+
     encode: Callable[[Deployed, Card], bytes]
     open: Callable[[Path, torch.device], tuple[Card, Network]]
-    """Raises UserError for what is no such file; it may come from anyone."""
+    """Open a file, which may come from anyone; raises UserError if it is not valid."""
 
 
 def as_safetensors(network: Deployed, card: Card) -> bytes:
-    """Weights under the names of kdbench's backbone; normalisation stands in the card.
+    """Encode the weights under the names of kdbench's backbone, with normalization in the card.
 
     Raises:
-        UserError: the network is another than its architecture's name builds.
+        UserError: The network differs from the one that its architecture's name builds.
     """
     state = {name: tensor.contiguous() for name, tensor in network.network.state_dict().items()}
     try:
@@ -55,17 +57,17 @@ def as_safetensors(network: Deployed, card: Card) -> bytes:
     images = torch.rand(2, 3, card.image_size, card.image_size)
     if twin is None or not torch.equal(twin(images), network(images)):
         raise UserError(
-            f"'{card.identity.method}' deploys another network than the name {card.architecture} "
-            "builds; use --format onnx or pt2."
+            f"'{card.identity.method}' deploys a network that differs from a plain "
+            f"{card.architecture}, which safetensors cannot describe; use --format onnx or pt2."
         )
     return safetensors.torch.save(state, {"format": "pt", KEY: card.model_dump_json()})
 
 
 def load_safetensors(file: str | Path) -> Deployed:
-    """The network of a file, in evaluation mode, without pickle; strict on names and shapes.
+    """Load the network of a .safetensors file, in eval mode and without pickle.
 
     Raises:
-        UserError: it is no file that kdbench exported.
+        UserError: The file was not exported by kdbench, or its weights do not fit.
     """
     return _open_safetensors(Path(file), torch.device("cpu"))[1]
 
@@ -77,23 +79,23 @@ def _open_safetensors(file: Path, device: torch.device) -> tuple[Card, Deployed]
             state = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
         return card, _rebuilt(card, state).to(device)
     except SafetensorError as error:
-        raise _refusal(file, error) from error
-    except RuntimeError as error:  # of load_state_dict
+        raise _cannot_open(file, error) from error
+    except RuntimeError as error:  # from load_state_dict
         raise UserError(
             f"'{file}' does not hold the weights of a {card.architecture} "
-            f"of {card.classes} classes."
+            f"with {card.classes} classes."
         ) from error
 
 
 def _rebuilt(card: Card, state: dict[str, Tensor]) -> Deployed:
-    with torch.device("meta"):  # whatever the card claims, nothing is allocated but the weights
+    with torch.device("meta"):  # a forged card cannot allocate more than the file's weights
         network = build(card.architecture, card.classes)
     network.load_state_dict(state, strict=True, assign=True)
     return Deployed(network.float(), card.mean, card.std)
 
 
 def as_pt2(network: Deployed, card: Card) -> bytes:
-    """An ExportedProgram; `torch.export.load` needs nothing of kdbench to open it."""
+    """Encode an ExportedProgram, which `torch.export.load` opens without kdbench."""
     stream = io.BytesIO()
     program = _program(network, card)
     torch.export.save(program, stream, extra_files={KEY: card.model_dump_json()})
@@ -101,35 +103,36 @@ def as_pt2(network: Deployed, card: Card) -> bytes:
 
 
 def _open_pt2(file: Path, device: torch.device) -> tuple[Card, Network]:
-    """`torch.export.load` unpickles, and so runs what the file says: only its card is safe."""
+    """Open a .pt2 file. `torch.export.load` unpickles it, so the file may run code."""
     content = file.read_bytes()
     card = _card(file, _card_text(file, content))
-    logging.getLogger("torch.export").setLevel(logging.ERROR)  # it logs a traceback, and raises
+    logging.getLogger("torch.export").setLevel(logging.ERROR)  # hides the traceback that it logs
     try:
         module = torch.export.load(io.BytesIO(content)).module().to(device)
-    except Exception as error:  # what is damaged or hostile may raise anything
+    except Exception as error:  # damaged files may raise anything
         raise UserError(
-            f"'{file}' cannot be opened: it is damaged, or no program of torch {torch.__version__}."
+            f"'{file}' cannot be opened: it is damaged, or torch {torch.__version__} does not "
+            "support it."
         ) from error
     return card, module
 
 
 def _card_text(file: Path, content: bytes) -> str | None:
-    """What lies in a .pt2 file as its card."""
+    """Return the text of a .pt2 file's card, or None without a valid one."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             (inner,) = (n for n in archive.namelist() if n.endswith(f"/extra/{KEY}"))
-            if archive.getinfo(inner).file_size > LARGEST_CARD:
+            if archive.getinfo(inner).file_size > MAX_CARD_BYTES:
                 return None
             return archive.read(inner).decode()
-    except ValueError:  # none of that name, or no text
+    except ValueError:  # there is no such entry, or it is not text
         return None
-    except Exception as error:  # what is damaged or hostile may raise anything
-        raise _refusal(file, error) from error
+    except Exception as error:  # damaged files may raise anything
+        raise _cannot_open(file, error) from error
 
 
 def as_onnx(network: Deployed, card: Card) -> bytes:
-    """An ONNX model of opset OPSET: `images` -> `logits`, of any batch size.
+    """Encode an ONNX model from `images` to `logits`, for any batch size.
 
     Raises:
         UserError: ONNX is not installed.
@@ -159,8 +162,8 @@ def _open_onnx(file: Path, device: torch.device) -> tuple[Card, Network]:
         card = _card(file, session.get_modelmeta().custom_metadata_map.get(KEY))
     except UserError:
         raise
-    except Exception as error:  # onnxruntime's have no common kind
-        raise _refusal(file, error) from error
+    except Exception as error:  # the errors of onnxruntime have no common base class
+        raise _cannot_open(file, error) from error
 
     def run(images: Tensor) -> Tensor:
         (logits,) = session.run(["logits"], {"images": images.cpu().contiguous().numpy()})
@@ -174,44 +177,44 @@ FORMATS = {
     "onnx": Format(as_onnx, _open_onnx),
     "pt2": Format(as_pt2, _open_pt2),
 }
-"""By name, which is also the suffix of their files."""
+"""Formats by name, which is also the suffix of their files."""
 
 
 def open_exported(file: Path, device: torch.device) -> tuple[Card, Network]:
-    """The card of an exported file, and its network on the device.
+    """Open an exported file; return its card and its network on the device.
 
-    A .pt2 file may run code when it is opened: use files you trust. The others cannot.
+    Opening a .pt2 file may run code; only use files you trust. The other formats are safe.
 
     Raises:
-        UserError: it is no file that kdbench exported.
+        UserError: The file was not exported by kdbench.
     """
     form = FORMATS.get(file.suffix.removeprefix("."))
     if form is None:
         raise UserError(
-            f"'{file}' is none of .{', .'.join(FORMATS)}, which `kdbench export` writes."
+            f"'{file}' is not an exported file; its suffix must be one of .{', .'.join(FORMATS)}."
         )
     if not file.is_file():
         raise UserError(f"'{file}' does not exist.")
     card, network = form.open(file, device)
 
-    def checked(images: Tensor) -> Tensor:
+    def run_checked(images: Tensor) -> Tensor:
         try:
             logits = network(images)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # a program of others may take and do anything
+        except Exception as error:  # a foreign program may raise anything
             raise UserError(f"'{file}' cannot be run: {_first_line(error)}.") from error
         if not isinstance(logits, Tensor) or logits.shape != (len(images), card.classes):
             raise UserError(
-                f"'{file}' does not give the {card.classes} logits that its card names."
+                f"'{file}' does not return the {card.classes} logits that its card names."
             )
         return logits
 
-    return card, checked
+    return card, run_checked
 
 
 def _program(network: Deployed, card: Card) -> ExportedProgram:
-    """For any batch size, and without the places in the code that it came from."""
+    """Export the network for any batch size, without stack traces that would contain paths."""
     images = torch.zeros(2, 3, card.image_size, card.image_size)
     program = torch.export.export(network, (images,), dynamic_shapes=({0: Dim("batch")},))
     for node in program.graph.nodes:
@@ -221,7 +224,7 @@ def _program(network: Deployed, card: Card) -> ExportedProgram:
 
 def _card(file: Path, text: str | None) -> Card:
     if text is None:
-        raise UserError(f"'{file}' carries no card of kdbench; `kdbench export` writes such files.")
+        raise UserError(f"'{file}' has no card; only files from `kdbench export` can be evaluated.")
     try:
         return Card.model_validate_json(text)
     except ValidationError as error:
@@ -229,13 +232,13 @@ def _card(file: Path, text: str | None) -> Card:
         raise UserError(f"'{file}' has no valid card: {problem}.") from None
 
 
-def _require(what: str, *packages: str) -> None:
+def _require(feature: str, *packages: str) -> None:
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise UserError(f"{what} needs {package}: pip install 'kdbench[onnx]'.")
+            raise UserError(f"{feature} needs {package}: pip install 'kdbench[onnx]'.")
 
 
-def _refusal(file: Path, error: Exception) -> UserError:
+def _cannot_open(file: Path, error: Exception) -> UserError:
     return UserError(f"'{file}' cannot be opened: {_first_line(error)}.")
 
 

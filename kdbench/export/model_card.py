@@ -1,4 +1,4 @@
-"""The model card beside an exported file."""
+"""The model card that accompanies an exported file."""
 
 import statistics
 from pathlib import Path
@@ -8,15 +8,15 @@ from jinja2 import Environment, StrictUndefined
 
 from kdbench.export.card import Card
 from kdbench.export.formats import OPSET
-from kdbench.export.student import Finished, label
+from kdbench.export.student import FinishedRun, label
 from kdbench.results.files import read_result
 from kdbench.results.schema import Result
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
 
-def model_card(finished: Finished, card: Card, file: str, form: str) -> str:
-    """Markdown for a file of that name and format."""
+def model_card(finished: FinishedRun, card: Card, file: str, form: str) -> str:
+    """Return the model card as Markdown, for a file of the given name and format."""
     environment = Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True
     )
@@ -35,16 +35,16 @@ def model_card(finished: Finished, card: Card, file: str, form: str) -> str:
     )
 
 
-def _over_seeds(finished: Finished) -> dict[str, Any] | None:
-    """Mean and sample standard deviation of the runs that differ in nothing but the seed."""
+def _over_seeds(finished: FinishedRun) -> dict[str, Any] | None:
+    """Return n, mean and sample standard deviation of the runs that differ only in their seed."""
 
     def seedless(result: Result) -> object:
         return result.identity.model_copy(update={"seed": 0}), result.environment.precision
 
-    found = [read_result(file) for file in finished.results.glob("seed*.json")]
+    results = [read_result(file) for file in finished.results.glob("seed*.json")]
     values = [
         result.last["student"].top1
-        for result in found
+        for result in results
         if isinstance(result, Result)
         and result.status == "finished"
         and result.last is not None

@@ -1,4 +1,4 @@
-"""The network that a finished run deploys, from the checkpoint of its last epoch."""
+"""Loading of the network that a finished run deploys, from its last checkpoint."""
 
 import json
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ from kdbench.suite.suite import Suite
 
 
 class Deployed(nn.Module):
-    """What ships: images (B, 3, H, W), RGB, float32 in [0, 1] -> logits (B, C).
+    """The deployed network with its normalization.
 
-    Normalisation is part of it.
+    Takes RGB images (B, 3, H, W), float32 in [0, 1], and returns logits (B, C).
     """
 
     mean: Tensor
@@ -41,21 +41,26 @@ class Deployed(nn.Module):
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A run that came to its end."""
+class FinishedRun:
+    """A finished run and the network it deploys."""
 
     result: Result
     results: Path
-    """Folder of its result and those of other seeds."""
+    """Folder of its result and the results of other seeds."""
     spec: RunSpec
     network: Deployed
 
 
 def find(run: str, results: Path, runs: Path) -> tuple[Path, Path]:
-    """Result file and folder of a run: named by either, or as suite/architecture/method/seed0.
+    """Return the result file and the run folder of a run.
+
+    Args:
+        run: the result file, the run folder, or suite/architecture/method/seed0.
+        results: folder of all results.
+        runs: folder of all runs.
 
     Raises:
-        UserError: it is none of these.
+        UserError: `run` is none of these.
     """
     path = Path(run)
     given = path.resolve() if path.exists() else path
@@ -63,7 +68,7 @@ def find(run: str, results: Path, runs: Path) -> tuple[Path, Path]:
     seed = seed.removesuffix(".json")
     if not (suite and seed.removeprefix("seed").isdecimal()):
         raise UserError(
-            f"'{run}' is no run; name its result file, its folder among the runs, or "
+            f"'{run}' does not name a run; give a result file, a run folder, or "
             "SUITE/ARCHITECTURE/METHOD/seed0."
         )
     name = Path(suite, architecture, method)
@@ -74,17 +79,17 @@ def find(run: str, results: Path, runs: Path) -> tuple[Path, Path]:
     return results / name / f"{seed}.json", runs / name / seed
 
 
-def load(file: Path, folder: Path, method_file: Path | None = None) -> Finished:
-    """The deployed network of a run, float32, in evaluation mode, on the CPU.
+def load(file: Path, folder: Path, method_file: Path | None = None) -> FinishedRun:
+    """Load the deployed network of a run, in float32 and eval mode, on the CPU.
 
     Args:
-        file: its result.
-        folder: where its checkpoint is.
-        method_file: holds its method, where that neither ships nor is installed.
+        file: the run's result.
+        folder: folder of the run's checkpoints.
+        method_file: file of the method, if it neither comes with kdbench nor is installed.
 
     Raises:
-        UserError: there is no result, the run did not finish, its weights are not here
-            or another training's, or its method is another by now.
+        UserError: There is no result, the run did not finish, its checkpoint is missing or does
+            not belong to the result, or the method has changed since.
     """
     result = _finished(file)
     spec = _spec(result, method_file)
@@ -92,22 +97,24 @@ def load(file: Path, folder: Path, method_file: Path | None = None) -> Finished:
     method.load_state_dict(_weights(result, folder))
     augmentation = spec.suite.augmentation
     network = Deployed(method.student(), augmentation.mean, augmentation.std)
-    return Finished(result, file.parent, spec, network)
+    return FinishedRun(result, file.parent, spec, network)
 
 
 def _finished(file: Path) -> Result:
     if not file.is_file():
-        raise UserError(f"There is no result '{file}'; `kdbench run` makes it.")
+        raise UserError(f"Result '{file}' does not exist; train the run with `kdbench run` first.")
     result = read_result(file)
     if isinstance(result, DamagedFile):
-        raise UserError(f"'{file}' is no valid result: {result.reason}.")
+        raise UserError(f"'{file}' is not a valid result: {result.reason}.")
     if result.status != "finished" or result.last is None or result.cost is None:
-        raise UserError(f"{label(result.identity)} {result.status}: it deploys no network.")
+        raise UserError(
+            f"{label(result.identity)} {result.status}; only finished runs can be exported."
+        )
     return result
 
 
 def label(identity: Identity) -> str:
-    """`suite/architecture/method/seed0`."""
+    """Return the name of a run, such as `suite/architecture/method/seed0`."""
     return f"{identity.suite}/{identity.architecture}/{identity.method}/seed{identity.seed}"
 
 
@@ -116,12 +123,13 @@ def _spec(result: Result, method_file: Path | None) -> RunSpec:
     name = identity.method.partition("@")[0]
     if method_file is None and name not in method_names():
         raise UserError(
-            f"Method '{name}' neither ships nor is installed; --method ./{name}.py names its file."
+            f"Method '{name}' neither comes with kdbench nor is installed; name its file with "
+            f"--method ./{name}.py."
         )
     (entry,) = find_methods([str(method_file or name)])
     changed = UserError(
-        f"'{entry.name}', or kdbench itself, is another than the one that trained "
-        f"{label(identity)}; run it again with --overwrite-stale."
+        f"'{entry.name}' or kdbench itself has changed since {label(identity)} was trained; "
+        "train it again with --overwrite-stale."
     )
     try:
         suite = Suite.model_validate_json(json.dumps(result.protocol))
@@ -135,18 +143,18 @@ def _spec(result: Result, method_file: Path | None) -> RunSpec:
 
 
 def _weights(result: Result, folder: Path) -> dict[str, Tensor]:
-    """Of all networks and modules of the method."""
+    """Return the weights of all networks and modules of the method."""
     run, again = label(result.identity), f"train it again: {result.environment.command} --overwrite"
-    found = read_checkpoint(folder, result.fingerprint + str(result.notes.get("images", "")))
-    if found is None:
+    checkpoint = read_checkpoint(folder, result.fingerprint + str(result.notes.get("images", "")))
+    if checkpoint is None:
         raise UserError(
-            f"The weights of {run} are not here: results come without, and '{folder}' holds no "
-            f"whole checkpoint of it; {again}"
+            f"The weights of {run} were not found: results do not contain weights, and '{folder}' "
+            f"has no valid checkpoint; {again}"
         )
-    state, progress = found
+    state, progress = checkpoint
     if [Epoch.model_validate(epoch) for epoch in json.loads(progress.history)] != result.history:
         raise UserError(
-            f"The checkpoint in '{folder}' is not of the training that the result of {run} tells "
-            f"of; {again}"
+            f"The checkpoint in '{folder}' belongs to another training than the result of {run}; "
+            f"{again}"
         )
     return state

@@ -1,47 +1,55 @@
-"""An exported network and its model card, as two files."""
+"""Writing of an exported network and its model card."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdbench.atomic import atomic_write
 from kdbench.errors import UserError
-from kdbench.export.card import card_of
+from kdbench.export.card import make_card
 from kdbench.export.formats import FORMATS
 from kdbench.export.model_card import model_card
-from kdbench.export.student import Finished, label
+from kdbench.export.student import FinishedRun, label
 
 
 @dataclass(frozen=True)
-class Written:
+class ExportedFiles:
+    """The files that an export wrote."""
+
     file: Path
     card: Path
     bytes: int
-    """Of the file."""
+    """Size of the network's file."""
 
 
-def write(finished: Finished, form: str, output: Path, overwrite: bool = False) -> Written:
-    """Write the network to a file, or to one named after the run in a folder.
+def write(finished: FinishedRun, form: str, output: Path, overwrite: bool = False) -> ExportedFiles:
+    """Write the network and its model card.
+
+    Args:
+        finished: the run to export.
+        form: name of the format.
+        output: the file to write, or a folder in which the file is named after the run.
+        overwrite: replace existing files.
 
     Raises:
-        UserError: one of the files exists, cannot be written or has another format's suffix.
+        UserError: A file exists already or cannot be written, or the suffix is of another format.
     """
-    file = _place(finished, form, output)
-    beside = file.with_name(f"{file.name}.md")
-    for existing in (file, beside):
+    file = _output_file(finished, form, output)
+    card_file = file.with_name(f"{file.name}.md")
+    for existing in (file, card_file):
         if existing.exists() and not overwrite:
-            raise UserError(f"'{existing}' exists; --overwrite replaces it.")
-    card = card_of(finished)
+            raise UserError(f"'{existing}' already exists; use --overwrite to replace it.")
+    card = make_card(finished)
     content = FORMATS[form].encode(finished.network, card)
     text = model_card(finished, card, file.name, form)
-    for path, data in ((file, content), (beside, text.encode())):
+    for path, data in ((file, content), (card_file, text.encode())):
         with atomic_write(path) as stream:
             stream.write(data)
-    return Written(file, beside, len(content))
+    return ExportedFiles(file, card_file, len(content))
 
 
-def _place(finished: Finished, form: str, output: Path) -> Path:
+def _output_file(finished: FinishedRun, form: str, output: Path) -> Path:
     if output.is_dir() or not output.suffix:
         return output / f"{label(finished.result.identity).replace('/', '-')}.{form}"
     if output.suffix != f".{form}":
-        raise UserError(f"--output '{output}' must end in .{form}, or name a folder.")
+        raise UserError(f"--output '{output}' must end in .{form} or name a folder.")
     return output

@@ -1,1 +1,1 @@
-"""Comparison of a short schedule with a stored baseline, for CI."""
+"""The `kdbench gate` command: compares a short training schedule with a stored baseline, for CI."""

@@ -1,4 +1,4 @@
-"""What `kdbench gate` does: train, time, compare, and only when told write a baseline."""
+"""The `kdbench gate` command: trains, times, compares, and writes a baseline on request."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,12 +11,12 @@ from kdbench.errors import UserError
 from kdbench.gate.compare import REGRESSIONS, Finding, compare
 from kdbench.gate.measure import (
     AGAINST,
-    entries_of,
+    add_rounding,
+    make_entries,
     perturbed,
-    step_by_step,
+    single_step_suite,
     time_steps,
     train,
-    with_rounding,
     with_suite,
 )
 from kdbench.gate.record import Baseline, Entry, read_baseline
@@ -27,8 +27,8 @@ from kdbench.suite.suite import Suite
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a gate is to cover; None leaves it to the baseline, and to the suite without one."""
+class GateRequest:
+    """What a gate covers. None means the value of the baseline, or of the suite without one."""
 
     suite: Suite
     methods: list[str]
@@ -39,7 +39,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Gate:
-    """A comparison, and the baseline that what was measured now would make."""
+    """The outcome of a gate: the comparison, and the baseline that the new numbers would make."""
 
     old: Baseline | None
     new: Baseline
@@ -51,75 +51,82 @@ class Gate:
 
     def render(self, markdown: bool = False) -> str:
         if self.old is None:
-            return "There was no baseline of this suite to compare with.\n"
+            return "There is no baseline of this suite to compare with.\n"
         return render(self.findings, self.old, self.new.environment, markdown)
 
 
 def gate(
-    asked: Asked,
+    request: GateRequest,
     file: Path,
-    how: Execution,
+    config: Execution,
     update: bool,
     on_message: Callable[[str], None],
 ) -> Gate:
-    """Measure and compare; with `update` what is needed for a new baseline is measured too.
+    """Measure and compare with the baseline.
+
+    Args:
+        request: what to cover.
+        file: the baseline.
+        config: how runs are executed.
+        update: also measure what a new baseline needs.
+        on_message: called with messages for the user.
 
     Raises:
-        UserError: no baseline, one of another suite, or an update that must not be.
+        UserError: The baseline is missing or of another suite, or it must not be updated.
     """
     old = None if update and not file.exists() else read_baseline(file)
-    asked = _completed(asked, old)
-    specs = make_specs(
-        asked.suite, asked.methods, asked.architectures or [], asked.seeds or asked.suite.seeds
-    )
-    here = environment(make_accelerator().device, 1, asked.suite.precision, "kdbench gate")
+    request = _with_baseline_defaults(request, old)
+    seeds = request.seeds or request.suite.seeds
+    specs = make_specs(request.suite, request.methods, request.architectures or [], seeds)
+    here = environment(make_accelerator().device, 1, request.suite.precision, "kdbench gate")
     if update:
-        _check_update(old, specs, asked.methods, here.dirty)
+        _check_update(old, specs, request.methods, here.dirty)
     elif old is not None:
-        _check_suite(asked.suite, old)
-    steps = step_by_step(asked.suite)
-    long, short = train(specs, how), train(with_suite(specs, steps), how)
-    entries = entries_of(long, short, time_steps(specs, on_message))
+        _check_suite(request.suite, old)
+    steps = single_step_suite(request.suite)
+    long, short = train(specs, config), train(with_suite(specs, steps), config)
+    entries = make_entries(long, short, time_steps(specs, on_message))
     if update:
         _check_finished(entries)
-        disturbed = train(with_suite(specs, perturbed(steps)), how)
-        entries = [with_rounding(entry, disturbed) for entry in entries]
+        perturbed_results = train(with_suite(specs, perturbed(steps)), config)
+        entries = [add_rounding(entry, perturbed_results) for entry in entries]
     new = Baseline(
-        suite=asked.suite.name,
-        suite_hash=asked.suite.digest(),
-        epochs=asked.suite.schedule.epochs,
-        seeds=asked.seeds or asked.suite.seeds,
+        suite=request.suite.name,
+        suite_hash=request.suite.digest(),
+        epochs=request.suite.schedule.epochs,
+        seeds=seeds,
         harness_version=HARNESS_VERSION,
         against=AGAINST,
         environment=here,
         entries=entries,
     )
     comparable = old is not None and old.suite_hash == new.suite_hash
-    names = None if "all" in asked.methods else {spec.method_name for spec in specs}
+    names = None if "all" in request.methods else {spec.method_name for spec in specs}
     findings = []
     if old is not None and comparable:
         findings = compare(old, entries, names, here.torch)
     return Gate(old if comparable else None, new, findings)
 
 
-def _completed(asked: Asked, old: Baseline | None) -> Asked:
-    """What was left open is as in the baseline."""
-    epochs = asked.epochs
+def _with_baseline_defaults(request: GateRequest, old: Baseline | None) -> GateRequest:
+    """Fill in the values that the request leaves open from the baseline."""
+    epochs = request.epochs
     if old is not None:
         epochs = epochs or old.epochs
-        asked = replace(
-            asked,
-            architectures=asked.architectures or old.architectures,
-            seeds=asked.seeds or old.seeds,
+        request = replace(
+            request,
+            architectures=request.architectures or old.architectures,
+            seeds=request.seeds or old.seeds,
         )
-    return asked if epochs is None else replace(asked, suite=asked.suite.with_epochs(epochs))
+    return request if epochs is None else replace(request, suite=request.suite.with_epochs(epochs))
 
 
 def _check_suite(suite: Suite, old: Baseline) -> None:
     if suite.digest() != old.suite_hash:
         raise UserError(
-            f"The baseline is of another version of suite '{old.suite}', or of another suite than "
-            f"'{suite.name}': no number compares; --update makes a new one."
+            f"The baseline was made with another version of suite '{old.suite}', or with another "
+            f"suite than '{suite.name}', so no numbers are comparable; make a new one with "
+            "--update."
         )
 
 
@@ -128,8 +135,8 @@ def _check_update(
 ) -> None:
     if dirty:
         raise UserError(
-            "--update is refused: kdbench, methods or suites have changes that no commit holds, "
-            "and a baseline names the commit that made it; commit them first."
+            "--update needs a clean checkout, because a baseline names the commit that made it; "
+            "commit the changes in kdbench, methods and suites first."
         )
     if old is None:
         return
@@ -141,8 +148,8 @@ def _check_update(
     ):
         if lost:
             raise UserError(
-                f"--update writes the whole baseline, and would lose {', '.join(sorted(lost))}; "
-                f"leave out {option}."
+                f"--update replaces the whole baseline and would lose {', '.join(sorted(lost))}; "
+                f"remove {option}."
             )
 
 
@@ -150,6 +157,6 @@ def _check_finished(entries: Sequence[Entry]) -> None:
     for entry in entries:
         for seed, reason in entry.unfinished.items():
             raise UserError(
-                f"{entry.method} {entry.architecture} seed {seed} {reason}; no baseline was "
-                "written, since one holds finished runs only."
+                f"{entry.method} {entry.architecture} seed {seed} {reason}. No baseline was "
+                "written, because a baseline holds finished runs only."
             )

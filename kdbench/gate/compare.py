@@ -1,6 +1,6 @@
-"""Whether numbers moved further than luck, rounding and the clock explain.
+"""Comparison of new measurements with a baseline, within tolerances.
 
-`docs/gate.md` derives every tolerance, and has what was measured.
+Tolerances cover variation between seeds, rounding and timing noise. `docs/gate.md` derives them.
 """
 
 import math
@@ -14,29 +14,30 @@ from scipy import stats
 from kdbench.bench.record import Spread
 from kdbench.gate.record import Baseline, Entry, Losses, StepFigures
 
-ALARMS = 0.01
-"""Share of gates that accuracy, or step times, may fail though nothing changed."""
+FALSE_ALARM_RATE = 0.01
+"""Share of gates in which accuracy, or step times, may fail although nothing changed."""
 
-JUDGED_ROLES = ("student", "ensemble")
+COMPARED_ROLES = ("student", "ensemble")
+"""Roles whose accuracy is compared."""
 
 LOSS_FLOOR = 1e-4
-"""Least tolerance of losses, relative: ten times what another number of threads moved them by."""
+"""Least relative tolerance of losses: ten times the effect of another number of threads."""
 
 STEP_FLOOR = 0.25
-"""Least tolerance of a ratio of step times, relative: processes differed by up to 13 %."""
+"""Least relative tolerance of a ratio of step times; processes differed by up to 13 %."""
 
 MEMORY_MARGIN = 0.5
-"""Of the memory that a step adds: resident memory differed by up to 22 % between processes."""
+"""Relative tolerance of the memory that a step adds; processes differed by up to 22 %."""
 
 Verdict = Literal["same", "better", "worse", "changed", "new", "missing", "failed"]
-"""`changed` is of losses, which have no better or worse."""
+"""Outcome of a comparison. Losses are `changed`, because they have no better or worse."""
 
 REGRESSIONS: frozenset[Verdict] = frozenset({"worse", "changed", "missing", "failed"})
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One row: what was compared, in finished words, and what came of it."""
+    """One row of the table: a measure, formatted values and the verdict."""
 
     architecture: str
     method: str
@@ -46,17 +47,21 @@ class Finding:
     now: str = ""
     tolerance: str = ""
     identical: bool = False
-    """Equal to the last bit."""
+    """True if both values are equal to the last bit."""
 
 
 def compare(
-    baseline: Baseline, now: Iterable[Entry], asked: set[str] | None, torch: str
+    baseline: Baseline, now: Iterable[Entry], methods: set[str] | None, torch: str
 ) -> list[Finding]:
-    """All measures of all methods, on the architectures and methods that were asked for.
+    """Compare all measures of all methods with the baseline.
 
-    `asked` holds names of methods; None stands for all, so that what is gone is missing. `torch` is
-    the version that measured now: another than the baseline's may use other operations, so bytes
-    are then not compared.
+    Args:
+        baseline: the stored numbers.
+        now: the new numbers.
+        methods: names of the methods that were measured; None means all, so that a method of the
+            baseline without new numbers is reported as missing.
+        torch: version of PyTorch now. Bytes are compared only between equal versions, because
+            others may use other operations.
     """
     counts_bytes = torch == baseline.environment.torch
     entries = {entry.key: entry for entry in now}
@@ -64,42 +69,44 @@ def compare(
     expected = {
         entry.key: entry
         for entry in baseline.entries
-        if entry.architecture in architectures and (asked is None or entry.method in asked)
+        if entry.architecture in architectures and (methods is None or entry.method in methods)
     }
     findings = [Finding(*key, "method", "missing") for key in expected if key not in entries]
-    # Of all its methods, whichever were asked for: a spread of few is known too badly to alarm.
+    # Use all methods of the baseline: the spread of a few would be too uncertain.
     spreads = _seed_spreads([e for e in baseline.entries if e.architecture in architectures])
     for key, new in entries.items():
-        findings += _unfinished(new)
+        findings += _unfinished_findings(new)
         old = expected.get(key)
         if old is None:
             findings.append(Finding(*key, "method", "new"))
         else:
-            findings += _accuracy(old, new, spreads, len(expected))
-            findings += _losses(old, new)
-            findings += _cost(old, new, len(expected), counts_bytes)
+            findings += _accuracy_findings(old, new, spreads, len(expected))
+            findings += _loss_findings(old, new)
+            findings += _cost_findings(old, new, len(expected), counts_bytes)
     return findings
 
 
-def moved(before: Losses, after: Losses, step: int) -> float:
-    """How far the losses of a step moved: root mean square of the relative differences."""
+def loss_distance(before: Losses, after: Losses, step: int) -> float:
+    """Return the root mean square of the relative differences between the losses of a step."""
     pairs = [(values[step], after[term][step]) for term, values in before.items()]
     squares = [((now - then) / then) ** 2 for then, now in pairs if then]
     return math.sqrt(sum(squares) / len(squares)) if squares else 0.0
 
 
-def _unfinished(entry: Entry) -> Iterator[Finding]:
+def _unfinished_findings(entry: Entry) -> Iterator[Finding]:
     for seed, reason in entry.unfinished.items():
         yield Finding(*entry.key, f"seed {seed}", "failed", now=reason)
 
 
 def _seed_spreads(entries: Sequence[Entry]) -> dict[tuple[str, str], tuple[float, int]]:
-    """Of a role on an architecture: standard deviation of top-1 between seeds, pooled over methods,
-    and its degrees of freedom.
+    """Return the standard deviation of top-1 between seeds, pooled over methods.
+
+    Returns:
+        Standard deviation and degrees of freedom by architecture and role.
     """
     squares: dict[tuple[str, str], list[tuple[float, int]]] = {}
     for entry in entries:
-        for role in JUDGED_ROLES:
+        for role in COMPARED_ROLES:
             values = [trace.top1[role] for trace in entry.traces.values() if role in trace.top1]
             if len(values) > 1:
                 deviations = float(np.var(values)) * len(values), len(values) - 1
@@ -111,14 +118,14 @@ def _seed_spreads(entries: Sequence[Entry]) -> dict[tuple[str, str], tuple[float
     return pooled
 
 
-def _accuracy(
+def _accuracy_findings(
     old: Entry,
     new: Entry,
     spreads: dict[tuple[str, str], tuple[float, int]],
     methods: int,
 ) -> Iterator[Finding]:
     seeds = _common_seeds(old, new)
-    for role in JUDGED_ROLES:
+    for role in COMPARED_ROLES:
         pairs = [
             (old.traces[seed].top1[role], new.traces[seed].top1[role])
             for seed in seeds
@@ -130,7 +137,7 @@ def _accuracy(
         tolerance = math.inf
         if (old.architecture, role) in spreads:
             sd, freedom = spreads[old.architecture, role]
-            alarms = ALARMS / (methods * len(JUDGED_ROLES))
+            alarms = FALSE_ALARM_RATE / (methods * len(COMPARED_ROLES))
             tolerance = stats.t.isf(alarms / 2, freedom) * sd * math.sqrt(2 / len(pairs))
         yield Finding(
             *new.key,
@@ -143,30 +150,30 @@ def _accuracy(
         )
 
 
-def _losses(old: Entry, new: Entry) -> Iterator[Finding]:
+def _loss_findings(old: Entry, new: Entry) -> Iterator[Finding]:
     seeds = _common_seeds(old, new)
     if not seeds or old.rounding is None:
         return
     pairs = [(old.traces[seed], new.traces[seed]) for seed in seeds]
     training = [(before.losses, after.losses) for before, after in pairs]
-    judged = [(before.evaluation, after.evaluation) for before, after in pairs]
-    yield _trace(new, "training losses", training, old.rounding.losses)
-    yield _trace(new, "evaluation losses", judged, old.rounding.evaluation)
+    evaluation = [(before.evaluation, after.evaluation) for before, after in pairs]
+    yield _loss_finding(new, "training losses", training, old.rounding.losses)
+    yield _loss_finding(new, "evaluation losses", evaluation, old.rounding.evaluation)
 
 
-def _trace(
+def _loss_finding(
     new: Entry, name: str, pairs: list[tuple[Losses, Losses]], rounding: list[float]
 ) -> Finding:
     before, after = (set(losses) for losses in pairs[0])
     if before != after:
-        gone, come = (
+        removed, added = (
             ", ".join(sorted(names)) or "none" for names in (before - after, after - before)
         )
-        return Finding(*new.key, name, "changed", f"gone: {gone}", f"new: {come}")
+        return Finding(*new.key, name, "changed", f"removed: {removed}", f"added: {added}")
     limits = [max(value, LOSS_FLOOR) for value in rounding]
     steps = range(len(limits))
-    # A fault moves every seed; rounding moves one far where it flips a ReLU.
-    distances = [min(moved(*pair, step) for pair in pairs) for step in steps]
+    # A fault moves every seed. Rounding can move one seed far, by flipping a ReLU.
+    distances = [min(loss_distance(*pair, step) for pair in pairs) for step in steps]
     worst = max(steps, key=lambda step: distances[step] / limits[step])
     return Finding(
         *new.key,
@@ -178,18 +185,18 @@ def _trace(
     )
 
 
-def _cost(old: Entry, new: Entry, methods: int, counts_bytes: bool) -> Iterator[Finding]:
+def _cost_findings(old: Entry, new: Entry, methods: int, counts_bytes: bool) -> Iterator[Finding]:
     if old.training_flops is not None and new.training_flops is not None:
-        yield _counted(new, "training GFLOP", old.training_flops, new.training_flops)
+        yield _count_finding(new, "training GFLOP", old.training_flops, new.training_flops)
     if old.step is None or new.step is None:
         return
     if counts_bytes:
-        yield _counted(new, "GB a step", old.step.bytes, new.step.bytes)
-    yield _time(old.step, new.step, new, methods)
-    yield _memory(old.step, new.step, new)
+        yield _count_finding(new, "GB a step", old.step.bytes, new.step.bytes)
+    yield _time_finding(old.step, new.step, new, methods)
+    yield _memory_finding(old.step, new.step, new)
 
 
-def _counted(new: Entry, measure: str, before: int, after: int) -> Finding:
+def _count_finding(new: Entry, measure: str, before: int, after: int) -> Finding:
     return Finding(
         *new.key,
         measure,
@@ -201,8 +208,8 @@ def _counted(new: Entry, measure: str, before: int, after: int) -> Finding:
     )
 
 
-def _time(old: StepFigures, new: StepFigures, entry: Entry, methods: int) -> Finding:
-    quantile = float(stats.norm.isf(ALARMS / methods / 2))
+def _time_finding(old: StepFigures, new: StepFigures, entry: Entry, methods: int) -> Finding:
+    quantile = float(stats.norm.isf(FALSE_ALARM_RATE / methods / 2))
     error = math.hypot(_median_error(old), _median_error(new))
     tolerance = max(quantile * error, STEP_FLOOR * old.ratio.median)
     return Finding(
@@ -216,7 +223,7 @@ def _time(old: StepFigures, new: StepFigures, entry: Entry, methods: int) -> Fin
     )
 
 
-def _memory(old: StepFigures, new: StepFigures, entry: Entry) -> Finding:
+def _memory_finding(old: StepFigures, new: StepFigures, entry: Entry) -> Finding:
     before, after = old.peak_memory_bytes / 2**20, new.peak_memory_bytes / 2**20
     tolerance = MEMORY_MARGIN * before
     return Finding(
@@ -231,14 +238,14 @@ def _memory(old: StepFigures, new: StepFigures, entry: Entry) -> Finding:
 
 
 def _median_error(step: StepFigures) -> float:
-    """Standard error of the median; quartiles, since a few windows are disturbed by others."""
+    """Return the standard error of the median, from quartiles because of outliers."""
     low, high = step.ratio.quartiles
     sd = (high - low) / (2 * stats.norm.ppf(0.75))
     return math.sqrt(math.pi / 2 / step.rounds) * sd
 
 
-def ratio_of(times: Spread, reference: Spread) -> Spread:
-    """Of medians measured in turn, with the widest quartiles that theirs allow."""
+def spread_of_ratio(times: Spread, reference: Spread) -> Spread:
+    """Return the ratio of two spreads measured in turn, with the widest possible quartiles."""
     (low, high), (least, most) = times.quartiles, reference.quartiles
     return Spread(median=times.median / reference.median, quartiles=(low / most, high / least))
 

@@ -1,4 +1,4 @@
-"""Trains the short schedule with the harness's own machinery, and times steps in turn."""
+"""Measurements of a gate: trains a short schedule like any other run, and times steps in turn."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from kdbench.bench.command import bench
 from kdbench.bench.record import Benchmark
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
-from kdbench.gate.compare import moved, ratio_of
+from kdbench.gate.compare import loss_distance, spread_of_ratio
 from kdbench.gate.record import Entry, Losses, Rounding, StepFigures, Trace
 from kdbench.launch.execution import Execution
 from kdbench.launch.local import execute
@@ -26,32 +26,33 @@ Key = tuple[str, str]
 """Architecture and method."""
 
 AGAINST = "independent"
+"""Method that step times are relative to."""
 
 ROUNDS = 30
-"""Timed windows of each method, in turn: enough for a step 30 % slower on a busy machine."""
+"""Timed windows of each method; enough to detect a step 30 % slower on a busy machine."""
 
 STEPS = 8
-"""Taken one by one."""
+"""Number of training steps whose losses are compared one by one."""
 
-NUDGE = 1e-5
-"""Relative change of the learning rate: what it moves losses by is ten times what rounding does on
-another CPU, see docs/gate.md."""
+PERTURBATION = 1e-5
+"""Relative change of the learning rate. It moves losses ten times as far as the rounding of
+another CPU does (docs/gate.md)."""
 
 
-def train(specs: Sequence[RunSpec], how: Execution) -> list[Result]:
-    """All runs, whatever results there are: equal fingerprints do not mean equal code here.
+def train(specs: Sequence[RunSpec], config: Execution) -> list[Result]:
+    """Train all runs, even those that have a result, because the code may have changed.
 
     Raises:
-        UserError: as `execute`.
+        UserError: Under the same conditions as `execute`.
     """
-    runs = [PlannedRun(s, result_path(how.results, s.identity()), "to run") for s in specs]
-    return execute(runs, replace(how, overwrite=True))
+    runs = [PlannedRun(s, result_path(config.results, s.identity()), "to run") for s in specs]
+    return execute(runs, replace(config, overwrite=True))
 
 
-def step_by_step(suite: Suite) -> Suite:
-    """The suite with one batch an epoch, as nearly as whole classes allow, over STEPS epochs: so a
-    history holds the losses of single steps, which rounding has hardly moved yet, under a schedule
-    with all its parts.
+def single_step_suite(suite: Suite) -> Suite:
+    """Return the suite with STEPS epochs of about one batch, so that a history shows single steps.
+
+    Rounding has hardly affected these first steps, and the schedule has all its parts.
     """
     data = suite.data
     fewest = math.ceil(suite.batch_size / data.classes)
@@ -61,21 +62,21 @@ def step_by_step(suite: Suite) -> Suite:
 
 
 def perturbed(suite: Suite) -> Suite:
-    """The suite with its learning rate disturbed, which moves all that follows."""
-    rate = suite.optimizer.learning_rate * (1 + NUDGE)
+    """Return the suite with a slightly changed learning rate."""
+    rate = suite.optimizer.learning_rate * (1 + PERTURBATION)
     recipe = suite.optimizer.model_copy(update={"learning_rate": rate})
     return suite.model_copy(update={"optimizer": recipe})
 
 
 def with_suite(specs: Sequence[RunSpec], suite: Suite) -> list[RunSpec]:
-    """The same runs under another suite."""
+    """Return the same runs under another suite."""
     return [replace(spec, suite=suite) for spec in specs]
 
 
 def time_steps(
     specs: Sequence[RunSpec], on_message: Callable[[str], None]
 ) -> dict[Key, StepFigures]:
-    """Steps of all methods in turn, and of AGAINST, as they stand."""
+    """Time eager steps of all methods and of AGAINST in turn."""
     once = [spec for spec in specs if spec.seed == 0]
     architectures = list(dict.fromkeys(spec.architecture for spec in once))
     names = {spec.method_name for spec in once}
@@ -85,21 +86,25 @@ def time_steps(
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("timing", total=1)
 
-        def show(what: str, share: float) -> None:
-            bar.update(task, description=what, completed=share)
+        def show(activity: str, share: float) -> None:
+            bar.update(task, description=activity, completed=share)
 
-        def refuse(sentence: str) -> None:
-            raise UserError(sentence)
+        def fail(message: str) -> None:
+            raise UserError(message)
 
-        measured = bench(once, ["off"], ROUNDS, AGAINST, show, on_message, refuse)
-    return {key: step for key, step in _steps(measured).items() if key[1] in names}
+        benchmark = bench(once, ["off"], ROUNDS, AGAINST, show, on_message, fail)
+    return {key: step for key, step in _step_figures(benchmark).items() if key[1] in names}
 
 
-def entries_of(
+def make_entries(
     long: Sequence[Result], short: Sequence[Result], steps: Mapping[Key, StepFigures]
 ) -> list[Entry]:
-    """What was measured, a method on an architecture at a time: accuracies of the suite's own
-    schedule, losses of the one that was taken step by step.
+    """Return one entry per method and architecture.
+
+    Args:
+        long: results of the suite's own schedule, which give accuracies.
+        short: results of `single_step_suite`, which give the losses of single steps.
+        steps: step times and memory.
     """
     runs: dict[Key, list[Result]] = {}
     losses: dict[Key, dict[int, Result]] = {}
@@ -110,13 +115,15 @@ def entries_of(
     return [_entry(runs[key], losses[key], steps.get(key)) for key in runs]
 
 
-def with_rounding(entry: Entry, disturbed: Sequence[Result]) -> Entry:
-    """The entry with how far the disturbance moved its losses by each step, in any of its seeds;
-    NUDGE at least, and for the first step, which no learning rate has touched.
+def add_rounding(entry: Entry, perturbed_results: Sequence[Result]) -> Entry:
+    """Return the entry with its rounding tolerance at each step.
+
+    The tolerance is the largest distance, over seeds and earlier steps, between the losses and
+    those of a run with a perturbed learning rate. It is at least PERTURBATION.
     """
     others = {
         result.identity.seed: result
-        for result in disturbed
+        for result in perturbed_results
         if _key(result) == entry.key and result.status == "finished"
     }
     seeds = entry.traces.keys() & others.keys()
@@ -127,8 +134,10 @@ def with_rounding(entry: Entry, disturbed: Sequence[Result]) -> Entry:
 
 
 def _reached(pairs: Sequence[tuple[Losses, Losses]]) -> list[float]:
-    largest = (max((moved(*pair, step) for pair in pairs), default=0.0) for step in range(STEPS))
-    return list(accumulate(largest, max, initial=NUDGE))[1:]
+    largest = (
+        max((loss_distance(*pair, step) for pair in pairs), default=0.0) for step in range(STEPS)
+    )
+    return list(accumulate(largest, max, initial=PERTURBATION))[1:]
 
 
 def _key(result: Result) -> Key:
@@ -178,11 +187,11 @@ def _evaluation(short: Result) -> Losses:
 
 
 def _by_name(steps: Sequence[Mapping[str, float]]) -> Losses:
-    """With as many digits as float32 has."""
+    """Return the values of each name in order, rounded to the precision of float32."""
     return {name: [float(f"{step[name]:.9g}") for step in steps] for name in steps[0]}
 
 
-def _steps(benchmark: Benchmark) -> dict[tuple[str, str], StepFigures]:
+def _step_figures(benchmark: Benchmark) -> dict[tuple[str, str], StepFigures]:
     references = {
         row.architecture: row.milliseconds
         for row in benchmark.rows
@@ -190,7 +199,7 @@ def _steps(benchmark: Benchmark) -> dict[tuple[str, str], StepFigures]:
     }
     return {
         (row.architecture, row.method): StepFigures(
-            ratio=row.ratio or ratio_of(row.milliseconds, references[row.architecture]),
+            ratio=row.ratio or spread_of_ratio(row.milliseconds, references[row.architecture]),
             rounds=benchmark.rounds,
             peak_memory_bytes=row.peak_memory_bytes,
             bytes=row.bytes,

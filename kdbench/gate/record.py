@@ -1,4 +1,4 @@
-"""What a gate measures, and the baseline it keeps: one small JSON file a suite."""
+"""The measurements of a gate and the baseline file that stores them, one JSON file per suite."""
 
 from pathlib import Path
 from typing import Literal
@@ -12,62 +12,67 @@ from kdbench.results.schema import Environment, Record
 from kdbench.validation import describe
 
 Losses = dict[str, list[float]]
-"""By name, in one of the first steps after the other."""
+"""Loss values of consecutive single steps, by name."""
 
 
 class Trace(Record):
-    """What one run showed."""
+    """Accuracies and losses of one run."""
 
     top1: dict[str, float]
-    """Of each role in the last epoch, per cent."""
+    """Top-1 accuracy of each role in the last epoch, in percent."""
     losses: Losses
-    """Each weighted term."""
+    """Value of each weighted loss term in each step."""
     evaluation: Losses
-    """Cross-entropy of each role on a few test images, after the step."""
+    """Cross-entropy of each role on a few test images after each step."""
 
 
 class Rounding(Record):
-    """How far rounding may move a trace, by step: see `compare.moved`."""
+    """Distances that a tiny perturbation moves the losses of a method by, one value per step.
+
+    `compare.loss_distance` defines the distance.
+    """
 
     losses: list[float]
     evaluation: list[float]
 
 
 class StepFigures(Record):
-    """What a training step costs, measured in turn with all other methods."""
+    """Cost of one training step, timed in alternation with all other methods."""
 
     ratio: Spread
-    """Of its time to that of `against` in the same round."""
+    """Step time divided by the step time of the reference method in the same round."""
     rounds: int
+    """Number of timed windows."""
     peak_memory_bytes: int
-    """That a step adds to what the process held."""
+    """Peak memory that a step adds to what the process already holds."""
     bytes: int
-    """That its operations read and write: counted, not timed."""
+    """Bytes that the operations of a step read and write; counted, not timed."""
 
 
 class Entry(Record):
-    """One method on one architecture."""
+    """Measurements of one method on one architecture."""
 
     architecture: str
     method: str
     method_hash: str
     traces: dict[int, Trace]
-    """By seed."""
+    """Traces of finished runs, by seed."""
     unfinished: dict[int, str] = Field(default_factory=dict)
-    """By seed, how and why a run has no trace; a baseline has none of these."""
+    """Status and reason of runs that did not finish, by seed. Always empty in a baseline."""
     training_flops: int | None
-    """Of one run."""
+    """FLOPs of one training run."""
     step: StepFigures | None
     rounding: Rounding | None = None
-    """A baseline has it."""
+    """Tolerances of the losses. Measured for baselines only."""
 
     @property
     def key(self) -> tuple[str, str]:
+        """Architecture and method."""
         return self.architecture, self.method
 
 
 class Baseline(Record):
-    """What all methods did at one commit, and where."""
+    """Measurements of all methods at one commit, and the environment they were taken in."""
 
     schema_version: Literal[1] = 1
     suite: str
@@ -76,41 +81,44 @@ class Baseline(Record):
     seeds: int
     harness_version: int
     against: str
-    """The method that step times are relative to."""
+    """Reference method that step times are relative to."""
     environment: Environment
     entries: list[Entry]
 
     @property
     def architectures(self) -> list[str]:
+        """Architectures of all entries, without duplicates."""
         return list(dict.fromkeys(entry.architecture for entry in self.entries))
 
 
 def read_baseline(file: Path) -> Baseline:
-    """A stored baseline.
+    """Return the baseline stored in a file.
 
     Raises:
-        UserError: there is none, or the file is not one.
+        UserError: The file does not exist, cannot be read, or is not a valid baseline.
     """
     try:
         return Baseline.model_validate_json(file.read_bytes())
     except FileNotFoundError:
         raise UserError(
-            f"There is no baseline '{file}'; name one with --baseline, or make it with --update."
+            f"Baseline '{file}' does not exist. Name another file with --baseline, or create it "
+            "with --update."
         ) from None
     except OSError as error:
         raise UserError(f"Cannot read '{file}': {error.strerror or error}.") from None
     except ValidationError as error:
         problem = describe(error, Baseline)[0]
         raise UserError(
-            f"'{file}' is no valid baseline ({problem}); remove it, and --update makes a new one."
+            f"'{file}' is not a valid baseline ({problem}). Delete it and run with --update to "
+            "create a new one."
         ) from None
 
 
 def write_baseline(file: Path, baseline: Baseline) -> None:
-    """Write it whole or not at all.
+    """Write a baseline atomically.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: The file cannot be written.
     """
     with atomic_write(file) as stream:
         stream.write(baseline.model_dump_json().encode() + b"\n")

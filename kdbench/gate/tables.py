@@ -1,4 +1,4 @@
-"""What a gate found, as text: terminal and markdown."""
+"""Rendering of a gate's findings as terminal or Markdown tables."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,28 +11,40 @@ from kdbench.results.schema import Environment
 
 
 def render(
-    findings: Sequence[Finding], baseline: Baseline, now: Environment, markdown: bool = False
+    findings: Sequence[Finding],
+    baseline: Baseline,
+    environment: Environment,
+    markdown: bool = False,
 ) -> str:
-    """A table an architecture, and one line that says what came of it."""
-    sections = [
+    """Return one table per architecture, both environments, and a one-line summary.
+
+    Args:
+        findings: rows of the tables.
+        baseline: the baseline that was compared with.
+        environment: where the new numbers were measured.
+        markdown: return Markdown instead of text for a terminal.
+    """
+    tables = [
         titled_table(
             f"{baseline.suite}, {architecture}",
-            [_cells(f) for f in findings if f.architecture == architecture],
+            [_make_row(c) for c in findings if c.architecture == architecture],
             markdown,
             left=2,
         )
-        for architecture in dict.fromkeys(f.architecture for f in findings)
+        for architecture in dict.fromkeys(c.architecture for c in findings)
     ]
-    stored = _conditions(baseline.environment)
-    conditions = [f"Baseline: {stored}.", f"Now: {_conditions(now)}.", verdict(findings)]
-    return "\n".join([*sections, *conditions, ""])
+    environments = [
+        f"Baseline: {_describe_environment(baseline.environment)}.",
+        f"Now: {_describe_environment(environment)}.",
+    ]
+    return "\n".join([*tables, *environments, summarize(findings), ""])
 
 
-def verdict(findings: Sequence[Finding]) -> str:
-    """How many measures came out how."""
+def summarize(findings: Sequence[Finding]) -> str:
+    """Return one sentence with the overall verdict and the number of measures per verdict."""
     counts = Counter(finding.verdict for finding in findings)
     identical = sum(finding.identical for finding in findings)
-    parts = [f"{number} {name}" for name, number in counts.items()]
+    parts = [f"{number} {verdict}" for verdict, number in counts.items()]
     failed = any(finding.verdict in REGRESSIONS for finding in findings)
     return (
         f"{'REGRESSION' if failed else 'No regression'}: {pluralize(len(findings), 'measure')}: "
@@ -40,7 +52,7 @@ def verdict(findings: Sequence[Finding]) -> str:
     )
 
 
-def _cells(finding: Finding) -> dict[str, str]:
+def _make_row(finding: Finding) -> dict[str, str]:
     return {
         "method": finding.method,
         "measure": finding.measure,
@@ -51,7 +63,8 @@ def _cells(finding: Finding) -> dict[str, str]:
     }
 
 
-def _conditions(made: Environment) -> str:
-    commit = "" if made.commit is None else f", commit {made.commit[:8]}"
-    dirty = " with changes" if made.dirty else ""
-    return f"{made.device}, {pluralize(made.threads, 'thread')}, torch {made.torch}{commit}{dirty}"
+def _describe_environment(environment: Environment) -> str:
+    commit = "" if environment.commit is None else f", commit {environment.commit[:8]}"
+    dirty = " with uncommitted changes" if environment.dirty else ""
+    threads = pluralize(environment.threads, "thread")
+    return f"{environment.device}, {threads}, torch {environment.torch}{commit}{dirty}"

@@ -80,7 +80,7 @@ class Suite(Section):
             UserError: the number of epochs is not positive.
         """
         if epochs < 1:
-            raise UserError(f"--epochs must be at least 1, not {epochs}.")
+            raise UserError(f"--epochs must be at least 1, got {epochs}.")
         if epochs == self.schedule.epochs:
             return self
         return self._changed("epochs", epochs, schedule=self.schedule.scaled(epochs))

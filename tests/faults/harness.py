@@ -204,8 +204,8 @@ FAULTS = (
         (
             (
                 RUN,
-                "                    self.accelerator.wait_for_everyone()\n                    raise",
-                "                    raise",
+                "    self.accelerator.wait_for_everyone()\n                    raise",
+                "    raise",
             ),
         ),
         ("test_launchers.py::test_two_processes_end_after_a_step_and_go_on_from_there[15-143-5]",),
