@@ -238,11 +238,11 @@ def test_formats(save, kdbench):
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (("dml", "dmml"), "'dmml' is no folder, no method with results"),
+        (("dml", "dmml"), "'dmml' is neither a folder, nor a method with results"),
         (("dml", "dmml"), "Did you mean 'dml'?"),
-        (("dml", "empty"), "'dml' is a method and 'empty' is none"),
-        (("empty", "empty"), "'empty' holds no results"),
-        (("dml", "--", "-x"), "'-x' is no folder"),
+        (("dml", "empty"), "'dml' is a method but 'empty' is not"),
+        (("empty", "empty"), "'empty' has no results"),
+        (("dml", "--", "-x"), "'-x' is neither a folder"),
     ],
 )
 def test_what_cannot_be_compared_is_one_sentence(save, kdbench, names, words):

@@ -134,7 +134,7 @@ def test_the_table_shows_groups_that_have_a_control():
     results += make("ffsd", 60.0, architecture="resnet8")
     (table,) = equal_cost_tables(equal_cost(results)).values()
     text = table.text(markdown=True)
-    assert text.startswith("### cifar100-reduced, resnet20: baseline trained for as many FLOPs\n")
+    assert text.startswith("### cifar100-reduced, resnet20: baseline trained for equal FLOPs\n")
     assert "resnet8" not in text
     cells = {
         line.split("|")[1].strip(): line.split("|")[2:-1]
@@ -146,7 +146,9 @@ def test_the_table_shows_groups_that_have_a_control():
         "10", "67.00", "4.000", "65.50", "40", "+1.50", "-4.85 to +7.85", "0.500", "2"
     ]  # fmt: skip
     assert "far" not in cells
-    assert table.notes == ["No baseline took as many FLOPs, to 5%, as 10 epochs of far."]
+    assert table.notes == [
+        "No baseline was trained for equal FLOPs (within 5%) as 10 epochs of far."
+    ]
 
 
 def test_a_control_of_several_versions_has_the_seeds_of_all():
@@ -160,7 +162,7 @@ def test_a_control_of_several_versions_has_the_seeds_of_all():
     assert found.method.tolist() == ["ffsd"]
     assert found.difference[0].values == {0: 1.0, 1: 2.0, 2: 3.0}
     (table,) = equal_cost_tables(found).values()
-    assert table.notes == ["Seeds of baseline are of several versions of it."]
+    assert table.notes == ["The seeds of baseline come from several versions of it."]
     assert table.rows[0]["its epochs"] == "40"
 
 
@@ -176,9 +178,9 @@ def test_two_stretched_controls_of_one_suite_serve_the_methods_that_they_match()
 @pytest.mark.parametrize(
     ("form", "title"),
     [
-        ("terminal", "baseline trained for as many FLOPs\nmethod  "),
-        ("markdown", "baseline trained for as many FLOPs\n\n|"),
-        ("latex", r"resnet20: baseline trained for as many FLOPs.}"),
+        ("terminal", "baseline trained for equal FLOPs\nmethod  "),
+        ("markdown", "baseline trained for equal FLOPs\n\n|"),
+        ("latex", r"resnet20: baseline trained for equal FLOPs.}"),
     ],
 )
 def test_every_table_for_readers_has_the_controls_below(tmp_path, form, title):
@@ -197,7 +199,7 @@ def test_a_table_at_equal_cost_stands_below_either_of_its_suites(tmp_path):
     short, long = "cifar100-reduced", "cifar100-reduced@epochs=33"
     for suites in (None, [short], [long], [short, long]):
         text = make_report(tmp_path, suites, "terminal", "baseline").text
-        assert text.count("baseline trained for as many FLOPs") == 1, suites
+        assert text.count("baseline trained for equal FLOPs") == 1, suites
         assert (f"{short}, resnet20\n" in text) is (suites != [long])
         assert (f"{long}, resnet20\n" in text) is (suites != [short])
 

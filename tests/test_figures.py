@@ -14,8 +14,8 @@ from matplotlib.container import ErrorbarContainer
 from kdbench.report.analysis.boards import boards, curves, losses, roles
 from kdbench.report.analysis.cost import cost_frame
 from kdbench.report.figures import plots as figures
-from kdbench.report.figures.captioned import cost_points, drawn
-from kdbench.report.figures.style import MARKERS, PALETTE, drawing, inline_svg, looks
+from kdbench.report.figures.captioned import captioned_figures, cost_points
+from kdbench.report.figures.style import MARKERS, PALETTE, drawing, inline_svg, point_styles
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,10 @@ def board_of(results):
 
 
 def all_drawn(results):
-    return {item.name: item for item in drawn(board_of(results), cost_frame(results), "baseline")}
+    return {
+        item.name: item
+        for item in captioned_figures(board_of(results), cost_frame(results), "baseline")
+    }
 
 
 def test_cost_has_a_point_with_its_deviation_for_each_method():
@@ -108,7 +111,7 @@ def test_the_pareto_front_has_what_no_other_beats():
 
 def test_equal_costs_stand_side_by_side():
     costs, heights = [3.0, 1.0, 3.01, 2.0, 3.0, 3.0], [61.0, 60.0, 60.5, 60.0, 61.0, 70.0]
-    aside = figures.beside(pd.Series(costs), pd.Series(heights))
+    aside = figures.horizontal_offsets(pd.Series(costs), pd.Series(heights))
     assert sorted(aside[[0, 2, 4]]) == [-8, 0, 8]
     assert not aside[[1, 3, 5]].any()  # the last is far above those of its cost
 
@@ -183,7 +186,7 @@ def test_each_seed_is_a_dot():
 
 
 def test_no_two_of_thirty_methods_look_alike():
-    assert len(set(looks([str(i) for i in range(63)]).values())) == 63
+    assert len(set(point_styles([str(i) for i in range(63)]).values())) == 63
     assert len(set(PALETTE)) == len(PALETTE) and len(set(MARKERS)) == len(MARKERS)
 
 

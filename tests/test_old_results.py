@@ -61,7 +61,7 @@ def test_another_version_is_refused_in_one_sentence(tmp_path, kdbench, version):
     file.write_text(json.dumps(content))
     (damaged,) = load_results(Path("results"))[1]
     assert isinstance(damaged, DamagedFile)
-    newer = f"newer kdbench (schema_version {version}, and this one reads {SCHEMA_VERSION})"
+    newer = f"newer kdbench (schema_version {version}; this version reads {SCHEMA_VERSION})"
     assert (newer if version == SCHEMA_VERSION + 1 else "schema_version") in damaged.reason
     write_result(Path("results"), made("one"))
     code, out, err = kdbench("report")

@@ -102,7 +102,7 @@ def test_hostile_results_are_text():
 
 def test_means_of_unequal_numbers_of_seeds_are_not_ranked_without_a_word():
     several = [made("baseline", seed) for seed in range(2)]
-    said = "Ranked by unequal numbers of seeds: dml 1, the others 2."
+    said = "Numbers of seeds differ: dml 1, all others 2."
     assert said in Elements(page_of(*several, made("dml"))).text
     assert "Ranked by" not in page_of(*several)
 
@@ -133,9 +133,9 @@ def other_board():
 def test_two_recipes_of_one_name_are_said():
     other = made("dml", identity=made("dml").identity.model_copy(update={"suite_hash": "0" * 16}))
     page = page_of(made("baseline"), other)
-    assert "2 recipes go by the name &#39;digits@epochs=4&#39;" in page
+    assert "2 recipes share the name &#39;digits@epochs=4&#39;" in page
     assert re.search(r'<h2 id="board-1">digits@epochs=4 \(0{8}\), resnet8</h2>', page)
-    assert "recipes go by" not in page_of(made("baseline"), made("dml"))
+    assert "recipes share" not in page_of(made("baseline"), made("dml"))
 
 
 def test_each_board_is_a_section_with_its_recipe():
@@ -153,7 +153,7 @@ def test_a_control_at_equal_cost_has_a_table():
     results = [made("baseline"), made("dml", flops=3 * FLOPS)]
     assert "At equal cost" not in page_of(*results)
     page = page_of(*results, control)
-    title = "digits, resnet8: baseline trained for as many FLOPs."
+    title = "digits, resnet8: baseline trained for equal FLOPs."
     row = r"<td[^>]*>55.00</td><td[^>]*>12</td><td[^>]*>-5.00</td>"
     assert len(re.findall(row, page)) == 1
     first, second = re.findall(f'<p class="quiet">{title}(.*?)</p>', page, flags=re.DOTALL)
@@ -208,11 +208,11 @@ def two_results():
 @pytest.mark.usefixtures("two_results")
 def test_report_writes_a_page(kdbench):
     code, out, _ = kdbench("report", "--format", "html", "--output", "deep/er")
-    assert (code, out) == (0, "The page is 'deep/er/index.html'.\n")
+    assert (code, out) == (0, "Wrote 'deep/er/index.html'.\n")
     assert Path("deep/er/index.html").read_text() == page_of(
         made("baseline"), made("dml", top1=51.0)
     )
-    assert kdbench("report", "--format", "html")[1] == "The page is 'site/index.html'.\n"
+    assert kdbench("report", "--format", "html")[1] == "Wrote 'site/index.html'.\n"
 
 
 @pytest.mark.usefixtures("two_results")
@@ -224,7 +224,7 @@ def test_report_writes_figures_with_equal_bytes(kdbench, form, start):
     written = []
     for output in ("one", "two"):
         code, out, _ = kdbench("report", "--format", form, "--output", output)
-        assert (code, out) == (0, f"5 figures in '{output}'.\n")
+        assert (code, out) == (0, f"Wrote 5 figures to '{output}'.\n")
         files = sorted(Path(output).iterdir())
         assert [f.name for f in files] == [
             f"digits@epochs=4-resnet8-{kind}.{form}" for kind in kinds

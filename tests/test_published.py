@@ -184,7 +184,7 @@ def test_they_are_not_ranked(tmp_path):
         (("[71.0, 73.0]", "[71.0, 173.0]"), "less than or equal to 100"),
         (('method = "dml", top1', 'method = "dml", mean = 7.0, top1'), "give one of top1, mean"),
         (("[71.0, 73.0]", '"71.0"'), "tables.0.entries.0.top1"),
-        (("epochs = 300", "epochs = "), "it is no valid TOML"),
+        (("epochs = 300", "epochs = "), "it is not valid TOML"),
     ],
 )
 def test_a_file_that_is_not_valid_says_why_and_the_rest_is_shown(tmp_path, kdbench, change, words):

@@ -111,7 +111,7 @@ def test_a_run_that_moved_has_no_rate_nor_time_of_its_own():
     measured = ["images_per_second", "peak_memory_bytes", "training_seconds", "hours"]
     assert board.loc["dml", measured].isna().all() and board.loc["baseline", measured].notna().all()
     text = render(board.reset_index(), "terminal")
-    assert "Trained in several places one after the other, so no rate is its own: dml." in text
+    assert "training moved between machines: dml." in text
     assert " moved " in text
     stays = made("dml", 1, cost={"images_per_second": 100.0})
     assert board_of(made("baseline"), moved, stays).images_per_second["dml"] == 100
@@ -132,7 +132,7 @@ def test_rows_that_differ_in_more_than_their_method_say_so(change, labels):
         if "environment" in update:
             update["environment"] = result.environment.model_copy(update=update["environment"])
         results[1][i] = result.model_copy(update=update)
-    said = "Rows of another precision, other images or another version of the harness are ranked"
+    said = "Rows with different precision, images or harness version are ranked"
     board = board_of(*results[0], *results[1])
     names = [f"baseline ({labels[0]})", f"dml ({labels[1]})"]
     assert sorted(board.index) == names and pd.isna(board.difference[names[1]])

@@ -14,7 +14,7 @@ from made_results import CIFAR, made, made_seeds
 from kdbench.errors import UserError
 from kdbench.report.analysis.summary import leaderboard, runs_frame
 from kdbench.report.command import make_report
-from kdbench.report.tables.columns import DEFAULT, DISPENSABLE, columns
+from kdbench.report.tables.columns import DEFAULT, OPTIONAL_COLUMNS, columns
 from kdbench.report.tables.latex import escape
 from kdbench.report.tables.published import Entry, Source, Table
 from kdbench.report.tables.render import render
@@ -69,7 +69,7 @@ def test_seeds_that_are_not_common_are_said():
 def test_means_of_unequal_numbers_of_seeds_are_not_ranked_without_a_word(several):
     failed = made("one").model_copy(update={"status": "failed", "last": None, "cost": None})
     board = board_of(*made_seeds("baseline", BASELINE[:3]), made("dml"), failed)
-    said = "Ranked by unequal numbers of seeds: dml 1, the others 3."
+    said = "Numbers of seeds differ: dml 1, all others 3."
     assert said in render(board, "terminal") and f"- {said}" in render(board, "markdown")
     assert "$n = 0$ to $3$" in render(board, "latex")
     assert "Ranked by" not in render(several, "terminal")
@@ -86,7 +86,7 @@ def test_means_of_unequal_numbers_of_seeds_are_not_ranked_without_a_word(several
         (
             load_suite("cifar100-reduced"),
             "CIFAR-100, 10 epochs on 4,000 images: the CI schedule. "
-            "Reduced to a part of its images, it ranks nothing.",
+            "It uses a part of the images and does not rank methods.",
         ),
     ],
 )
@@ -146,7 +146,7 @@ def test_the_bootstrap_interval_stands_beside_students_where_asked_for(several):
 
 def test_programs_get_every_column_always(tmp_path):
     write_result(tmp_path, made("dml"))
-    with pytest.raises(UserError, match="--format csv always holds all"):
+    with pytest.raises(UserError, match="--format csv always has all"):
         make_report(tmp_path, None, "csv", "baseline", names=["method"])
 
 
@@ -157,13 +157,13 @@ def test_rows_sort_by_what_cells_show(several):
             assert not known or isinstance(column.value(row), float | str)
             if column.text(row) == "n/a":
                 assert not known, column.name
-    assert set(DISPENSABLE) < set(DEFAULT)
+    assert set(OPTIONAL_COLUMNS) < set(DEFAULT)
 
 
 def test_a_narrow_terminal_leaves_out_the_least_and_says_which(several):
     whole = render(several, "terminal")
     narrow = render(several, "terminal", width=120)
-    table, _, said = narrow.partition("Left out to fit: ")
+    table, _, said = narrow.partition("Columns left out to fit the terminal: ")
     assert max(map(len, whole.splitlines())) > 120 >= max(map(len, table.splitlines()))
     assert said.startswith("params trained / deployed, hours, peak") and "verdict" in table
     assert "Left out" not in render(several, "terminal", width=1000) + whole
@@ -177,8 +177,14 @@ def test_what_fits_a_narrow_terminal_stands_and_a_verdict_is_said_in_any_case(se
     for wide in range(80, 140, 5):
         lines = render(several, "terminal", width=wide).splitlines()
         table = [line for line in lines if set(line) == {"-", " "}]
-        (said,) = (line for line in lines if line.startswith("Left out to fit: "))
-        left_out = said.removeprefix("Left out to fit: ").partition(";")[0].split(", ")
+        (said,) = (
+            line for line in lines if line.startswith("Columns left out to fit the terminal: ")
+        )
+        left_out = (
+            said.removeprefix("Columns left out to fit the terminal: ")
+            .partition(".")[0]
+            .split(", ")
+        )
         room = wide - len(table[0])
         assert room >= 0 and all(width[heading] + 2 > room for heading in left_out)
         sentence = "Distinguishable from baseline at their numbers of seeds: dml (better)."
@@ -200,13 +206,13 @@ def test_only_a_terminal_makes_tables_fit(tmp_path):
     subprocess.run(command, env=environment, stdout=theirs, check=True)
     os.close(theirs)
     seen = os.read(ours, 100_000).decode()
-    assert "Left out to fit: params" in seen
+    assert "Columns left out to fit the terminal: params" in seen
 
 
 def test_names_of_several_recipes_are_said_in_a_line():
     board = board_of(made("a"), made("a", suite_hash="another0hash"))
     first = render(board, "terminal").splitlines()[0]
-    assert first.startswith("2 recipes go by the name 'cifar100-reduced'")
+    assert first.startswith("2 recipes share the name 'cifar100-reduced'")
 
 
 def test_latex_marks_best_and_second_and_ties_alike():

@@ -27,7 +27,7 @@ def _section(benchmark: Benchmark, architecture: str, form: BenchFormat) -> str:
     if any(row.ratio is None for row in rows):
         same = "with the same number of networks and the same way of running steps"
         notes.append(f"{MISSING}: no {benchmark.against} {same} was measured.")
-    table = TextTable(title, cells, words=("method", "step"), notes=notes)
+    table = TextTable(title, cells, text_columns=("method", "step"), notes=notes)
     return table.text(markdown=form == "markdown")
 
 

@@ -1,4 +1,4 @@
-"""`kdbench compare`. What takes long to import is imported by the command."""
+"""The `kdbench compare` command. Slow imports happen inside the command."""
 
 from typing import Annotated
 
@@ -9,15 +9,19 @@ from kdbench.cli.common import RESULTS, ResultsDir, TableFormat, report_damaged
 
 
 def compare(
-    a: Annotated[str, Argument(help="A results folder, a method, or a git revision of results.")],
-    b: Annotated[str, Argument(help="Another of the same kind.")],
-    format_: Annotated[TableFormat, Option("--format")] = TableFormat.terminal,
+    a: Annotated[
+        str, Argument(help="Results folder, method, or git revision of the results folder.")
+    ],
+    b: Annotated[str, Argument(help="Another one of the same kind.")],
+    format_: Annotated[
+        TableFormat, Option("--format", help="Output format.")
+    ] = TableFormat.terminal,
     results_dir: ResultsDir = RESULTS,
 ) -> None:
-    """Print how B differs from A, seed by seed, and whether it could be chance."""
+    """Compare B with A, seed by seed, with intervals and p values."""
     from kdbench.report.analysis import compare as comparison
 
-    found = comparison.compare(a, b, results_dir)
-    print(comparison.render(found, format_.value), end="")
-    if report_damaged(found.damaged):
+    result = comparison.compare(a, b, results_dir)
+    print(comparison.render(result, format_.value), end="")
+    if report_damaged(result.damaged):
         raise typer.Exit(2)

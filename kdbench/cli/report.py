@@ -1,4 +1,4 @@
-"""Commands that show results. What takes long to import is imported by the command."""
+"""The `kdbench report` and `kdbench list` commands. Slow imports happen inside the commands."""
 
 import shutil
 import sys
@@ -20,7 +20,7 @@ SITE = Path("site")
 
 
 class ReportFormat(StrEnum):
-    """How `kdbench report` prints."""
+    """Output format of `kdbench report`."""
 
     terminal = "terminal"
     markdown = "markdown"
@@ -34,15 +34,18 @@ class ReportFormat(StrEnum):
 
 
 FILES = (ReportFormat.html, ReportFormat.png, ReportFormat.svg, ReportFormat.pdf)
-"""What is written rather than printed."""
+"""Formats that are written to files instead of being printed."""
 
 
 def report(
-    suite: Annotated[str | None, Option(help="One suite only.")] = None,
-    format_: Annotated[ReportFormat, Option("--format")] = ReportFormat.terminal,
+    suite: Annotated[str | None, Option(help="Show one suite only.")] = None,
+    format_: Annotated[
+        ReportFormat, Option("--format", help="Output format.")
+    ] = ReportFormat.terminal,
     against: Annotated[str, Option(help="Method that differences refer to.")] = "baseline",
     columns: Annotated[
-        str | None, Option(help="Comma list of columns, or 'all'; a wrong name lists them.")
+        str | None,
+        Option(help="Comma-separated list of columns, or 'all'. An unknown name lists them."),
     ] = None,
     results_dir: ResultsDir = RESULTS,
     output: Annotated[
@@ -55,7 +58,7 @@ def report(
     if format_ in FILES:
         left_out = _write_report(results_dir, suites, format_, against, output or SITE, names)
     elif output:
-        raise UserError(f"--output goes with --format {', '.join(FILES)}; {format_} is printed.")
+        raise UserError(f"--output needs --format {', '.join(FILES)}; {format_} is printed.")
     else:
         left_out = print_report(results_dir, suites, format_, against, names)
     if left_out:
@@ -70,14 +73,17 @@ def print_report(
     columns: list[str] | None = None,
     with_controls: bool = True,
 ) -> bool:
-    """Whether a damaged file was left out. A table fits the terminal, and is whole in a pipe."""
+    """Print a report; return True if a damaged file was left out.
+
+    Tables are fitted to the terminal; piped output has all columns.
+    """
     from kdbench.report.command import make_report
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     text = cast("Format", form.value)
-    made = make_report(results, suites, text, against, columns, width, with_controls)
-    print(made.text, end="")
-    return report_damaged(made.damaged)
+    result = make_report(results, suites, text, against, columns, width, with_controls)
+    print(result.text, end="")
+    return report_damaged(result.damaged)
 
 
 def _write_report(
@@ -88,7 +94,7 @@ def _write_report(
     output: Path,
     columns: list[str] | None,
 ) -> bool:
-    """Whether a damaged file was left out."""
+    """Write a page or figures; return True if a damaged file was left out."""
     from kdbench.report.page.write import write_figures, write_page
 
     if form is ReportFormat.html:
@@ -97,13 +103,13 @@ def _write_report(
         image = cast("ImageFormat", form.value)
         written = write_figures(results, suites, image, against, output)
     else:
-        raise UserError(f"--columns is for tables; --format {form} has none.")
+        raise UserError(f"--columns applies to tables; --format {form} has none.")
     print(written.text, end="")
     return report_damaged(written.damaged)
 
 
 def list_() -> None:
-    """Print suites, methods and architectures."""
+    """List suites, methods and architectures."""
     from kdbench.report.tables.listing import listing
 
     print(listing())

@@ -1,1 +1,1 @@
-"""Turns results into leaderboards."""
+"""Leaderboards, statistics, figures and the HTML page, made from results."""

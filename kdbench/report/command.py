@@ -1,4 +1,4 @@
-"""What `kdbench report` does: read, summarise, render."""
+"""The `kdbench report` command: reads results, summarizes and renders them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdbench.errors import UserError, unknown
 from kdbench.paths import built_in_files
-from kdbench.report.analysis.cost import ByGroup, equal_cost, equal_cost_tables, groups_of
+from kdbench.report.analysis.cost import ByGroup, comparison_groups, equal_cost, equal_cost_tables
 from kdbench.report.analysis.summary import leaderboard, runs_frame
 from kdbench.report.tables.published import Source, read_published
 from kdbench.report.tables.render import Format, render
@@ -17,22 +17,22 @@ from kdbench.suite.load import suite_files
 
 @dataclass(frozen=True)
 class Report:
-    """A rendered leaderboard, and the files that are none of its results."""
+    """A rendered leaderboard, and the files that are not valid results."""
 
     text: str
     damaged: list[DamagedFile]
 
 
 @dataclass(frozen=True)
-class Gathered:
-    """What a results folder holds."""
+class ResultsFolder:
+    """Content of a results folder."""
 
     results: list[Result]
     siblings: list[Result]
-    """Of the same suites under other epochs or in another precision, where none was asked for."""
+    """Results of the requested suites with other epochs or precision."""
     published: list[Source]
     damaged: list[DamagedFile]
-    """Files that are neither."""
+    """Files that are neither valid results nor published numbers."""
 
 
 def make_report(
@@ -44,37 +44,43 @@ def make_report(
     width: int | None = None,
     with_controls: bool = True,
 ) -> Report:
-    """The leaderboards of a results folder, in the named columns, to fit a terminal's `width`.
+    """Return the leaderboards of a results folder.
 
-    With `suites`, of these only. Below them stand, `with_controls`, those that were trained for as
-    many FLOPs, where there are any.
+    Args:
+        results: the results folder.
+        suites: suites to show; None means all.
+        form: output format.
+        against: method that differences refer to.
+        names: columns to show; None means the usual ones.
+        width: width of the terminal in characters, if the tables must fit one.
+        with_controls: add tables that compare methods with the control at equal training FLOPs.
 
     Raises:
-        UserError: there is no result to show, or no such suite, method or column.
+        UserError: There are no results, or a suite, method or column is unknown.
     """
     if names is not None and form in ("csv", "json"):
-        raise UserError(f"--columns is for tables; --format {form} always holds all of them.")
-    found = gather(results, suites, against)
-    board = leaderboard(runs_frame(found.results), against)
-    text = render(board, form, against, names, found.published, width)
+        raise UserError(f"--columns applies to tables; --format {form} always has all columns.")
+    content = read_results_folder(results, suites, against)
+    board = leaderboard(runs_frame(content.results), against)
+    text = render(board, form, against, names, content.published, width)
     if with_controls and form not in ("csv", "json"):
-        for table in controls(found, against).values():
+        for table in equal_cost_controls(content, against).values():
             if width is not None and form == "terminal":
                 table = table.to_fit(width)
             text += f"\n{table.latex() if form == 'latex' else table.text(form == 'markdown')}"
-    return Report(text, found.damaged)
+    return Report(text, content.damaged)
 
 
-def controls(found: Gathered, against: str) -> ByGroup:
-    """Tables at equal cost, of the boards that are shown."""
-    tables = equal_cost_tables(equal_cost([*found.results, *found.siblings], against), against)
-    return {group: tables[group] for group in groups_of(found.results) if group in tables}
+def equal_cost_controls(content: ResultsFolder, against: str) -> ByGroup:
+    """Return the equal-cost tables of the boards that are shown."""
+    tables = equal_cost_tables(equal_cost([*content.results, *content.siblings], against), against)
+    return {group: tables[group] for group in comparison_groups(content.results) if group in tables}
 
 
-def _read(
+def _load(
     results: Path, suites: Sequence[str] | None, folders: Iterable[str]
 ) -> tuple[list[Result], list[Result], list[DamagedFile]]:
-    """Results, their siblings, and damaged files."""
+    """Return the results, their siblings, and damaged files."""
     if suites is None:
         everything, damaged = load_results(results)
         return everything, [], damaged
@@ -86,23 +92,23 @@ def _read(
     return good, siblings, [item for name in suites for item in read[name][1]]
 
 
-def gather(results: Path, suites: Sequence[str] | None, against: str) -> Gathered:
-    """The results of a folder, and what in it is none.
+def read_results_folder(results: Path, suites: Sequence[str] | None, against: str) -> ResultsFolder:
+    """Read the results of a folder, and the published numbers in it.
 
     Raises:
-        UserError: there is no result to show, or no such suite or method.
+        UserError: There are no results, or a suite or the reference method is unknown.
     """
     folders = {folder.parents[1].name for folder in results.glob("*/*/*/")}
     known_suites = folders | set(suite_files())
     for suite in suites or []:
         if suite not in known_suites:
             raise unknown("suite", suite, known_suites)
-    good, siblings, damaged = _read(results, suites, folders)
+    good, siblings, damaged = _load(results, suites, folders)
     if not good:
         of_suite = f" of suite '{', '.join(suites)}'" if suites else ""
         unreadable = f" ({len(damaged)} damaged files)" if damaged else ""
         raise UserError(
-            f"No results{of_suite} in '{results}'{unreadable}; `kdbench run` makes some."
+            f"No results{of_suite} in '{results}'{unreadable}; train some with `kdbench run`."
         )
     methods = {item.identity.method for item in good} | set(built_in_files())
     if against not in methods:
@@ -110,4 +116,4 @@ def gather(results: Path, suites: Sequence[str] | None, against: str) -> Gathere
     others = list(read_published(results))
     sources = [item for item in others if isinstance(item, Source)]
     damaged += [item for item in others if isinstance(item, DamagedFile)]
-    return Gathered(good, siblings, sources, damaged)
+    return ResultsFolder(good, siblings, sources, damaged)

@@ -17,39 +17,39 @@ from kdbench.atomic import atomic_write, os_errors_as_user_errors
 from kdbench.results.schema import SCHEMA_VERSION, Identity, Result
 from kdbench.validation import describe
 
-LARGEST = 32 * 2**20
-"""Bytes of a result; one of 300 epochs has less than 1 MiB."""
+MAX_RESULT_BYTES = 32 * 2**20
+"""Maximum size of a result file in bytes. 300 epochs take less than 1 MiB."""
 
-BLOCK = 4096
-"""Bytes; a full disk may still have place for names of empty files."""
+PROBE_BYTES = 4096
+"""Size of the test file in bytes. A full disk may still accept empty files."""
 
 
 @dataclass(frozen=True)
 class DamagedFile:
-    """A file among the results that is not one."""
+    """A file in a results folder that is not a valid result."""
 
     file: Path
     reason: str
 
 
 def result_path(results: Path, identity: Identity) -> Path:
-    """Where a run's result lies."""
+    """Return the path of a run's result."""
     folder = results / identity.suite / identity.architecture / identity.method
     return folder / f"seed{identity.seed}.json"
 
 
 def check_writable(folder: Path) -> None:
-    """Fail before hours of compute rather than after.
+    """Check that a folder can be written to, before hours of training rather than after.
 
     Raises:
-        UnwritableError: the folder cannot be made, or takes no block.
+        UnwritableError: The folder cannot be created or written to.
     """
     probe = folder / f".kdbench-{os.getpid()}"
-    with os_errors_as_user_errors(f"write to '{folder}'", "; mend that, or choose another folder"):
+    with os_errors_as_user_errors(f"write to '{folder}'", "; fix that or choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with probe.open("wb") as stream:
-                stream.write(bytes(BLOCK))
+                stream.write(bytes(PROBE_BYTES))
                 stream.flush()
                 os.fsync(stream.fileno())
         finally:
@@ -57,10 +57,10 @@ def check_writable(folder: Path) -> None:
 
 
 def write_result(results: Path, result: Result) -> Path:
-    """Write a result where it belongs, whole or not at all.
+    """Write a result atomically and return its path.
 
     Raises:
-        UnwritableError: the folder or the disk does not take it.
+        UnwritableError: The file cannot be written.
     """
     file = result_path(results, result.identity)
     text = json.dumps(result.model_dump(mode="json"), indent=1) + "\n"
@@ -70,7 +70,7 @@ def write_result(results: Path, result: Result) -> Path:
 
 
 def read_result(file: Path) -> Result | DamagedFile:
-    """One result, or why the file is none. Numbers must be numbers: "70.0" is none."""
+    """Read and validate one result; return the reason if it is not valid."""
     try:
         return Result.model_validate_json(read_small_file(file), strict=True)
     except ValidationError as error:
@@ -78,7 +78,7 @@ def read_result(file: Path) -> Result | DamagedFile:
         if version is not None:
             return DamagedFile(
                 file,
-                f"it was written by a newer kdbench (schema_version {version}, and this one reads "
+                f"it was written by a newer kdbench (schema_version {version}; this version reads "
                 f"{SCHEMA_VERSION}); update kdbench",
             )
         problems = describe(error, Result)
@@ -89,22 +89,23 @@ def read_result(file: Path) -> Result | DamagedFile:
 
 
 def read_small_file(file: Path) -> bytes:
-    """The content of a regular file of at most LARGEST bytes.
+    """Return the content of a regular file of at most MAX_RESULT_BYTES bytes.
 
     Raises:
-        OSError: it cannot be read, is larger, or is a folder, a pipe or a device.
+        OSError: The file cannot be read, is larger, or is not a regular file.
     """
     status = file.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file")
-    if status.st_size > LARGEST:
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    if status.st_size > MAX_RESULT_BYTES:
         size = f"{status.st_size / 2**20:,.0f} MiB"
-        raise OSError(errno.EFBIG, f"it has {size}, and at most {LARGEST // 2**20} MiB are read")
+        limit = f"{MAX_RESULT_BYTES // 2**20} MiB"
+        raise OSError(errno.EFBIG, f"it has {size}, which is more than the limit of {limit}")
     return file.read_bytes()
 
 
 def _newer_version(error: ValidationError) -> int | None:
-    """The schema version that a result says it has, where this kdbench is too old for it."""
+    """Return the schema version of a result that this kdbench is too old to read."""
     for problem in error.errors():
         found = problem["input"]
         if problem["loc"] == ("schema_version",) and isinstance(found, int):
@@ -113,37 +114,38 @@ def _newer_version(error: ValidationError) -> int | None:
 
 
 def load_results(results: Path, suite: str | None = None) -> tuple[list[Result], list[DamagedFile]]:
-    """What `read_all` finds, results apart from what is none."""
+    """Return the valid results of a folder, or of one suite in it, and the invalid files."""
     found = list(iter_results(results, suite))
     good = [item for item in found if isinstance(item, Result)]
     return good, [item for item in found if isinstance(item, DamagedFile)]
 
 
 def iter_results(results: Path, suite: str | None = None) -> Iterator[Result | DamagedFile]:
-    """All results of a folder, or of one suite in it."""
+    """Yield all results of a folder, or of one suite in it."""
     for file in _files(results, 3, suite):
         if isinstance(file, DamagedFile):
             yield file
             continue
-        found = read_result(file)
-        if isinstance(found, Result) and file != result_path(results, found.identity):
-            place = result_path(results, found.identity).relative_to(results)
-            found = DamagedFile(file, f"it is the result that belongs at '{place}'")
-        yield found
+        item = read_result(file)
+        if isinstance(item, Result) and file != result_path(results, item.identity):
+            expected = result_path(results, item.identity).relative_to(results)
+            item = DamagedFile(file, f"it is the result that belongs at '{expected}'")
+        yield item
 
 
 def _files(folder: Path, depth: int, name: str | None = None) -> Iterator[Path | DamagedFile]:
-    """Files of results so many folders below, of all or of the one named, and what cannot be
-    listed.
+    """Yield the result files `depth` folders below, and folders that cannot be listed.
+
+    With a name, only the folder of that name is searched.
     """
     try:
-        found = sorted(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):  # or it vanished meanwhile
+        paths = sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):  # it may have been removed meanwhile
         return
     except OSError as error:
         yield DamagedFile(folder, error.strerror or str(error))
         return
-    for path in found:
+    for path in paths:
         if depth and name in (None, path.name):
             yield from _files(path, depth - 1)
         elif not depth and path.match("seed*.json"):

@@ -1,4 +1,4 @@
-"""Boards: what may stand in one table, and the runs behind it as plain frames for figures."""
+"""Boards: the rows of one table, and the runs behind them as data frames for figures."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -7,43 +7,53 @@ from statistics import fmean
 
 import pandas as pd
 
-from kdbench.report.analysis.summary import BOARD, each_board, leaderboard, row_names, runs_frame
+from kdbench.report.analysis.summary import (
+    BOARD_KEYS,
+    each_board,
+    leaderboard,
+    row_names,
+    runs_frame,
+)
 from kdbench.results.schema import Metrics, Result
 from kdbench.roles import is_peer
 
 Runs = Mapping[str, Sequence[Result]]
-"""By the name of their row in the leaderboard."""
+"""Runs by the name of their row in the leaderboard."""
 
 
 @dataclass(frozen=True)
 class Board:
-    """One suite and architecture."""
+    """The leaderboard of one suite and architecture."""
 
     title: str
     rows: pd.DataFrame
-    """Of the leaderboard."""
+    """Rows of the leaderboard."""
     runs: Runs
-    """In the order of the rows."""
+    """Runs of each row, in the order of the rows."""
 
     @property
     def results(self) -> list[Result]:
+        """All runs of the board."""
         return [result for results in self.runs.values() for result in results]
 
 
 def boards(results: Sequence[Result], against: str) -> list[Board]:
-    """Ordered by suite and architecture; recipes of one name are told apart by their hash."""
+    """Return the boards, ordered by suite and architecture.
+
+    Several recipes with the same suite name are separate boards.
+    """
     runs = runs_frame(results)
     table = leaderboard(runs, against)
-    made = []
+    found = []
     for title, key, rows in each_board(table):
-        names = row_names(runs[(runs[BOARD] == list(key.values())).all(axis=1)])
+        names = row_names(runs[(runs[BOARD_KEYS] == list(key.values())).all(axis=1)])
         by_name = {row: [results[i] for i in names.index[names == row]] for row in rows.method}
-        made.append(Board(title, rows, by_name))
-    return made
+        found.append(Board(title, rows, by_name))
+    return found
 
 
 def curves(runs: Runs) -> pd.DataFrame:
-    """The student's top-1 after each epoch, unfinished runs included."""
+    """Return the student's top-1 after each epoch, including runs that did not finish."""
     rows = [
         (method, result.identity.seed, result.status == "finished", epoch.epoch, student.top1)
         for method, results in runs.items()
@@ -55,7 +65,10 @@ def curves(runs: Runs) -> pd.DataFrame:
 
 
 def roles(runs: Runs) -> pd.DataFrame:
-    """Top-1 of each role in the last epoch of finished runs; `peers` is the peers' mean."""
+    """Return the top-1 of each role in the last epoch of finished runs.
+
+    Role `peers` is the mean of all peers.
+    """
     rows = [
         (method, result.identity.seed, role, top1)
         for method, results in runs.items()
@@ -75,7 +88,7 @@ def _by_role(last: Mapping[str, Metrics]) -> dict[str, float]:
 
 
 def losses(runs: Runs) -> pd.DataFrame:
-    """Loss terms after each epoch: a kind's sum over roles, mean over finished runs."""
+    """Return the loss terms of each epoch: sums over roles by kind, means over finished runs."""
     rows = []
     for method, results in runs.items():
         finished = [result for result in results if result.status == "finished"]

@@ -1,4 +1,4 @@
-"""Two states of the results, or two methods, seed by seed: what changed, and what may be chance."""
+"""Comparison of two states of the results, or of two methods, seed by seed."""
 
 import json
 import statistics
@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from kdbench.errors import pluralize
-from kdbench.report.analysis.comparison_inputs import Side, read_sides
+from kdbench.report.analysis.comparison_inputs import ComparisonInput, read_comparison_inputs
 from kdbench.report.analysis.statistics import LEVEL, holm, paired
-from kdbench.report.analysis.summary import WAY
+from kdbench.report.analysis.summary import EXECUTION_KEYS
 from kdbench.report.tables.columns import MISSING, interval_text, number_text
 from kdbench.report.tables.render import titled_table
 from kdbench.results.files import DamagedFile
@@ -19,11 +19,11 @@ from kdbench.results.schema import Result
 
 Format = Literal["terminal", "markdown", "json"]
 Key = tuple[str, str, str, str, str, str]
-"""Suite, architecture, method, suite hash, precision, images: runs that differ in one of these are
-not compared."""
+"""Suite, architecture, method, suite hash, precision and images, which must be equal for runs to be
+compared."""
 
 Runs = Mapping[int, Result]
-"""By seed."""
+"""Runs by seed."""
 
 VERDICTS = (
     "better",
@@ -34,43 +34,44 @@ VERDICTS = (
     "only in A",
     "only in B",
 )
-NUMBERS = 8
-"""Columns that hold no words."""
+NUMERIC_COLUMNS = 8
+"""Number of right-aligned columns."""
 
-WHY = ("another suite hash", "another precision", "other images")
-"""Where only one side has a key, in the order of its last parts."""
+UNMATCHED_REASONS = ("another suite hash", "another precision", "other images")
+"""Reasons why only one input has a key, in the order of the key's last parts."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """B against A. Accuracies are of the student in the last epoch, over the common seeds."""
+    """Comparison of B with A: the student in the last epoch, over the common seeds."""
 
     suite: str
     architecture: str
     method: str
-    """Empty where two methods are compared."""
+    """Name of the method; empty if two methods are compared."""
     verdict: str
     """One of VERDICTS."""
     a: float | None = None
-    """Per cent."""
+    """Mean top-1 of A in percent."""
     b: float | None = None
+    """Mean top-1 of B in percent."""
     n: int = 0
-    """Common seeds."""
+    """Number of common seeds."""
     difference: float | None = None
-    """Percentage points, B - A."""
+    """B - A in percentage points."""
     interval: tuple[float, float] | None = None
     p: float | None = None
-    """Of all sign flips, adjusted for all rows (Holm)."""
+    """Sign-flip p value, adjusted for all rows (Holm)."""
     rate: float | None = None
-    """Images per second, B / A; None where they were not made alike."""
+    """Ratio B / A of images per second; None if the runs were executed differently."""
     memory: float | None = None
-    """Peak, B / A."""
+    """Ratio B / A of peak memory."""
     notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows, what changed most first."""
+    """Rows of a comparison, most significant change first."""
 
     a: str
     b: str
@@ -82,16 +83,16 @@ def compare(a: str, b: str, results: Path) -> Comparison:
     """Compare two results folders, git revisions of `results`, or methods in it.
 
     Raises:
-        UserError: a name is none of these, or they are not of one kind.
+        UserError: A name is none of these, or the inputs are of different kinds.
     """
-    sides, damaged = read_sides((a, b), results)
-    ours, theirs = (_by_key(side) for side in sides)
+    inputs, damaged = read_comparison_inputs((a, b), results)
+    ours, theirs = (_by_key(side) for side in inputs)
     rows = [_row(key, ours, theirs) for key in sorted(ours.keys() | theirs.keys())]
-    return Comparison(a, b, _judged(rows), damaged)
+    return Comparison(a, b, _add_verdicts(rows), damaged)
 
 
 def render(found: Comparison, form: Format) -> str:
-    """A table and a line that sums it up, or JSON with numbers that are not rounded."""
+    """Return a table with a summary line, or JSON with unrounded numbers."""
     counts = Counter(row.verdict for row in found.rows)
     if form == "json":
         content = {
@@ -104,7 +105,7 @@ def render(found: Comparison, form: Format) -> str:
     of_methods = not any(row.method for row in found.rows)
     cells = [_cells(row, of_methods) for row in found.rows]
     title = f"A: {found.a}, B: {found.b}"
-    table = titled_table(title, cells, form == "markdown", left=len(cells[0]) - NUMBERS)
+    table = titled_table(title, cells, form == "markdown", left=len(cells[0]) - NUMERIC_COLUMNS)
     summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
     return f"{table}\n{summary}\n"
 
@@ -113,8 +114,8 @@ def _cells(row: Row, of_methods: bool) -> dict[str, str]:
     names = {"suite": row.suite, "architecture": row.architecture}
     if not of_methods:
         names["method"] = row.method
-    told = f"{row.verdict} at n = {row.n}" if row.verdict == "not distinguishable" else row.verdict
-    names["B is"] = ", ".join([told, *row.notes])
+    label = f"{row.verdict} at n = {row.n}" if row.verdict == "not distinguishable" else row.verdict
+    names["B is"] = ", ".join([label, *row.notes])
     return names | {
         "A %": number_text(row.a, ".2f"),
         "B %": number_text(row.b, ".2f"),
@@ -131,7 +132,7 @@ def _times(ratio: float | None) -> str:
     return MISSING if ratio is None else f"{ratio:.2f}x"
 
 
-def _by_key(side: Side) -> dict[Key, dict[int, Result]]:
+def _by_key(side: ComparisonInput) -> dict[Key, dict[int, Result]]:
     found: dict[Key, dict[int, Result]] = {}
     for result in side.results:
         identity = result.identity
@@ -153,9 +154,9 @@ def _row(key: Key, ours: Mapping[Key, Runs], theirs: Mapping[Key, Runs]) -> Row:
     row = Row(suite, architecture, method, "no common seed", notes=_unfinished(a, b))
     if not a or not b:
         verdict, others = ("only in A", theirs) if a else ("only in B", ours)
-        notes = _why_alone(key, others) + row.notes
+        notes = _unmatched_reasons(key, others) + row.notes
         return replace(row, verdict=verdict, a=_mean(a), b=_mean(b), notes=notes)
-    row = replace(row, notes=_of_versions(a, b, of_methods=not method) + row.notes)
+    row = replace(row, notes=_version_notes(a, b, of_methods=not method) + row.notes)
     top1 = [_top1(runs) for runs in (a, b)]
     alone = [("A", top1[0].keys() - b.keys()), ("B", top1[1].keys() - a.keys())]
     lost = [f"{pluralize(len(seeds), 'seed')} only in {name}" for name, seeds in alone if seeds]
@@ -181,16 +182,16 @@ def _row(key: Key, ours: Mapping[Key, Runs], theirs: Mapping[Key, Runs]) -> Row:
     )
 
 
-def _judged(rows: list[Row]) -> list[Row]:
-    """Sorted, with p adjusted for all rows that were compared; identical ones are no hypothesis."""
+def _add_verdicts(rows: list[Row]) -> list[Row]:
+    """Return the rows sorted and with verdicts; p is adjusted for all but identical rows."""
     identical = [row for row in rows if row.verdict == "identical"]
     compared = [row for row in rows if row.p is not None and row not in identical]
     adjusted = holm([row.p for row in compared if row.p is not None])
     judged = []
     for row, p in zip(compared, adjusted, strict=True):
         assert row.difference is not None
-        told = "better" if row.difference > 0 else "worse"
-        judged.append(replace(row, p=p, verdict=told if p <= 1 - LEVEL else row.verdict))
+        label = "better" if row.difference > 0 else "worse"
+        judged.append(replace(row, p=p, verdict=label if p <= 1 - LEVEL else row.verdict))
     judged.sort(key=lambda row: (row.p, -abs(row.difference or 0)))
     return judged + identical + [row for row in rows if row.p is None]
 
@@ -205,19 +206,23 @@ def _mean(runs: Runs) -> float | None:
     return statistics.fmean(top1) if top1 else None
 
 
-def _why_alone(key: Key, others: Iterable[Key]) -> list[str]:
-    """What keeps the other side's runs of the same name from being compared."""
+def _unmatched_reasons(key: Key, others: Iterable[Key]) -> list[str]:
+    """Return why the runs of the same name in the other input are not comparable."""
     same = [other[3:] for other in others if other[:3] == key[:3]]
-    return [why for i, why in enumerate(WHY) if any(key[3:][i] != other[i] for other in same)]
+    return [
+        why
+        for i, why in enumerate(UNMATCHED_REASONS)
+        if any(key[3:][i] != other[i] for other in same)
+    ]
 
 
-def _of_versions(a: Runs, b: Runs, of_methods: bool) -> list[str]:
-    """Where numbers may differ for another reason than what is compared."""
+def _version_notes(a: Runs, b: Runs, of_methods: bool) -> list[str]:
+    """Return notes on other reasons why numbers may differ."""
     methods, harnesses = (
         [{version(run) for run in runs.values() if run.status == "finished"} for runs in (a, b)]
         for version in (lambda run: run.identity.method_hash, lambda run: run.harness)
     )
-    if not all(methods):  # a side of which nothing finished
+    if not all(methods):  # nothing finished in one of the inputs
         return []
     notes = ["another method hash"] if methods[0] != methods[1] and not of_methods else []
     notes += ["another harness version"] if harnesses[0] != harnesses[1] else []
@@ -236,13 +241,13 @@ def _unfinished(a: Runs, b: Runs) -> list[str]:
 
 
 def _cost_ratios(a: Runs, b: Runs) -> tuple[float | None, float | None]:
-    """Of rates and of memory, where all runs were made alone, on one device and in one way."""
+    """Return the ratios of rates and memory, if all runs were executed alone and alike."""
     costs, ways = [], set()
     for runs in (a, b):
         alone = [r for r in runs.values() if r.status == "finished" and r.is_alone]
         costs.append([run.cost for run in alone if run.cost])
         for made in (run.environment for run in alone):
-            ways.add(tuple(getattr(made, name) for name in WAY))
+            ways.add(tuple(getattr(made, name) for name in EXECUTION_KEYS))
     if not all(costs) or len(ways) > 1:
         return None, None
     rates = [[c.images_per_second for c in side if c.images_per_second] for side in costs]

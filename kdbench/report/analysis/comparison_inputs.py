@@ -1,4 +1,4 @@
-"""What two sides of a comparison may be: results folders, git revisions of one, or methods."""
+"""Inputs of a comparison: results folders, git revisions of one, or methods."""
 
 import io
 import subprocess
@@ -14,54 +14,58 @@ from kdbench.results.schema import Result
 
 
 @dataclass(frozen=True)
-class Side:
-    """One side of a comparison."""
+class ComparisonInput:
+    """One of the two inputs of a comparison."""
 
     name: str
     results: list[Result]
     is_method: bool = False
 
 
-def read_sides(names: Sequence[str], results: Path) -> tuple[list[Side], list[DamagedFile]]:
-    """The sides of these names, and files that are none of their results.
+def read_comparison_inputs(
+    names: Sequence[str], results: Path
+) -> tuple[list[ComparisonInput], list[DamagedFile]]:
+    """Read the inputs of a comparison, and the invalid files among them.
 
-    A name is an existing folder, else a method with results in `results`, else a git revision of
-    that folder, read without a checkout.
+    Args:
+        names: existing folders, methods with results in `results`, or git revisions of that
+            folder, which are read without a checkout.
+        results: the results folder.
 
     Raises:
-        UserError: a name is none of these, or they are not of one kind.
+        UserError: A name is none of these, the inputs are of different kinds, or one is empty.
     """
     here, damaged_here = load_results(results)
     methods = {result.identity.method for result in here}
-    sides, damaged = [], []
+    inputs, damaged = [], []
     for name in names:
         if Path(name).is_dir():
             found, bad = load_results(Path(name))
-            sides.append(Side(name, found))
+            inputs.append(ComparisonInput(name, found))
         elif name in methods:
             found, bad = [result for result in here if result.identity.method == name], damaged_here
-            sides.append(Side(name, found, is_method=True))
+            inputs.append(ComparisonInput(name, found, is_method=True))
         else:
             found, bad = _read_revision(name, results, methods)
-            sides.append(Side(name, found))
+            inputs.append(ComparisonInput(name, found))
         damaged += [item for item in bad if item not in damaged]
-    of_methods = [side.name for side in sides if side.is_method]
-    if of_methods and len(of_methods) < len(sides):
-        others = ", ".join(f"'{side.name}'" for side in sides if not side.is_method)
+    of_methods = [entry.name for entry in inputs if entry.is_method]
+    if of_methods and len(of_methods) < len(inputs):
+        others = ", ".join(f"'{entry.name}'" for entry in inputs if not entry.is_method)
         raise UserError(
-            f"'{of_methods[0]}' is a method and {others} is none; compare two methods, or two "
+            f"'{of_methods[0]}' is a method but {others} is not; compare two methods, or two "
             "results folders or git revisions."
         )
-    for side in sides:
-        if not side.results:
-            raise UserError(f"'{side.name}' holds no results; `kdbench run` makes some.")
-    return sides, damaged
+    for entry in inputs:
+        if not entry.results:
+            raise UserError(f"'{entry.name}' has no results; train some with `kdbench run`.")
+    return inputs, damaged
 
 
 def _read_revision(
     name: str, results: Path, methods: set[str]
 ) -> tuple[list[Result], list[DamagedFile]]:
-    """Damaged files are named as git names them."""
+    """Read the results of a git revision; damaged files are named `revision:path`."""
     folder = results.resolve()
     existing = next(place for place in (folder, *folder.parents) if place.is_dir())
     root = _git(existing, "rev-parse", "--show-toplevel")
@@ -70,14 +74,16 @@ def _read_revision(
     )
     if not root or not commit:
         raise UserError(
-            f"'{name}' is no folder, no method with results in '{results}' and no git revision."
-            f"{nearest(name, methods)}"
+            f"'{name}' is neither a folder, nor a method with results in '{results}', nor a git "
+            f"revision.{nearest(name, methods)}"
         )
     top = Path(root.decode().strip())
     inside = folder.relative_to(top).as_posix()
     archive = _git(top, "archive", "--format=tar", commit.decode().strip(), "--", inside)
     if archive is None:
-        raise UserError(f"Revision '{name}' has no folder '{inside}'; --results-dir names another.")
+        raise UserError(
+            f"Revision '{name}' has no folder '{inside}'; name another with --results-dir."
+        )
     with tempfile.TemporaryDirectory() as place, tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         try:
             tar.extractall(place, filter="data")
@@ -90,9 +96,9 @@ def _read_revision(
 
 
 def _git(folder: Path, *arguments: str) -> bytes | None:
-    """What git says, or None where it is not there or says no."""
+    """Return the output of a git command, or None if it fails or git is not installed."""
     try:
-        said = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True)
+        process = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True)
     except OSError:
         return None
-    return said.stdout if said.returncode == 0 else None
+    return process.stdout if process.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""Accuracy against what training cost, over all numbers of epochs, and controls at equal cost."""
+"""Accuracy against training cost, and comparison with a control at equal cost."""
 
 import hashlib
 import json
@@ -9,21 +9,21 @@ from typing import Any
 import pandas as pd
 
 from kdbench.errors import pluralize, printable
-from kdbench.report.analysis.protocol import suite_of
+from kdbench.report.analysis.protocol import read_suite
 from kdbench.report.analysis.statistics import LEVEL, Difference, holm, paired
-from kdbench.report.analysis.summary import WAY
+from kdbench.report.analysis.summary import EXECUTION_KEYS
 from kdbench.report.tables.columns import interval_text, number_text
 from kdbench.report.tables.render import TextTable
 from kdbench.results.schema import Result
 from kdbench.suite.suite import Suite
 
 GROUP = ["suite", "key", "architecture"]
-"""What rows must share to be compared; they may differ in method and epochs."""
+"""Columns that must be equal for two rows to be compared."""
 
 ROW = [*GROUP, "method", "epochs"]
 
 CONTROL = ["control_top1", "control_epochs", "control_versions", "difference"]
-"""Columns of equal cost that are of the control."""
+"""Columns of the equal-cost frame that belong to the control."""
 
 Group = tuple[Hashable, ...]
 """Values of GROUP."""
@@ -31,49 +31,50 @@ Group = tuple[Hashable, ...]
 ByGroup = dict[Group, TextTable]
 
 SHAPE = 1000
-"""Epochs that schedules are brought to, to tell whether they have one shape."""
+"""Number of epochs to which schedules are scaled to compare their shapes."""
 
-SPARE = ("PFLOP", "its epochs", "seeds", "p (Holm)", f"{LEVEL:.0%} interval")
-"""What a narrow terminal has where it fits, the least important first."""
+OPTIONAL_COLUMNS = ("PFLOP", "its epochs", "seeds", "p (Holm)", f"{LEVEL:.0%} interval")
+"""Columns that are dropped on narrow terminals, least important first."""
 
 TOLERANCE = 0.05
-"""Of training FLOPs, within which two runs cost the same."""
+"""Relative difference in training FLOPs up to which two runs cost the same."""
 
 
 def cost_frame(results: Iterable[Result]) -> pd.DataFrame:
-    """A row per suite, architecture, method and number of epochs; finished runs only.
+    """Return a frame with a row per suite, architecture, method and number of epochs.
 
-    `suite` is the name without its epochs; `key` is a hash of what else was the same: the
-    protocol but for its epochs, the precision, the images and the version of the harness.
-    `student_top1` is the mean in per cent. `training_flops` is NaN where no run has it,
-    `training_seconds` where runs shared a device, moved or were made in several ways; `way` is the
-    one, and times of two ways have no common axis. Two versions of a method are two rows, told
-    apart by their hash; `base` is the name without it. Results of suites that this version cannot
-    read are left out.
+    Only finished runs count. Results whose suite this version cannot read are left out.
+
+    `suite` is the name without the number of epochs. `key` is a hash of everything else that must
+    be equal: protocol, precision, images and harness version. `student_top1` is a mean in percent.
+    `training_flops` is NaN if no run has it. `training_seconds` is NaN if runs shared a device,
+    moved, or were executed in several ways; `way` is the way of execution. Two versions of a
+    method are two rows, whose names contain the hash; `base` is the name without it.
     """
     return _frame(_runs(results))
 
 
-def groups_of(results: Iterable[Result]) -> list[Group]:
-    """Those that a cost frame of these results has."""
+def comparison_groups(results: Iterable[Result]) -> list[Group]:
+    """Return the groups that the cost frame of these results has."""
     groups = _runs(results)[GROUP].drop_duplicates().sort_values(GROUP)
     return list(groups.itertuples(index=False, name=None))
 
 
 def equal_cost(results: Iterable[Result], against: str = "baseline") -> pd.DataFrame:
-    """For each method the run of a control that cost the same FLOPs: the nearest within TOLERANCE.
+    """Return a frame that compares each method with the control of nearest cost within TOLERANCE.
 
-    Columns: those of ROW, `student_top1` and `training_flops` of the method; of the control, which
-    is the method named `against`, `control_top1` and `control_epochs`, NaN where there is none, and
-    `control_versions`: as in the leaderboard, the reference may have some seeds of each version.
-    `difference` is a paired `Difference`, method minus control; None where there is no control or
-    no common seed.
+    The control is the method `against` with another number of epochs.
+
+    Columns are those of ROW, `student_top1` and `training_flops` of the method, and of the control
+    `control_top1` and `control_epochs` (NaN without a control) and `control_versions` (seeds may
+    come from several versions). `difference` is the paired `Difference` of method minus control,
+    or None without a control or a common seed.
     """
     runs = _runs(results)
     runs["method"] = runs.method.where(runs.base != against, against)
     frame = _frame(runs)
     accuracy: dict[Any, dict[Any, float]] = {
-        key: made.set_index("seed").student_top1.to_dict() for key, made in runs.groupby(ROW)
+        key: runs.set_index("seed").student_top1.to_dict() for key, runs in runs.groupby(ROW)
     }
     rows = []
     for row in _records(frame[frame.method != against]):
@@ -90,28 +91,29 @@ def equal_cost(results: Iterable[Result], against: str = "baseline") -> pd.DataF
 
 
 def equal_cost_tables(found: pd.DataFrame, against: str = "baseline") -> ByGroup:
-    """What `equal_cost` found, by GROUP: a table for each with a control of other epochs.
+    """Return the tables of the `equal_cost` frame, by group.
 
-    Methods without a control are named below it.
+    Groups without a control of another number of epochs have no table. Methods without a control
+    are named in a note.
     """
     tables = {}
     recipes = found.groupby(["suite", "architecture"])["key"].nunique()
     for key, rows in found.groupby(GROUP, sort=True):
-        # A method that costs what the control does is beside it in the leaderboard already.
+        # A control with the same number of epochs is in the leaderboard already.
         if (rows.control_epochs.notna() & (rows.control_epochs != rows.epochs)).any():
             suite, recipe, architecture = map(str, key)
             if recipes[suite, architecture] > 1:
                 suite = f"{suite} ({recipe[:8]})"
-            title = f"{suite}, {architecture}: {against} trained for as many FLOPs"
+            title = f"{suite}, {architecture}: {against} trained for equal FLOPs"
             has_control = rows.control_epochs.notna()
             notes = _uncontrolled(rows[~has_control], against)
             without = ", ".join(rows.method[rows.training_flops.isna()].unique())
             if without:
                 notes.append(printable(f"The FLOPs of {without} are not known."))
             if (rows.control_versions > 1).any():
-                notes.append(f"Seeds of {against} are of several versions of it.")
+                notes.append(f"The seeds of {against} come from several versions of it.")
             cells = _cells(rows[has_control], against)
-            tables[key] = TextTable(title, cells, ("method",), SPARE, notes=notes)
+            tables[key] = TextTable(title, cells, ("method",), OPTIONAL_COLUMNS, notes=notes)
     return tables
 
 
@@ -124,21 +126,32 @@ def _uncontrolled(rows: pd.DataFrame, against: str) -> list[str]:
         for epochs in sorted(set(known.epochs))
     ]
     tolerance = f"{TOLERANCE:.0%}"
-    return [printable(f"No {against} took as many FLOPs, to {tolerance}, as {'; '.join(named)}.")]
+    runs = "; ".join(named)
+    return [printable(f"No {against} was trained for equal FLOPs (within {tolerance}) as {runs}.")]
 
 
 def _runs(results: Iterable[Result]) -> pd.DataFrame:
-    """A row per finished run."""
+    """Return a frame with a row per finished run."""
     rows = [
         _run(result, suite)
         for result in results
-        if result.status == "finished" and result.last and (suite := suite_of(result))
+        if result.status == "finished" and result.last and (suite := read_suite(result))
     ]
-    columns = [*ROW, "base", "hash", "seed", "student_top1", *WAY, "alone", "flops", "seconds"]
+    columns = [
+        *ROW,
+        "base",
+        "hash",
+        "seed",
+        "student_top1",
+        *EXECUTION_KEYS,
+        "alone",
+        "flops",
+        "seconds",
+    ]
     runs = pd.DataFrame(rows, columns=columns)
     # Two versions of a method are two rows.
-    clashes = runs.groupby([*GROUP, "method"]).hash.transform("nunique") > 1
-    runs["method"] = runs.method.where(~clashes, runs.method + " (" + runs.hash.str[:8] + ")")
+    ambiguous = runs.groupby([*GROUP, "method"]).hash.transform("nunique") > 1
+    runs["method"] = runs.method.where(~ambiguous, runs.method + " (" + runs.hash.str[:8] + ")")
     return runs
 
 
@@ -160,7 +173,7 @@ def _run(result: Result, suite: Suite) -> dict[str, object]:
         "hash": printable(identity.method_hash),
         "seed": identity.seed,
         "student_top1": result.last["student"].top1,
-        **result.environment.model_dump(include=set(WAY)),
+        **result.environment.model_dump(include=set(EXECUTION_KEYS)),
         "alone": result.is_alone,
         "flops": cost.training_flops if cost else None,
         "seconds": cost.training_seconds if cost else None,
@@ -168,7 +181,7 @@ def _run(result: Result, suite: Suite) -> dict[str, object]:
 
 
 def _shape(suite: Suite) -> str:
-    """Of the schedule. Rounded: a third of 90 epochs is not to the last bit one of 92."""
+    """Return the shape of the schedule, rounded because scaling is not exact."""
     whole = suite.schedule.scaled(SHAPE).model_dump(mode="json")
     starts = [round(epoch, 6) for epoch in (whole["warmup_epochs"], *whole["milestones"])]
     return f"{starts}, {whole['gamma']}"
@@ -176,7 +189,7 @@ def _shape(suite: Suite) -> str:
 
 def _frame(runs: pd.DataFrame) -> pd.DataFrame:
     groups = runs.groupby(ROW, sort=True)
-    rows = [dict(zip(ROW, key, strict=True)) | _row(made) for key, made in groups]
+    rows = [dict(zip(ROW, key, strict=True)) | _row(runs) for key, runs in groups]
     columns = [*ROW, "base", "versions", "n", "student_top1", "student_top1_sd"]
     columns += ["training_flops", "training_seconds", "way"]
     return pd.DataFrame(rows, columns=columns)
@@ -186,18 +199,18 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [dict(zip(frame.columns, row, strict=True)) for row in frame.itertuples(index=False)]
 
 
-def _row(made: pd.DataFrame) -> dict[str, object]:
-    alone = made[made.alone]
-    comparable = len(alone[WAY].drop_duplicates()) == 1
+def _row(runs: pd.DataFrame) -> dict[str, object]:
+    alone = runs[runs.alone]
+    comparable = len(alone[EXECUTION_KEYS].drop_duplicates()) == 1
     return {
-        "base": made.base.iloc[0],
-        "versions": made.hash.nunique(),
-        "n": len(made),
-        "student_top1": made.student_top1.mean(),
-        "student_top1_sd": made.student_top1.std(ddof=1),
-        "training_flops": float(made.flops.astype(float).max()),
+        "base": runs.base.iloc[0],
+        "versions": runs.hash.nunique(),
+        "n": len(runs),
+        "student_top1": runs.student_top1.mean(),
+        "student_top1_sd": runs.student_top1.std(ddof=1),
+        "training_flops": float(runs.flops.astype(float).max()),
         "training_seconds": float(alone.seconds.mean()) if comparable else math.nan,
-        "way": ", ".join(map(str, alone[WAY].iloc[0])) if comparable else None,
+        "way": ", ".join(map(str, alone[EXECUTION_KEYS].iloc[0])) if comparable else None,
     }
 
 
@@ -210,7 +223,7 @@ def _control(frame: pd.DataFrame, row: Mapping[str, Any], against: str) -> dict[
 
 
 def _cells(rows: pd.DataFrame, against: str) -> list[dict[str, str]]:
-    """P is adjusted for all methods of the table."""
+    """Return the cells of a table; p is adjusted for all of its methods."""
     differences: list[Difference | None] = rows.difference.tolist()
     adjusted = iter(holm([found.p for found in differences if found]))
     return [

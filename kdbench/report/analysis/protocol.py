@@ -6,8 +6,8 @@ from kdbench.results.schema import Result
 from kdbench.suite.suite import Suite
 
 
-def suite_of(result: Result) -> Suite | None:
-    """None where another version made it, whose suites this one cannot read."""
+def read_suite(result: Result) -> Suite | None:
+    """Return the suite of a result; None if this version of kdbench cannot read it."""
     try:
         return Suite.model_validate(result.protocol)
     except ValidationError:
@@ -15,7 +15,7 @@ def suite_of(result: Result) -> Suite | None:
 
 
 def description(result: Result) -> str:
-    """Of that suite, with what the command changed in it; empty where there is none."""
-    said = str(result.protocol.get("description", ""))
+    """Return the description of a result's suite, with the changes made on the command line."""
+    text = str(result.protocol.get("description", ""))
     _, _, changes = result.identity.suite.partition("@")
-    return f"{said}; here with {changes.replace(',', ', ')}" if said and changes else said
+    return f"{text}; here with {changes.replace(',', ', ')}" if text and changes else text

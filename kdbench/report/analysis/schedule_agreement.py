@@ -1,20 +1,22 @@
-"""Whether a short schedule ranks methods as the full one does."""
+"""Rank correlation of methods between a short schedule and the full one."""
 
 from collections.abc import Iterable
 
 import pandas as pd
 from scipy import stats
 
-from kdbench.report.analysis.summary import KINDS, runs_frame
+from kdbench.report.analysis.summary import COMPARABILITY_KEYS, runs_frame
 from kdbench.results.schema import Result
 
-FEWEST = 3
-"""Methods that a rank correlation needs."""
+MIN_METHODS = 3
+"""Least number of methods for a rank correlation."""
 
 
 def agreement(results: Iterable[Result], short: str, full: str) -> str:
-    """Spearman's rank correlation of the students' mean last-epoch top-1, an architecture a line,
-    over the methods that have finished runs under both suites; or why there is none.
+    """Return Spearman's rank correlation between two suites, one line per architecture.
+
+    The correlation is of the students' mean top-1 in the last epoch, over the methods that have
+    finished runs under both suites. A line gives the reason if it cannot be computed.
     """
     runs = runs_frame(results)
     runs = runs[runs.status == "finished"]
@@ -24,9 +26,14 @@ def agreement(results: Iterable[Result], short: str, full: str) -> str:
     means = runs.groupby(["architecture", "method", "suite"]).student_top1.mean().unstack("suite")
     both = means.dropna(subset=[short, full])
     recipes = runs[runs.suite.isin([short, full])].groupby(["architecture", "suite"])
-    mixed = (recipes[["suite_hash", *KINDS]].nunique() > 1).any(axis=1).groupby(level=0).any()
+    mixed = (
+        (recipes[["suite_hash", *COMPARABILITY_KEYS]].nunique() > 1)
+        .any(axis=1)
+        .groupby(level=0)
+        .any()
+    )
     lines = [
-        f"{name}: n/a: results are of several recipes, precisions, images or harness versions."
+        f"{name}: n/a: results have different recipes, precisions, images or harness versions."
         if mixed[str(name)]
         else _line(str(name), rows[short], rows[full])
         for name, rows in both.groupby(level=0)
@@ -35,10 +42,10 @@ def agreement(results: Iterable[Result], short: str, full: str) -> str:
 
 
 def _line(architecture: str, short: "pd.Series", full: "pd.Series") -> str:
-    if len(short) < FEWEST:
-        return f"{architecture}: n/a: {len(short)} methods have both, {FEWEST} are needed."
-    found = stats.spearmanr(short, full)
+    if len(short) < MIN_METHODS:
+        return f"{architecture}: n/a: {len(short)} methods have both, {MIN_METHODS} are needed."
+    correlation = stats.spearmanr(short, full)
     return (
-        f"{architecture}: Spearman's rho {found.statistic:.2f} "
-        f"(p {found.pvalue:.2g}) over {len(short)} methods."
+        f"{architecture}: Spearman's rho {correlation.statistic:.2f} "
+        f"(p {correlation.pvalue:.2g}) over {len(short)} methods."
     )

@@ -1,7 +1,7 @@
-"""Paired differences between methods over seeds, and what may be concluded from them.
+"""Paired differences between methods over seeds, with intervals and p values.
 
-Runs of one seed start from the same weights and see the same images, so differences are taken
-seed by seed. Nothing here assumes more than the seeds at hand can show.
+Runs with the same seed start from the same weights and see the same images, so differences are
+computed seed by seed.
 """
 
 import math
@@ -13,55 +13,66 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.95
-"""Of intervals; differences are told apart at 1 - LEVEL."""
+"""Confidence level of intervals. A difference is significant if p is at most 1 - LEVEL."""
 
 POWER = 0.8
-"""Chance to find a difference of the size seen, which the number of seeds needed stands for."""
+"""Probability with which the number of seeds needed finds a difference of the observed size."""
 
 RESAMPLES = 9999
-"""Sign flips are all tried where there are no more."""
+"""Number of random sign flips; if there are fewer possible ones, all are used."""
 
-MOST_SEEDS = 1000
+MAX_SEEDS = 1000
+"""Largest number of seeds that `seeds_needed` considers."""
 
 DECIMALS = 9
-"""Of percentage points. Accuracies are counts of images, so that differences and their sums are
-often equal; what lies beyond is rounding error, which must not part them."""
+"""Decimals to which differences are rounded. Accuracies are counts of images, so differences are
+often equal, and rounding errors must not make them differ."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two methods, over the seeds that both have. None is what so few seeds cannot tell."""
+    """Difference between two methods over their common seeds.
+
+    Fields are None if there are too few seeds to compute them.
+    """
 
     values: dict[int, float]
-    """By seed, in percentage points."""
+    """Differences by seed, in percentage points."""
     mean: float
     sd: float | None
     """Sample standard deviation."""
     interval: tuple[float, float] | None
-    """Of the mean, by Student's t: exact for normal differences, at any number of seeds."""
+    """Student's t interval of the mean, exact for normal differences."""
     bootstrap: tuple[float, float] | None
-    """Of the mean, percentiles over resampled seeds: too narrow for few seeds."""
+    """Percentile bootstrap interval of the mean, which is too narrow for few seeds."""
     p: float
-    """Two-sided, of all sign flips: chance of a mean as large if the sign were a coin's. At n
-    seeds it cannot be less than 2 / 2**n."""
+    """Two-sided p value of the sign-flip test. With n seeds it is at least 2 / 2**n."""
 
     @property
     def n(self) -> int:
+        """Number of common seeds."""
         return len(self.values)
 
 
 def paired(ours: Mapping[int, float], reference: Mapping[int, float]) -> Difference | None:
-    """Ours minus reference, both by seed in per cent; None where they share no seed.
+    """Return the paired difference of a method from a reference.
+
+    Args:
+        ours: accuracy of the method in percent, by seed.
+        reference: accuracy of the reference in percent, by seed.
+
+    Returns:
+        The difference, or None if there is no common seed.
 
     Raises:
-        ValueError: an accuracy that is no finite number.
+        ValueError: An accuracy is not finite.
     """
     seeds = sorted(ours.keys() & reference.keys())
     values = {seed: round(float(ours[seed] - reference[seed]), DECIMALS) for seed in seeds}
     if not values:
         return None
     if not all(map(math.isfinite, values.values())):
-        raise ValueError(f"differences must be finite, not {values}")
+        raise ValueError(f"differences must be finite, got {values}")
     sample = np.array(list(values.values()))
     mean = round(float(sample.mean()), DECIMALS)
     if len(sample) == 1:
@@ -76,7 +87,7 @@ def paired(ours: Mapping[int, float], reference: Mapping[int, float]) -> Differe
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Adjusted for as many comparisons, in the order given (Holm, 1979)."""
+    """Return p values adjusted for their number, in the given order (Holm, 1979)."""
     adjusted = [0.0] * len(ps)
     largest = 0.0
     for rank, index in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
@@ -86,15 +97,23 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def seeds_needed(mean: float, sd: float | None, comparisons: int = 1) -> int | None:
-    """Seeds at which a difference of this size and spread would be found, POWER of the time.
+    """Return the number of seeds at which a difference is found with probability POWER.
 
-    None where the spread is unknown, the difference zero, or MOST_SEEDS are too few. By the power
-    of a t-test at the level that sign flips of so many seeds attain: their p comes in steps.
+    The power is that of a t test at the level that sign flips of so many seeds can attain.
+
+    Args:
+        mean: mean difference in percentage points.
+        sd: standard deviation of the differences; None if it is not known.
+        comparisons: number of comparisons that p values are adjusted for.
+
+    Returns:
+        The number of seeds, or None if the deviation is not known, the difference is zero, or
+        MAX_SEEDS are not enough.
     """
     if sd is None or mean == 0:
         return None
     alpha = (1 - LEVEL) / comparisons
-    for n in range(2, MOST_SEEDS + 1):
+    for n in range(2, MAX_SEEDS + 1):
         step = 2 / 2**n
         level = alpha // step * step
         if level > 0 and (sd == 0 or _power(abs(mean) / sd, n, level) >= POWER):
@@ -108,12 +127,12 @@ def _power(effect: float, n: int, level: float) -> float:
 
 
 def _student(samples: np.ndarray) -> Any:
-    """Low and high, of samples along the last axis."""
+    """Return the t interval of the mean of samples along the last axis."""
     return stats.ttest_1samp(samples, 0, axis=-1).confidence_interval(LEVEL)
 
 
 def _bootstrap(samples: np.ndarray) -> Any:
-    """As _student."""
+    """Return the bootstrap interval of the mean of samples along the last axis."""
     return stats.bootstrap(
         (samples,),
         np.mean,
@@ -126,7 +145,7 @@ def _bootstrap(samples: np.ndarray) -> Any:
 
 
 def _sign_flip(samples: np.ndarray) -> np.ndarray:
-    """P of samples along the last axis."""
+    """Return the sign-flip p values of samples along the last axis."""
     return stats.permutation_test(
         (samples,),
         _total,

@@ -1,4 +1,4 @@
-"""Results as a pandas frame, and one row per method with means over seeds."""
+"""Results as a data frame, and the leaderboard with one row per method."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -6,28 +6,28 @@ from collections.abc import Iterable, Iterator, Mapping
 import pandas as pd
 
 from kdbench.errors import printable
-from kdbench.report.analysis.protocol import description, suite_of
+from kdbench.report.analysis.protocol import description, read_suite
 from kdbench.report.analysis.statistics import LEVEL, Difference, holm, paired, seeds_needed
 from kdbench.results.schema import TRAINED_BEFORE, Result
 from kdbench.roles import is_peer
 
-BOARD = ["suite", "suite_hash", "architecture"]
-"""What rows must share to stand in one table."""
+BOARD_KEYS = ["suite", "suite_hash", "architecture"]
+"""Columns that are equal for all rows of one table."""
 
-IDENTITY = ["method", "method_hash", "seed"]
-"""What tells the runs of a table apart."""
+IDENTITY_KEYS = ["method", "method_hash", "seed"]
+"""Columns that identify a run within a table."""
 
-WAY = ["device", "step", "processes", "threads"]
-"""What rates, times and memory depend on beside the work."""
+EXECUTION_KEYS = ["device", "step", "processes", "threads"]
+"""Columns on how a run was executed, on which rates, times and memory depend."""
 
-MADE = [*WAY, "precision", "jobs"]
-"""How a run was made: what explains a difference in its rates, and in precision its numbers."""
+RUN_KEYS = [*EXECUTION_KEYS, "precision", "jobs"]
+"""Columns of the environment of a run that can explain differences."""
 
-KINDS = ["precision", "images", "harness"]
-"""What rows must share to be compared: another method differs in these for no merit of its own."""
+COMPARABILITY_KEYS = ["precision", "images", "harness"]
+"""Columns that must be equal for two rows to be compared."""
 
-PROTOCOL = ["description", "dataset", "classes", "encoded", "all_images", "epochs"]
-"""What a table says of its suite; missing where another version's suite cannot be read."""
+PROTOCOL_KEYS = ["description", "dataset", "classes", "encoded", "all_images", "epochs"]
+"""Columns that describe the suite; missing if this version cannot read it."""
 
 ACCURACIES = {
     "student_top1": "last epoch, per cent",
@@ -51,45 +51,55 @@ RUN_COLUMNS = ACCURACIES | {
 
 
 def runs_frame(results: Iterable[Result]) -> pd.DataFrame:
-    """A row per run; numbers are missing where the run did not finish."""
+    """Return a frame with a row per run; numbers are missing if the run did not finish."""
     rows = [_run(result) for result in results]
-    columns = [*BOARD, *PROTOCOL, *IDENTITY, "status", *MADE, "images", "harness", "moved", "alone"]
+    columns = [
+        *BOARD_KEYS,
+        *PROTOCOL_KEYS,
+        *IDENTITY_KEYS,
+        "status",
+        *RUN_KEYS,
+        "images",
+        "harness",
+        "moved",
+        "alone",
+    ]
     columns += ["memory_kind", *RUN_COLUMNS]
     frame = pd.DataFrame(rows, columns=columns)
     return frame.astype(dict.fromkeys(RUN_COLUMNS, float))
 
 
 def leaderboard(runs: pd.DataFrame, against: str = "baseline") -> pd.DataFrame:
-    """A row per suite, architecture and method, ordered by the student's mean accuracy.
+    """Return a frame with a row per suite, architecture and method, ordered by mean accuracy.
 
-    `method` names a row; `base` is the method itself, of which there may be several versions.
+    `method` is the name of a row. `base` is the method, of which there may be several versions.
 
     Accuracies are means over seeds with the sample standard deviation (`*_sd`, missing for one
-    seed); `student_top1_by_seed` holds what they are of. `rank` is that of competitions (1, 2, 2,
-    4): means that are equal to the two decimals shown share one, and a row without a finished run
-    has none.
+    seed). `student_top1_by_seed` holds the values of each seed. Means that are equal to two
+    decimals share a `rank` (1, 2, 2, 4). Rows without a finished run have none.
 
-    `difference` is the mean, over the `pairs` seeds that both have, of a method's student less
-    that of `against`: runs of one seed are paired. `difference_low` and `difference_high` bound
-    it by Student's t, `bootstrap_low` and `bootstrap_high` by resampled seeds. `p_holm` is `p`
-    adjusted for all methods of the board that are compared, `distinguishable` where it is no more
-    than 1 - LEVEL, and `seeds_needed` how many would show a difference like this one. `cost` is in
-    training FLOPs, those of `against` being 1. Rates, times and memory are of runs alone on the one
-    device that they had; where a method was run in several ways, of the one that most methods of
-    the board have. Where there is no such run, `unmeasured` says why.
+    `difference` is the mean difference of the student from that of `against`, over the `pairs`
+    common seeds. `difference_low` and `difference_high` are its Student's t interval,
+    `bootstrap_low` and `bootstrap_high` its bootstrap interval. `p_holm` is `p` adjusted for all
+    comparisons of the board, `distinguishable` is true if it is at most 1 - LEVEL, and
+    `seeds_needed` is the number of seeds that would show such a difference.
+
+    `cost` is in training FLOPs relative to `against`. Rates, times and memory come from runs that
+    had one device to themselves. If a method was executed in several ways, they come from the way
+    that most methods of the board share. Otherwise `unmeasured` gives the reason.
     """
-    boards = [_board(board, against) for _, board in runs.groupby(BOARD, sort=True)]
+    boards = [_board(board, against) for _, board in runs.groupby(BOARD_KEYS, sort=True)]
     return pd.concat(boards, ignore_index=True) if boards else pd.DataFrame()
 
 
 def each_board(table: pd.DataFrame) -> Iterator[tuple[str, dict[str, str], pd.DataFrame]]:
-    """Title, key and rows of each board of a leaderboard.
+    """Yield title, key and rows of each board of a leaderboard.
 
-    The same name over different recipes: two boards, told apart by their hash.
+    Several recipes with the same suite name are separate boards, whose titles contain the hash.
     """
     recipes = table.groupby("suite").suite_hash.nunique()
-    for values, rows in table.groupby(BOARD, sort=True):
-        key = dict(zip(BOARD, map(str, values), strict=True))
+    for values, rows in table.groupby(BOARD_KEYS, sort=True):
+        key = dict(zip(BOARD_KEYS, map(str, values), strict=True))
         name = key["suite"]
         if recipes[name] > 1:
             name = f"{name} ({key['suite_hash'][:8]})"
@@ -97,27 +107,26 @@ def each_board(table: pd.DataFrame) -> Iterator[tuple[str, dict[str, str], pd.Da
 
 
 def row_names(board: pd.DataFrame) -> "pd.Series[str]":
-    """The name of its row in the leaderboard, for each run of a board.
+    """Return the name of the leaderboard row of each run of a board.
 
-    Two versions of a method are two rows, told apart by their hash. Where a board holds several
-    precisions, prepared images beside the originals, or runs of two versions of the harness, every
-    row says which are its own.
+    Two versions of a method are two rows, whose names contain the hash. If a board has several
+    precisions, kinds of images or harness versions, the name of each row contains its own.
     """
     finished = board[board.status == "finished"]
     versions = finished.groupby("method").method_hash.nunique()
-    clashes = board.method.map(versions).fillna(0) > 1
-    names = board.method.where(~clashes, board.method + " (" + board.method_hash.str[:8] + ")")
-    for kind in KINDS:
-        # What did not finish may not know its images: it tells no kinds apart.
+    ambiguous = board.method.map(versions).fillna(0) > 1
+    names = board.method.where(~ambiguous, board.method + " (" + board.method_hash.str[:8] + ")")
+    for kind in COMPARABILITY_KEYS:
+        # Runs that did not finish may not know their kind of images, so they do not count here.
         if finished[kind].nunique() > 1:
             names = names + (" (" + board[kind] + ")").where(board[kind] != "", "")
     return names
 
 
 def _run(result: Result) -> dict[str, object]:
-    row: dict[str, object] = result.identity.model_dump(include={*BOARD, *IDENTITY})
+    row: dict[str, object] = result.identity.model_dump(include={*BOARD_KEYS, *IDENTITY_KEYS})
     row["status"] = result.status
-    row |= _protocol(result) | result.environment.model_dump(include=set(MADE))
+    row |= _protocol(result) | result.environment.model_dump(include=set(RUN_KEYS))
     row |= {"harness": f"harness {result.harness}", "moved": TRAINED_BEFORE in result.notes}
     row |= {"images": _images(result), "alone": result.is_alone}
     if result.status == "finished" and result.last is not None and result.cost is not None:
@@ -131,7 +140,7 @@ def _run(result: Result) -> dict[str, object]:
 
 
 def _images(result: Result) -> str:
-    """Prepared ones, or originals; empty of a run that failed before it saw any."""
+    """Return the kind of images; empty if the run failed before it opened them."""
     return str(result.notes.get("images", "originals" if result.status == "finished" else ""))
 
 
@@ -150,7 +159,7 @@ def _accuracies(result: Result) -> dict[str, object]:
 
 
 def _protocol(result: Result) -> dict[str, object]:
-    suite = suite_of(result)
+    suite = read_suite(result)
     if suite is None:
         return {}
     data = suite.data
@@ -165,9 +174,9 @@ def _protocol(result: Result) -> dict[str, object]:
 
 
 def _board(board: pd.DataFrame, against: str) -> pd.DataFrame:
-    key = board[BOARD].iloc[0].to_dict()
-    protocol = board[PROTOCOL].iloc[0].to_dict()
-    usual = _usual_way(board)
+    key = board[BOARD_KEYS].iloc[0].to_dict()
+    protocol = board[PROTOCOL_KEYS].iloc[0].to_dict()
+    usual = _most_common_execution(board)
     rows = [
         {
             **key,
@@ -187,19 +196,23 @@ def _board(board: pd.DataFrame, against: str) -> pd.DataFrame:
     return frame.sort_values("student_top1", ascending=False, na_position="last", kind="stable")
 
 
-def _usual_way(board: pd.DataFrame) -> list[object]:
-    """In which most methods of a board have runs alone on their device, and then most runs."""
+def _most_common_execution(board: pd.DataFrame) -> list[object]:
+    """Return the way of execution that most methods, and then most runs, of a board share."""
     alone = board[(board.status == "finished") & board.alone]
-    counts = alone.groupby(WAY).method.agg(["nunique", "size"]).sort_values(["nunique", "size"])
+    counts = (
+        alone.groupby(EXECUTION_KEYS)
+        .method.agg(["nunique", "size"])
+        .sort_values(["nunique", "size"])
+    )
     return list(counts.index[-1]) if len(counts) else []
 
 
 def _method(runs: pd.DataFrame, against: str, usual: list[object]) -> dict[str, object]:
     finished = runs[runs.status == "finished"]
     alone = finished[finished.alone]
-    # Rates of different devices, or of compiled and eager steps, have no common mean.
-    several = len(alone[WAY].drop_duplicates()) > 1
-    comparable = alone[(alone[WAY] == usual).all(axis=1)] if several else alone
+    # Rates of different devices, or of compiled and eager steps, must not be averaged.
+    several = len(alone[EXECUTION_KEYS].drop_duplicates()) > 1
+    comparable = alone[(alone[EXECUTION_KEYS] == usual).all(axis=1)] if several else alone
     accuracies = finished[list(ACCURACIES)]
     return {
         "n": len(finished),
@@ -208,8 +221,8 @@ def _method(runs: pd.DataFrame, against: str, usual: list[object]) -> dict[str, 
         "student_top1_by_seed": dict(zip(finished.seed, finished.student_top1, strict=True)),
         **accuracies.mean(),
         **accuracies.std(ddof=1).add_suffix("_sd"),
-        "unmeasured": _why_unmeasured(finished) if alone.empty else "",
-        **comparable[WAY].max(),
+        "unmeasured": _unmeasured_reason(finished) if alone.empty else "",
+        **comparable[EXECUTION_KEYS].max(),
         "images_per_second": comparable.images_per_second.median(),
         "peak_memory_bytes": comparable.peak_memory_bytes.max(),
         "memory_kind": comparable.memory_kind.max(),
@@ -220,19 +233,21 @@ def _method(runs: pd.DataFrame, against: str, usual: list[object]) -> dict[str, 
         "parameters_trained": finished.parameters_trained.max(),
         "parameters_deployed": finished.parameters_deployed.max(),
         "reference": bool((runs.method == against).all()),
-        "kind": ", ".join(kind for name in KINDS for kind in sorted(set(finished[name]))),
+        "kind": ", ".join(
+            kind for name in COMPARABILITY_KEYS for kind in sorted(set(finished[name]))
+        ),
     }
 
 
-def _why_unmeasured(finished: pd.DataFrame) -> str:
-    """In a word, why no rate, time or memory of a row is one; none where no run finished."""
+def _unmeasured_reason(finished: pd.DataFrame) -> str:
+    """Return in one word why a row has no rate, time and memory."""
     if finished.empty:
         return ""
     return "moved" if finished.moved.any() else "shared"
 
 
 def _compared(frame: pd.DataFrame) -> list[dict[str, object]]:
-    """How each row differs from the reference of its kind; nothing where no seed is common."""
+    """Return the difference of each row from the reference of its kind, if they share seeds."""
     references = [
         _reference(frame.student_top1_by_seed[frame.reference & (frame.kind == kind)])
         for kind in frame.kind
@@ -256,7 +271,7 @@ def _compared(frame: pd.DataFrame) -> list[dict[str, object]]:
 
 
 def _reference(rows: Iterable[Mapping[int, float]]) -> dict[int, float]:
-    """By seed; a seed that several versions of the reference have is none's."""
+    """Return the reference's accuracy by seed, without seeds that several versions have."""
     pairs = [pair for row in rows for pair in row.items()]
     seeds = [seed for seed, _ in pairs]
     return {seed: top1 for seed, top1 in pairs if seeds.count(seed) == 1}

@@ -1,4 +1,4 @@
-"""The figures of a board with the words that stand beside them."""
+"""The figures of a board with titles, captions and text alternatives."""
 
 import math
 from collections.abc import Iterator
@@ -13,21 +13,21 @@ from kdbench.report.figures import plots as figures
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """One figure."""
+class CaptionedFigure:
+    """A figure with its texts."""
 
     name: str
     title: str
     summary: str
-    """What the figure shows, in words: for who cannot see it."""
+    """Text alternative that describes the content of the figure."""
     caption: str
-    """How to read it."""
+    """Explanation of how to read the figure."""
     figure: Figure | None
-    """None where there is nothing to draw; the caption says why."""
+    """The figure; None if there is nothing to draw, with the reason in the caption."""
 
 
-def drawn(board: Board, costs: pd.DataFrame, against: str) -> Iterator[Drawn]:
-    """All figures of a board; `costs` is the cost frame of all results."""
+def captioned_figures(board: Board, costs: pd.DataFrame, against: str) -> Iterator[CaptionedFigure]:
+    """Yield all figures of a board; `costs` is the cost frame of all results."""
     yield _cost(*cost_points(board, costs, against))
     tops = roles(board.runs)
     if not tops.empty:
@@ -43,11 +43,11 @@ def drawn(board: Board, costs: pd.DataFrame, against: str) -> Iterator[Drawn]:
 
 
 def cost_points(board: Board, costs: pd.DataFrame, against: str) -> tuple[pd.DataFrame, str]:
-    """Name, cost and accuracy of a board's methods, and what the cost is.
+    """Return the points of the cost figure, and the label of the cost axis.
 
-    Methods of the same recipe over other epochs are among them. Cost is training FLOPs over those
-    of `against`; the time of training where that is known of more, unless it was measured in
-    several ways; nowhere a mix of both.
+    Points include methods of the same recipe with other numbers of epochs. Cost is training FLOPs
+    relative to `against`, or training time if that is known for more runs and was measured in one
+    way.
     """
     here = cost_frame(board.results)
     costs = costs.merge(here[GROUP].drop_duplicates())
@@ -68,7 +68,7 @@ def cost_points(board: Board, costs: pd.DataFrame, against: str) -> tuple[pd.Dat
     return costs.assign(cost=costs.training_seconds / 3600), "hours of training"
 
 
-def _cost(points: pd.DataFrame, label: str) -> Drawn:
+def _cost(points: pd.DataFrame, label: str) -> CaptionedFigure:
     title = "Accuracy against cost"
     measured = points.dropna(subset=["cost"])
     if measured.empty:
@@ -76,7 +76,7 @@ def _cost(points: pd.DataFrame, label: str) -> Drawn:
             "No finished run has training FLOPs, or a training time that compares: alone on its "
             "device, and on one like that of the others. There is no cost to show."
         )
-        return Drawn("cost", title, "", missing, None)
+        return CaptionedFigure("cost", title, "", missing, None)
     best = measured.iloc[measured.student_top1.argmax()]
     front = list(figures.pareto(measured).name)
     summary = (
@@ -94,22 +94,22 @@ def _cost(points: pd.DataFrame, label: str) -> Drawn:
     caption += f". {joined} the Pareto front. Points of equal cost stand side by side."
     if lost := sorted(set(points.name) - set(measured.name)):
         caption += f" Cost not measured: {', '.join(lost)}."
-    return Drawn("cost", title, summary, caption, figures.cost(measured, label))
+    return CaptionedFigure("cost", title, summary, caption, figures.cost(measured, label))
 
 
-def _seeds(tops: pd.DataFrame) -> Drawn:
+def _seeds(tops: pd.DataFrame) -> CaptionedFigure:
     summary = "Student top-1 by seed: " + "; ".join(
         f"{method} " + ", ".join(f"{top1:.2f}" for top1 in of_method)
         for method, of_method in tops.groupby("method", sort=False).top1
     )
-    joined = 1 < tops.seed.nunique() <= figures.FEW_SEEDS
+    joined = 1 < tops.seed.nunique() <= figures.MAX_JOINED_SEEDS
     caption = "A dot is a seed"
     caption += ", the bar their mean" * bool(tops.method.duplicated().any())
     caption += "; lines join the dots of one seed." if joined else "."
-    return Drawn("seeds", "Student by seed", summary + ".", caption, figures.seeds(tops))
+    return CaptionedFigure("seeds", "Student by seed", summary + ".", caption, figures.seeds(tops))
 
 
-def _roles(tops: pd.DataFrame) -> Drawn:
+def _roles(tops: pd.DataFrame) -> CaptionedFigure:
     means = tops.groupby(["method", "role"], sort=False).top1.mean().unstack("role")
     summary = "Mean top-1 by role: " + "; ".join(
         f"{method}: " + ", ".join(f"{role} {top1:.2f}" for role, top1 in row.dropna().items())
@@ -119,10 +119,10 @@ def _roles(tops: pd.DataFrame) -> Drawn:
         "Only the student ships. Peers: mean of the other networks. Ensemble: argmax of the mean "
         "probabilities of all networks."
     )
-    return Drawn("roles", "Roles", summary + ".", caption, figures.roles(tops))
+    return CaptionedFigure("roles", "Roles", summary + ".", caption, figures.roles(tops))
 
 
-def _curves(epochs: pd.DataFrame, against: str) -> Drawn:
+def _curves(epochs: pd.DataFrame, against: str) -> CaptionedFigure:
     last = epochs[epochs.epoch == epochs.epoch.max()].groupby("method", sort=False).top1.mean()
     summary = f"Student top-1 by epoch. In epoch {epochs.epoch.max()}: " + ", ".join(
         f"{method} {top1:.2f}" for method, top1 in last.items()
@@ -133,12 +133,12 @@ def _curves(epochs: pd.DataFrame, against: str) -> Drawn:
     caption += "."
     if not epochs.finished.all():
         caption += " Dotted, with a cross at its end: a run that did not finish."
-    return Drawn(
+    return CaptionedFigure(
         "curves", "Training curves", summary + ".", caption, figures.curves(epochs, against)
     )
 
 
-def _losses(terms: pd.DataFrame) -> Drawn:
+def _losses(terms: pd.DataFrame) -> CaptionedFigure:
     kinds = terms.groupby("method", sort=False).kind.unique()
     summary = "Loss terms by epoch: " + "; ".join(
         f"{method}: {', '.join(names)}" for method, names in kinds.items()
@@ -147,4 +147,4 @@ def _losses(terms: pd.DataFrame) -> Drawn:
         "Each kind of term as it is minimised: weighted, summed over networks, mean over seeds. "
         "The axis is logarithmic above 0.001 and linear below."
     )
-    return Drawn("losses", "Loss terms", summary + ".", caption, figures.losses(terms))
+    return CaptionedFigure("losses", "Loss terms", summary + ".", caption, figures.losses(terms))

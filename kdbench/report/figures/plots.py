@@ -1,6 +1,6 @@
-"""The figures of a board: each takes a plain frame and gives a matplotlib figure.
+"""The plots of a board. Each function takes a data frame and returns a matplotlib figure.
 
-Drawn within `kdbench.report.figures.style.drawing`.
+Call them within the context `kdbench.report.figures.style.drawing`.
 """
 
 import math
@@ -12,30 +12,38 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import offset_copy
 
-from kdbench.report.figures.style import INK, MARKERS, PALETTE, QUIET, Look, looks, visible
+from kdbench.report.figures.style import (
+    INK,
+    MARKERS,
+    PALETTE,
+    QUIET,
+    PointStyle,
+    point_styles,
+    visible,
+)
 
 WIDTH = 10.0
-"""Inches."""
-LONGEST = 32
-"""Letters of a name; what is longer is cut."""
-FEW_SEEDS = 5
-"""That lines can still be told apart for."""
+"""Width of a figure in inches."""
+MAX_NAME_LENGTH = 32
+"""Length in characters to which names are shortened."""
+MAX_JOINED_SEEDS = 5
+"""Number of seeds up to which lines join the points of each seed."""
 
 
 def cost(points: pd.DataFrame, label: str) -> Figure:
-    """Accuracy against cost, with the Pareto front.
+    """Plot accuracy against cost, with the Pareto front.
 
     Args:
-        points: name, cost, student_top1, student_top1_sd (missing for one seed), all measured.
-        label: of the axis of cost.
+        points: columns name, cost, student_top1 and student_top1_sd (missing for one seed).
+        label: label of the cost axis.
     """
     points = points.sort_values(["student_top1", "name"], ascending=[False, True])
-    look = looks(sorted(points.name))
+    look = point_styles(sorted(points.name))
     figure = Figure(figsize=(WIDTH, max(4.2, 0.21 * len(points) + 1.2)))
     axes = figure.add_subplot()
     front = pareto(points)
     axes.step(front.cost, front.student_top1, where="post", color=QUIET, linewidth=1.2, zorder=1)
-    moved = beside(points.cost, points.student_top1)
+    moved = horizontal_offsets(points.cost, points.student_top1)
     for aside, (_, point) in zip(moved, points.iterrows(), strict=True):
         colour, marker = look[point["name"]]
         axes.errorbar(
@@ -50,7 +58,7 @@ def cost(points: pd.DataFrame, label: str) -> Figure:
             linestyle="none",
             transform=offset_copy(axes.transData, figure, x=aside, units="points"),
         )
-    for side in (-1, 1):  # what is moved aside is not seen by the limits of the axes
+    for side in (-1, 1):  # matplotlib ignores offset artists when it computes axis limits
         reach = points.student_top1 + side * points.student_top1_sd.fillna(0)
         axes.update_datalim(np.column_stack([points.cost, reach]))
     axes.margins(x=0.06, y=0.08)
@@ -62,11 +70,11 @@ def cost(points: pd.DataFrame, label: str) -> Figure:
     return figure
 
 
-def beside(costs: pd.Series, heights: pd.Series) -> pd.Series:
-    """Points of paper by which each is moved aside, so that equal costs do not hide each other.
+def horizontal_offsets(costs: pd.Series, heights: pd.Series) -> pd.Series:
+    """Return horizontal offsets in typographic points that separate overlapping markers.
 
-    Costs are equal here within 2 % of the next. What is an eighth of all heights above the next
-    hides nothing, and stays on the line of the front that it is on.
+    Markers overlap if their costs are within 2 % of the next and their heights within an eighth
+    of the whole range.
     """
     ordered = costs.sort_values(kind="stable")
     column = (ordered > 1.02 * ordered.shift()).cumsum()
@@ -79,17 +87,18 @@ def beside(costs: pd.Series, heights: pd.Series) -> pd.Series:
 
 
 def pareto(points: pd.DataFrame) -> pd.DataFrame:
-    """The points that no other beats in cost and accuracy, from cheap to dear; ties are all on it.
+    """Return the points on the Pareto front, in order of cost; ties are all included.
 
-    No other is at least as accurate for no more cost, and better in one of them.
+    A point is on the front if no other is at least as accurate and at most as costly, and better
+    in one of both.
     """
     ordered = points.sort_values(["cost", "student_top1"], ascending=[True, False])
     first = ordered.student_top1 > ordered.student_top1.cummax().shift(fill_value=-np.inf)
     return ordered[first.groupby([ordered.cost, ordered.student_top1]).transform("any")]
 
 
-def _name_points(axes: Axes, points: pd.DataFrame, look: Mapping[str, Look]) -> None:
-    """Names in a column at the right, each as near to the height of its point as there is room."""
+def _name_points(axes: Axes, points: pd.DataFrame, look: Mapping[str, PointStyle]) -> None:
+    """Write the names in a column at the right, each as close to its point as possible."""
     low, high = axes.get_ylim()
     heights = spread((points.student_top1 - low) / (high - low), 0.95 / max(len(points), 16))
     for name, top1, height in zip(points.name, points.student_top1, heights, strict=True):
@@ -105,7 +114,7 @@ def _name_points(axes: Axes, points: pd.DataFrame, look: Mapping[str, Look]) -> 
 
 
 def spread(heights: Iterable[float], gap: float) -> list[float]:
-    """Falling heights from 1 to 0, moved apart to at least `gap`."""
+    """Return descending heights between 1 and 0, moved apart by at least `gap`."""
     placed: list[float] = []
     ceiling = 1.0
     for height in heights:
@@ -119,11 +128,11 @@ def spread(heights: Iterable[float], gap: float) -> list[float]:
 
 
 def curves(epochs: pd.DataFrame, reference: str) -> Figure:
-    """The student by epoch, a panel per method; the reference's mean stands in each.
+    """Plot the student's accuracy by epoch, one panel per method, with the reference's mean.
 
     Args:
-        epochs: method, seed, finished, epoch, top1.
-        reference: method that others are seen against.
+        epochs: columns method, seed, finished, epoch and top1.
+        reference: method whose mean is shown in every panel.
     """
     figure, panels = _panels(list(epochs.method.unique()), 5, 1.75)
     finished = epochs[epochs.finished]
@@ -152,10 +161,10 @@ def curves(epochs: pd.DataFrame, reference: str) -> Figure:
 
 
 def losses(terms: pd.DataFrame) -> Figure:
-    """Loss terms by epoch, a panel per method.
+    """Plot loss terms by epoch, one panel per method.
 
     Args:
-        terms: method, epoch, kind, loss.
+        terms: columns method, epoch, kind and loss.
     """
     figure, panels = _panels(list(terms.method.unique()), 2, 1.9)
     for method, axes in panels.items():
@@ -173,7 +182,7 @@ def losses(terms: pd.DataFrame) -> Figure:
 
 
 def _panels(methods: Sequence[str], most: int, height: float) -> tuple[Figure, dict[str, Axes]]:
-    """A figure with an axes for each method, up to `most` beside each other."""
+    """Return a figure with one axes per method, at most `most` in a row."""
     columns = min(most, len(methods))
     rows = math.ceil(len(methods) / columns)
     width = WIDTH * max(columns / most, 0.45)
@@ -183,19 +192,19 @@ def _panels(methods: Sequence[str], most: int, height: float) -> tuple[Figure, d
     for rest in list(axes)[len(methods) :]:
         rest.set_axis_off()
     for method, panel in panels.items():
-        panel.set_title(short(method, 20 if most > 2 else LONGEST))
+        panel.set_title(short(method, 20 if most > 2 else MAX_NAME_LENGTH))
         panel.xaxis.get_major_locator().set_params(integer=True)
     return figure, panels
 
 
 def seeds(runs: pd.DataFrame) -> Figure:
-    """The student of each seed as a dot, their mean as a bar; few seeds are joined by lines.
+    """Plot the student of each seed as a dot and the mean as a bar; lines join few seeds.
 
     Args:
-        runs: method, seed, top1 of the student.
+        runs: columns method, seed and top1 of the student.
     """
     figure, axes, heights = _strip(list(runs.method.unique()))
-    if 1 < runs.seed.nunique() <= FEW_SEEDS:
+    if 1 < runs.seed.nunique() <= MAX_JOINED_SEEDS:
         for _, seed in runs.groupby("seed"):
             axes.plot(seed.top1, seed.method.map(heights), color=QUIET, linewidth=0.6, alpha=0.6)
     axes.plot(runs.top1, runs.method.map(heights), "o", color=PALETTE[0], markersize=4.5)
@@ -208,10 +217,10 @@ def seeds(runs: pd.DataFrame) -> Figure:
 
 
 def roles(tops: pd.DataFrame) -> Figure:
-    """What each role of a method reaches, as means over seeds.
+    """Plot the accuracy of each role of a method, as means over seeds.
 
     Args:
-        tops: method, seed, role, top1.
+        tops: columns method, seed, role and top1.
     """
     figure, axes, heights = _strip(list(tops.method.unique()))
     means = tops.groupby(["method", "role"]).top1.mean().reset_index()
@@ -235,7 +244,7 @@ def roles(tops: pd.DataFrame) -> Figure:
 
 
 def _strip(methods: Sequence[str]) -> tuple[Figure, Axes, dict[str, int]]:
-    """An axes with a line for each method, the first on top."""
+    """Return an axes with one line per method, the first at the top."""
     figure = Figure(figsize=(WIDTH / 2, 0.3 * len(methods) + 1.1))
     axes = figure.add_subplot()
     axes.set_yticks(range(len(methods)), [short(method, 24) for method in methods])
@@ -245,7 +254,7 @@ def _strip(methods: Sequence[str]) -> tuple[Figure, Axes, dict[str, int]]:
     return figure, axes, {method: height for height, method in enumerate(methods)}
 
 
-def short(name: str, longest: int = LONGEST) -> str:
-    """A name that fits into a figure."""
+def short(name: str, longest: int = MAX_NAME_LENGTH) -> str:
+    """Return a name shortened to fit into a figure."""
     name = visible(name)
     return name if len(name) <= longest else name[: longest - 1] + "…"

@@ -1,4 +1,4 @@
-"""How figures look, and a figure as SVG that follows the theme of its page."""
+"""Style of figures, and conversion to SVG that follows the theme of the page."""
 
 import io
 import re
@@ -19,15 +19,15 @@ ImageFormat = Literal["png", "svg", "pdf"]
 
 INK, QUIET, RULE, PAPER = "#1b1d20", "#6b7076", "#d5d8db", "#fefefd"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b97f00", "#3a94c9", "#7d5fb2")
-"""After Okabe and Ito (2008), without yellow and with darker orange and sky blue: lines on white
-need the contrast."""
+"""Colors of Okabe and Ito (2008), without yellow and with darker orange and sky blue for contrast
+on white."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-"""As many as share no factor with the colours: 63 pairs before one comes again."""
+"""Markers. Their number is coprime to that of the colors, which gives 63 distinct pairs."""
 
 VARIABLES = {INK: "--ink", QUIET: "--quiet", RULE: "--rule", PAPER: "--paper"} | {
     colour: f"--series-{index}" for index, colour in enumerate(PALETTE)
 }
-"""CSS variables of the page, by the colour that each stands for."""
+"""CSS variables of the page, by color."""
 
 SVG = "{http://www.w3.org/2000/svg}"
 XLINK = "{http://www.w3.org/1999/xlink}href"
@@ -64,12 +64,12 @@ RC: dict[Any, Any] = {
     "pdf.fonttype": 42,
 }
 
-Look = tuple[str, str]
-"""Colour and marker."""
+PointStyle = tuple[str, str]
+"""Color and marker."""
 
 
-def looks(names: Sequence[str]) -> dict[str, Look]:
-    """Each name's colour and marker."""
+def point_styles(names: Sequence[str]) -> dict[str, PointStyle]:
+    """Return the color and marker of each name."""
     return {
         name: (PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)
     }
@@ -82,15 +82,15 @@ def visible(text: str) -> str:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """In which figures are made and written."""
+    """Return the context in which figures are created and saved."""
     with matplotlib.rc_context(RC), warnings.catch_warnings():
-        # A name in a script that the font lacks shows as boxes; the page has the browser's fonts.
+        # Names in scripts that the font lacks show as boxes; the page uses the browser's fonts.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
 
 
 def inline_svg(figure: Figure, salt: str, summary: str) -> str:
-    """For a page: colours are variables of the page, and ids are unique for each `salt`."""
+    """Return a figure as SVG for an HTML page, with CSS variables as colors and unique ids."""
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": salt}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
@@ -109,7 +109,7 @@ def inline_svg(figure: Figure, salt: str, summary: str) -> str:
 
 def _adapt(element: ElementTree.Element) -> None:
     element.tag = element.tag.removeprefix(SVG)
-    if element.tag == "g":  # named after its place in the figure: other figures have the same
+    if element.tag == "g":  # these ids are not unique across figures
         element.attrib.pop("id", None)
     if XLINK in element.attrib:
         element.set("href", element.attrib.pop(XLINK))
@@ -130,10 +130,10 @@ def _variable(colour: re.Match[str]) -> str:
 
 
 def save(figure: Figure, file: Path, form: ImageFormat) -> None:
-    """As a file of its own, the same bytes for the same figure.
+    """Save a figure; equal figures give identical bytes.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: The file cannot be written.
     """
     undated = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[form]
     content = io.BytesIO()

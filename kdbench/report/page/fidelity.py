@@ -1,4 +1,4 @@
-"""How closely methods agree with their authors' code: docs/fidelity.md, read for the page."""
+"""The agreement of methods with their authors' code, read from docs/fidelity.md for the page."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 from kdbench.paths import REPOSITORY
 
 FIDELITY = REPOSITORY / "docs" / "fidelity.md"
-"""Only beside the sources: a wheel has no docs."""
+"""The document; it exists in a checkout only, because a wheel has no docs."""
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """The parts of the file that the page shows, as plain text."""
+    """The parts of the document that the page shows, as plain text."""
 
     intro: str
     headings: list[str]
@@ -20,7 +20,7 @@ class Fidelity:
 
 
 def fidelity(file: Path) -> Fidelity | None:
-    """None where there is no such file, or no table in it."""
+    """Read the document; return None if it does not exist or has no table."""
     if not file.is_file():
         return None
     lines = [line.replace("`", "") for line in file.read_text(encoding="utf-8").splitlines()]

@@ -1,4 +1,4 @@
-"""All results as one HTML page that needs no network and no other file."""
+"""Rendering of all results as one self-contained HTML page."""
 
 import base64
 import hashlib
@@ -16,17 +16,17 @@ from kdbench.report.analysis.boards import Board, boards
 from kdbench.report.analysis.cost import (
     ByGroup,
     Group,
+    comparison_groups,
     cost_frame,
     equal_cost,
     equal_cost_tables,
-    groups_of,
 )
-from kdbench.report.analysis.protocol import description, suite_of
-from kdbench.report.figures.captioned import Drawn, drawn
+from kdbench.report.analysis.protocol import description, read_suite
+from kdbench.report.figures.captioned import CaptionedFigure, captioned_figures
 from kdbench.report.figures.style import drawing, inline_svg, visible
 from kdbench.report.page.fidelity import FIDELITY, fidelity
 from kdbench.report.tables.columns import Column, columns
-from kdbench.report.tables.notes import clashes, doubts
+from kdbench.report.tables.notes import caveats, name_collisions
 from kdbench.report.tables.published import (
     Source,
     published_apart,
@@ -39,7 +39,7 @@ from kdbench.results.schema import Result
 
 @dataclass(frozen=True)
 class Table:
-    """Headings and rows of finished texts."""
+    """Headings and rows of formatted texts."""
 
     headings: list[str]
     rows: list[list[str]]
@@ -47,15 +47,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Cell:
-    """Text, and the value that it is sorted by: None is last in either order."""
+    """Text of a cell, and the value that it is sorted by. None sorts last in either order."""
 
     text: str
     value: float | str | None
 
 
 @dataclass(frozen=True)
-class Fold:
-    """One run: a line, and what stands behind it by its name."""
+class RunDetails:
+    """One run: a summary line, and further facts by title."""
 
     seed: int
     status: str
@@ -65,7 +65,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Section:
-    """What the template shows of a board."""
+    """The content of a board, as the template shows it."""
 
     anchor: str
     title: str
@@ -73,20 +73,19 @@ class Section:
     recipe: str
     columns: list[Column]
     rows: dict[str, list[Cell]]
-    """By method."""
+    """Cells by method."""
     notes: list[str]
-    """Below them."""
+    """Notes below the table."""
     published: Table | None
-    """Numbers of others, under their own protocols."""
+    """Published numbers of other authors."""
     published_notes: list[str]
-    """Where they stand, and those protocols."""
+    """Sources and protocols of the published numbers."""
     equal_cost: list[tuple[str, Table | str]]
-    """Controls that were trained for as many FLOPs, under their titles; an anchor where the table
-    stands there already, below a board of the same recipe over other epochs.
-    """
-    figures: dict[str, tuple[Drawn, Markup | None]]
-    folds: dict[str, list[Fold]]
-    """By method."""
+    """Titles and tables of controls at equal cost, or the anchor of the board that already shows
+    the table."""
+    figures: dict[str, tuple[CaptionedFigure, Markup | None]]
+    run_details: dict[str, list[RunDetails]]
+    """Runs by method."""
 
 
 def render_page(
@@ -97,58 +96,64 @@ def render_page(
     names: Sequence[str] | None = None,
     siblings: Sequence[Result] = (),
 ) -> str:
-    """The page; equal results give equal text.
+    """Return the page as HTML; equal results give identical text.
 
     Args:
-        results: at least one.
+        results: at least one result.
         against: method that differences and cost refer to.
-        sources: of numbers that others have published.
+        sources: published numbers of other authors.
         damaged: files that were left out.
-        names: columns of the tables; None takes the usual ones.
-        siblings: results of the same suites under other epochs, where they are not shown: they
-            are in figures and tables of cost.
+        names: columns of the tables; None means the usual ones.
+        siblings: results of the same suites with other epochs, which appear only in figures and
+            tables of cost.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("kdbench.report"),
+    all_results = [*results, *siblings]
+    costs = cost_frame(all_results)
+    controls = equal_cost_tables(equal_cost(all_results, against), against)
+    templates = resources.files("kdbench.report.page") / "templates"
+    script, style = ((templates / name).read_text("utf-8") for name in ("page.js", "page.css"))
+    shown = boards(results, against)
+    others, notes = published_apart(sources, [board.rows for board in shown])
+    tabulated: dict[Group, str] = {}
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            sections=[
+                _section(
+                    f"board-{index}",
+                    board,
+                    columns(board.rows, names, against),
+                    costs,
+                    controls,
+                    tabulated,
+                    sources,
+                    against,
+                )
+                for index, board in enumerate(shown, start=1)
+            ],
+            name_collisions=name_collisions(pd.concat([board.rows for board in shown])),
+            published=_table(others) if others else None,
+            published_notes=notes,
+            against=against,
+            runs=len(results),
+            damaged=damaged,
+            fidelity=fidelity(FIDELITY),
+            script=Markup(script),
+            style=Markup(style),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
+    )
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("kdbench.report.page"),
         autoescape=True,
         finalize=_finalize,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    costed = [*results, *siblings]
-    costs = cost_frame(costed)
-    controls = equal_cost_tables(equal_cost(costed, against), against)
-    templates = resources.files("kdbench.report") / "templates"
-    script, style = ((templates / name).read_text("utf-8") for name in ("page.js", "page.css"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    shown = boards(results, against)
-    others, notes = published_apart(sources, [board.rows for board in shown])
-    tabulated: dict[Group, str] = {}
-    return environment.get_template("page.html.j2").render(
-        sections=[
-            _section(
-                f"board-{index}",
-                board,
-                columns(board.rows, names, against),
-                costs,
-                controls,
-                tabulated,
-                sources,
-                against,
-            )
-            for index, board in enumerate(shown, start=1)
-        ],
-        clashes=clashes(pd.concat([board.rows for board in shown])),
-        published=_table(others) if others else None,
-        published_notes=notes,
-        against=against,
-        runs=len(results),
-        damaged=damaged,
-        fidelity=fidelity(FIDELITY),
-        script=Markup(script),
-        style=Markup(style),
-        script_hash=digest,
     )
 
 
@@ -169,7 +174,7 @@ def _section(
     with drawing():
         figures = {
             item.name: (item, _inlined(item, f"{anchor}-{item.name}"))
-            for item in drawn(board, costs, against)
+            for item in captioned_figures(board, costs, against)
         }
     return Section(
         anchor,
@@ -181,12 +186,12 @@ def _section(
             row.method: [Cell(column.text(row), _sortable(column.value(row))) for column in shown]
             for _, row in board.rows.iterrows()
         },
-        doubts(board.rows),
+        caveats(board.rows),
         _published(sources, board),
         published_notes(sources, board.rows),
         _equal_cost(controls, board, tabulated, anchor),
         figures,
-        {method: [_fold(run) for run in runs] for method, runs in board.runs.items()},
+        {method: [_run_details(run) for run in runs] for method, runs in board.runs.items()},
     )
 
 
@@ -198,10 +203,15 @@ def _published(sources: Sequence[Source], board: Board) -> Table | None:
 def _equal_cost(
     controls: ByGroup, board: Board, tabulated: dict[Group, str], anchor: str
 ) -> list[tuple[str, Table | str]]:
-    """Of the board's recipe, over any number of epochs; `tabulated` learns where it stands."""
-    found = {group: controls[group] for group in groups_of(board.results) if group in controls}
+    """Return the equal-cost tables of a board's recipe, with any number of epochs.
+
+    `tabulated` maps groups to the anchor of the board that shows their table; it is updated.
+    """
     shown: list[tuple[str, Table | str]] = []
-    for group, table in found.items():
+    for group in comparison_groups(board.results):
+        if group not in controls:
+            continue
+        table = controls[group]
         title = " ".join([f"{table.title}.", *table.notes])
         shown.append((title, tabulated.get(group) or _table(table.rows)))
         tabulated.setdefault(group, anchor)
@@ -212,7 +222,7 @@ def _table(cells: Sequence[Mapping[str, str]]) -> Table:
     return Table(list(cells[0]), [list(row.values()) for row in cells])
 
 
-def _inlined(item: Drawn, salt: str) -> Markup | None:
+def _inlined(item: CaptionedFigure, salt: str) -> Markup | None:
     return None if item.figure is None else Markup(inline_svg(item.figure, salt, item.summary))
 
 
@@ -221,35 +231,35 @@ def _sortable(value: float | str | None) -> float | str | None:
 
 
 def _recipe(result: Result) -> str:
-    """Its suite in a line; nothing where it is not one that this version knows."""
-    suite = suite_of(result)
+    """Return a one-line summary of a result's suite; empty if it cannot be read."""
+    suite = read_suite(result)
     if suite is None:
         return ""
     train = suite.data.train
-    used, there = suite.data.count(train), train.images
+    used, total = suite.data.count(train), train.images
     return (
         f"{suite.data.name}, {used:,}"
-        + (f" of {there:,}" if used < there else "")
+        + (f" of {total:,}" if used < total else "")
         + f" training images, {suite.data.classes} classes; {suite.schedule.epochs} epochs, "
         f"batch {suite.batch_size}, {suite.precision}, {suite.networks} networks"
-        + ("; reduced, so it ranks nothing" if used < there else "")
+        + ("; reduced, so it does not rank methods" if used < total else "")
     )
 
 
-def _fold(run: Result) -> Fold:
-    made, cost = run.environment, run.cost
-    facts = {"reason": run.reason, "command": made.command}
+def _run_details(run: Result) -> RunDetails:
+    env, cost = run.environment, run.cost
+    facts = {"reason": run.reason, "command": env.command}
     if cost:
         facts["cost"] = _pairs(cost.model_dump(exclude_none=True))
     facts |= {
         "options": _pairs(run.options),
-        "environment": _pairs(made.model_dump(exclude={"command"}, exclude_none=True)),
+        "environment": _pairs(env.model_dump(exclude={"command"}, exclude_none=True)),
         "notes": _pairs(run.notes),
         "fingerprint": run.fingerprint,
     }
     top1 = run.last["student"].top1 if run.status == "finished" and run.last else None
     line = run.status if top1 is None else f"{top1:.2f} %"
-    return Fold(run.identity.seed, run.status, line, {k: v for k, v in facts.items() if v})
+    return RunDetails(run.identity.seed, run.status, line, {k: v for k, v in facts.items() if v})
 
 
 def _pairs(values: dict[str, Any]) -> str:

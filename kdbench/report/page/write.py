@@ -1,4 +1,4 @@
-"""What `kdbench report --output` does: read, draw, write."""
+"""Writing of the HTML page and of figures, for `kdbench report --output`."""
 
 import re
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from kdbench.atomic import atomic_write
 from kdbench.errors import pluralize
 from kdbench.report.analysis.boards import boards
 from kdbench.report.analysis.cost import cost_frame
-from kdbench.report.command import gather
-from kdbench.report.figures.captioned import drawn
+from kdbench.report.command import read_results_folder
+from kdbench.report.figures.captioned import captioned_figures
 from kdbench.report.figures.plots import short
 from kdbench.report.figures.style import ImageFormat, drawing, save
 from kdbench.report.page.render import render_page
@@ -18,8 +18,8 @@ from kdbench.results.files import DamagedFile
 
 
 @dataclass(frozen=True)
-class Written:
-    """Where it is, in a sentence, and the files that are none of the results."""
+class WrittenReport:
+    """A message with the location of the files, and the files that are not valid results."""
 
     text: str
     damaged: list[DamagedFile]
@@ -31,43 +31,43 @@ def write_page(
     against: str,
     output: Path,
     names: Sequence[str] | None = None,
-) -> Written:
-    """All results as `index.html` in the folder `output`, tables in the named columns.
+) -> WrittenReport:
+    """Write all results as `index.html` to the folder `output`.
 
     Raises:
-        UserError: there is no result to show, no such suite, method or column, or `output` takes
-            no file.
+        UserError: There are no results, a suite, method or column is unknown, or the file cannot
+            be written.
     """
-    found = gather(results, suites, against)
+    content = read_results_folder(results, suites, against)
     file = output / "index.html"
-    others = found.published, found.damaged
-    page = render_page(found.results, against, *others, names, found.siblings)
+    others = content.published, content.damaged
+    page = render_page(content.results, against, *others, names, content.siblings)
     with atomic_write(file, durable=False) as stream:
         stream.write(page.encode())
-    return Written(f"The page is '{file}'.\n", found.damaged)
+    return WrittenReport(f"Wrote '{file}'.\n", content.damaged)
 
 
 def write_figures(
     results: Path, suites: Sequence[str] | None, form: ImageFormat, against: str, output: Path
-) -> Written:
-    """The figures of all boards as files in the folder `output`.
+) -> WrittenReport:
+    """Write the figures of all boards to the folder `output`.
 
     Raises:
-        UserError: as of `write_page`.
+        UserError: Under the same conditions as `write_page`.
     """
-    found = gather(results, suites, against)
-    costs, count = cost_frame([*found.results, *found.siblings]), 0
+    content = read_results_folder(results, suites, against)
+    costs, count = cost_frame([*content.results, *content.siblings]), 0
     with drawing():
-        for board in boards(found.results, against):
-            for item in drawn(board, costs, against):
+        for board in boards(content.results, against):
+            for item in captioned_figures(board, costs, against):
                 if item.figure is None:
                     continue
                 item.figure.suptitle(f"{item.title}: {short(board.title, 60)}", fontsize=10)
                 save(item.figure, output / f"{_stem(board.title)}-{item.name}.{form}", form)
                 count += 1
-    return Written(f"{pluralize(count, 'figure')} in '{output}'.\n", found.damaged)
+    return WrittenReport(f"Wrote {pluralize(count, 'figure')} to '{output}'.\n", content.damaged)
 
 
 def _stem(title: str) -> str:
-    """A file's name: what of a title is safe in one."""
+    """Return a title as a safe file name."""
     return re.sub(r"[^\w.+=@-]+", "-", title).strip("-.")[:120]

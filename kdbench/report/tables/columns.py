@@ -1,4 +1,4 @@
-"""The columns of a leaderboard: what each cell says, and what it is sorted by."""
+"""The columns of a leaderboard: the text of each cell, and the value it is sorted by."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,16 +8,17 @@ from typing import Literal
 import pandas as pd
 
 from kdbench.errors import UserError, unknown
-from kdbench.report.analysis.statistics import MOST_SEEDS
-from kdbench.report.analysis.summary import WAY
+from kdbench.report.analysis.statistics import MAX_SEEDS
+from kdbench.report.analysis.summary import EXECUTION_KEYS
 
 MISSING = "n/a"
+"""Text of a cell whose value is not known."""
 
 ACCURACIES = ("top1", "top5", "peers", "mean", "ensemble")
-"""Columns that hold accuracies of the last epoch."""
+"""Columns of accuracies in the last epoch."""
 
 ALWAYS = ("rank", "method", "top1", "n", "vs", "rate", "memory", "hours")
-"""Of the default columns, those that stand even where nothing is known."""
+"""Default columns that are shown even if no value is known."""
 
 DEFAULT = (
     *("rank", "method", "top1", "top5", "n", "vs", "verdict", "peers", "ensemble", "rate"),
@@ -25,29 +26,30 @@ DEFAULT = (
 )
 
 PAPER = ("method", "top1", "top5", "n", "vs", "peers", "ensemble", "cost")
-"""Of the default columns, those for which a printed page is wide enough."""
+"""Default columns of LaTeX tables, which fit a printed page."""
 
-DISPENSABLE = (
+OPTIONAL_COLUMNS = (
     *("waiting", "params", "hours", "memory", "peers", "rate", "cost", "ensemble", "top5"),
     "verdict",
 )
-"""What a narrow terminal has where it fits, the least important first."""
+"""Columns that are dropped on narrow terminals, least important first."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column, however the table is written."""
+    """One column of a leaderboard, in any format."""
 
     name: str
-    """In --columns."""
+    """Name in --columns."""
     heading: str
     text: Callable[[pd.Series], str]
-    """The cell of a row; MISSING where nothing is known."""
+    """Function that returns the cell of a row; MISSING if it is not known."""
     value: Callable[[pd.Series], float | str | None]
-    """What to sort rows by; None where nothing is known."""
+    """Function that returns the value a row is sorted by; None if it is not known."""
     words: bool = False
-    """Words stand on the left, numbers on the right."""
+    """True if the column holds text, which is left-aligned."""
     better: Literal["high", "low"] | None = None
+    """Direction in which values are better."""
 
 
 def columns(
@@ -56,21 +58,25 @@ def columns(
     against: str,
     default: Sequence[str] = DEFAULT,
 ) -> list[Column]:
-    """The named columns of a leaderboard, or with None those that a table usually has.
+    """Return the named columns of a leaderboard, or the usual ones.
 
-    Usually, top-5 stands where there are more than 100 classes or images are encoded, and a
-    column in which nothing is known is left out. The name "all" stands for every column.
+    Args:
+        board: the leaderboard.
+        names: names of columns, or "all"; None means the usual ones.
+        against: method that differences refer to.
+        default: the usual columns. Columns without any known value are left out, and so is top-5
+            with at most 100 classes and decoded images.
 
     Raises:
-        UserError: there is no column of some name.
+        UserError: A name is unknown, or there is none.
     """
-    every = {column.name: column for column in _every(board, against)}
+    every = {column.name: column for column in _all_columns(board, against)}
     if names is None:
         hard = board.encoded.eq(True).any() or bool((board.classes.dropna() > 100).any())
         usual = [every[name] for name in default if hard or name != "top5"]
-        return [column for column in usual if column.name in ALWAYS or _says(column, board)]
+        return [column for column in usual if column.name in ALWAYS or _has_values(column, board)]
     if not names:
-        raise UserError(f"--columns names no column; choose from: {', '.join([*every, 'all'])}.")
+        raise UserError(f"--columns is empty; choose from: {', '.join([*every, 'all'])}.")
     chosen: dict[str, Column] = {}
     for name in names:
         if name != "all" and name not in every:
@@ -79,11 +85,11 @@ def columns(
     return list(chosen.values())
 
 
-def _says(column: Column, board: pd.DataFrame) -> bool:
+def _has_values(column: Column, board: pd.DataFrame) -> bool:
     return any(column.text(row) != MISSING for _, row in board.iterrows())
 
 
-def _every(board: pd.DataFrame, against: str) -> list[Column]:
+def _all_columns(board: pd.DataFrame, against: str) -> list[Column]:
     return [
         *_result_columns(board, against),
         *_cost_columns(board, against),
@@ -130,13 +136,11 @@ def _result_columns(board: pd.DataFrame, against: str) -> list[Column]:
     ]
 
 
-def _cost_columns(board: pd.DataFrame, against: str) -> list[Column]:
-    differing = [name for name in WAY if board[name].nunique() > 1]
-    kinds = sorted(board.memory_kind.dropna().unique())
-    hours = " or ".join("GPU-hours" if kind == "device" else "hours" for kind in kinds) or "hours"
+def _rate_column(board: pd.DataFrame) -> Column:
+    """Return the column of throughput, with what differs between the rows' executions."""
+    differing = [name for name in EXECUTION_KEYS if board[name].nunique() > 1]
 
     def rate(row: pd.Series) -> str:
-        """Of runs that shared a device or moved there is none; several ways are told apart."""
         if row.unmeasured:
             return str(row.unmeasured)
         text = _formatted("images_per_second", ",.0f")(row)
@@ -146,12 +150,19 @@ def _cost_columns(board: pd.DataFrame, against: str) -> list[Column]:
         ]
         return f"{text} ({', '.join(ways)})" if ways and text != MISSING else text
 
-    def memory(row: pd.Series) -> float | None:
-        taken = _number("peak_memory_bytes")(row)
-        return None if taken is None else taken / 2**20
+    return Column("rate", "images/s", rate, _number("images_per_second"), better="high")
 
+
+def _memory(row: pd.Series) -> float | None:
+    peak = _number("peak_memory_bytes")(row)
+    return None if peak is None else peak / 2**20
+
+
+def _cost_columns(board: pd.DataFrame, against: str) -> list[Column]:
+    kinds = sorted(board.memory_kind.dropna().unique())
+    hours = " or ".join("GPU-hours" if kind == "device" else "hours" for kind in kinds) or "hours"
     return [
-        Column("rate", "images/s", rate, _number("images_per_second"), better="high"),
+        _rate_column(board),
         Column(
             "cost",
             f"cost (x {against})",
@@ -162,8 +173,8 @@ def _cost_columns(board: pd.DataFrame, against: str) -> list[Column]:
         Column(
             "memory",
             f"peak MiB ({', '.join(kinds) or MISSING})",
-            lambda row: number_text(memory(row), ",.0f"),
-            memory,
+            lambda row: number_text(_memory(row), ",.0f"),
+            _memory,
             better="low",
         ),
         Column("hours", hours, _hours, _number("hours"), better="low"),
@@ -198,17 +209,17 @@ def _formatted(key: str, spec: str) -> Callable[[pd.Series], str]:
 
 
 def number_text(number: float | None, spec: str) -> str:
-    """A number by a format's rule; MISSING where it is not known."""
+    """Return a formatted number; MISSING if it is None or NaN."""
     return MISSING if number is None or math.isnan(number) else format(number, spec)
 
 
 def interval_text(interval: tuple[float, float] | None) -> str:
-    """`-0.21 to +2.96`, in percentage points."""
+    """Return an interval in percentage points, such as `-0.21 to +2.96`."""
     return MISSING if interval is None else "{:+.2f} to {:+.2f}".format(*interval)
 
 
 def mean_and_deviation(mean: float, sd: float | None) -> str:
-    """`72.70 ± 0.16`; the sample standard deviation of one value is n/a."""
+    """Return mean and sample standard deviation, such as `72.70 ± 0.16`; n/a for one value."""
     return f"{mean:.2f} ± {number_text(sd, '.2f')}"
 
 
@@ -225,7 +236,7 @@ def _bootstrap(row: pd.Series) -> str:
 
 
 def _difference(row: pd.Series) -> str:
-    """With its interval, and with its number of seeds where that is not the row's."""
+    """Return the difference with its interval, and the number of pairs if a seed has none."""
     if math.isnan(row.difference):
         return MISSING
     text = f"{row.difference:+.2f}"
@@ -235,7 +246,7 @@ def _difference(row: pd.Series) -> str:
 
 
 def _verdict(row: pd.Series) -> str:
-    """With the number of seeds that a difference like this one needs, where there are fewer."""
+    """Return the verdict, with the number of seeds needed if there are not enough."""
     if row.reference:
         return "reference"
     if math.isnan(row.p_holm):
@@ -246,7 +257,7 @@ def _verdict(row: pd.Series) -> str:
     if row.seeds_needed > row.pairs:
         return f"{text} (needs ~{row.seeds_needed:.0f})"
     beyond = math.isnan(row.seeds_needed) and row.difference != 0 and row.difference_sd > 0
-    return f"{text} (needs > {MOST_SEEDS:,})" if beyond else text
+    return f"{text} (needs > {MAX_SEEDS:,})" if beyond else text
 
 
 def _count(row: pd.Series) -> str:

@@ -1,4 +1,4 @@
-"""Leaderboards for a paper: LaTeX that needs the package booktabs and no other."""
+"""Leaderboards as LaTeX tables, which need only the package booktabs."""
 
 import re
 import unicodedata
@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping, Sequence
 import pandas as pd
 
 from kdbench.report.tables.columns import ACCURACIES, MISSING, Column
-from kdbench.report.tables.notes import about, doubts
+from kdbench.report.tables.notes import caveats, suite_notes
 
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -22,8 +22,10 @@ SPECIAL = {
 
 
 def leaderboard_table(title: str, rows: pd.DataFrame, shown: Sequence[Column], against: str) -> str:
-    """One leaderboard; in columns of accuracies the best mean is bold and the second underlined,
-    as shown, so that equal ones are marked alike.
+    """Return a leaderboard as a LaTeX table.
+
+    In columns of accuracies the best mean is bold and the second best is underlined. Means that
+    are equal after rounding are marked alike.
     """
     cells = {}
     for column in shown:
@@ -36,21 +38,21 @@ def leaderboard_table(title: str, rows: pd.DataFrame, shown: Sequence[Column], a
         f"{escape(title)}: last epoch, mean $\\pm$ sample standard deviation over seeds, {runs}; "
         f"differences are paired by seed, against {escape(against)}."
     )
-    caption = " ".join([caption, *map(escape, [*about(rows), *doubts(rows)])])
+    caption = " ".join([caption, *map(escape, [*suite_notes(rows), *caveats(rows)])])
     return _table(caption, pd.DataFrame(cells), [column.words for column in shown])
 
 
 def plain_table(
     caption: Sequence[str], cells: Sequence[Mapping[str, str]], words: Container[str]
 ) -> str:
-    """Rows of texts under a caption of several sentences; columns of `words` stand on the left."""
+    """Return rows of texts as a LaTeX table; the columns in `words` are left-aligned."""
     frame = pd.DataFrame([{escape(k): escape(v) for k, v in row.items()} for row in cells])
     sentences = ". ".join(escape(text.rstrip(".")) for text in caption)
     return _table(f"{sentences}.", frame, [heading in words for heading in cells[0]])
 
 
 def escape(text: str) -> str:
-    """Text as LaTeX; a character that pdflatex lacks without further packages is its number."""
+    """Escape text for LaTeX. Characters that need further packages become their code point."""
     signed = re.sub(r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}", text)
     return "".join(_character(character) for character in signed)
 
@@ -65,7 +67,7 @@ def _character(character: str) -> str:
 
 
 def _marked(texts: Sequence[str]) -> list[str]:
-    """Best and second mean, which stands first in its cell."""
+    """Mark the best and the second best mean; each cell begins with its mean."""
     means = [text.split(" ")[0] for text in texts]
     order = sorted({float(mean) for mean in means if mean != MISSING}, reverse=True)
     marks = dict(zip(order, (r"\textbf", r"\underline"), strict=False))

@@ -1,4 +1,4 @@
-"""What there is to choose from, for `kdbench list`."""
+"""Tables of suites, methods and architectures, for `kdbench list`."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from kdbench.suite.suite import Suite
 
 
 def listing() -> str:
-    """Suites, methods and architectures as three tables."""
+    """Return three tables: suites, methods and architectures."""
     suites = list(all_suites())
     tables = [
         tabulate(rows, headers="keys")
@@ -39,10 +39,10 @@ def _suite(suite: Suite) -> dict[str, object]:
 
 
 def _architecture(name: str, suites: Sequence[Suite]) -> dict[str, object]:
-    """With as many classes as the largest suite that offers it has."""
+    """Return a row with the parameters for the largest number of classes among its suites."""
     offered = [suite.data.classes for suite in suites if name in suite.architectures]
     classes = max(offered, default=100)
-    with torch.device("meta"):  # shapes alone
+    with torch.device("meta"):  # no weights are allocated
         parameters = count_parameters(build(name, classes))
     return {"architecture": name, "classes": classes, "parameters": f"{parameters:,}"}
 

@@ -1,23 +1,23 @@
-"""Sentences below tables: what a reader must know before believing a rank."""
+"""Notes below tables that a reader needs in order to interpret a rank."""
 
 import pandas as pd
 
 from kdbench.errors import printable
 
 
-def about(rows: pd.DataFrame) -> list[str]:
-    """What suite a board is of, and that a part of its images ranks nothing."""
+def suite_notes(rows: pd.DataFrame) -> list[str]:
+    """Return the description of a board's suite, with a warning if it uses a part of the images."""
     known = rows.dropna(subset="description")
     if known.empty:
         return []
-    said = f"{known.description.iloc[0]}."
+    note = f"{known.description.iloc[0]}."
     if not known.all_images.all():
-        said += " Reduced to a part of its images, it ranks nothing."
-    return [said]
+        note += " It uses a part of the images and does not rank methods."
+    return [note]
 
 
 def verdicts(rows: pd.DataFrame, against: str) -> str:
-    """Which rows are told apart from `against`, where no column has room to say so."""
+    """Return a sentence on the verdicts, for tables without room for the column."""
     apart = rows[rows.distinguishable.eq(True)]
     words = (
         f"{printable(method)} ({'better' if difference > 0 else 'worse'})"
@@ -28,17 +28,17 @@ def verdicts(rows: pd.DataFrame, against: str) -> str:
     return f"Distinguishable from {against} at their numbers of seeds: {', '.join(words)}."
 
 
-def clashes(table: pd.DataFrame) -> list[str]:
-    """A sentence for each suite of a leaderboard whose name stands for several recipes."""
+def name_collisions(table: pd.DataFrame) -> list[str]:
+    """Return a note for each suite name that several recipes share."""
     return [
-        f"{count} recipes go by the name '{suite}': tables are told apart by their hash."
+        f"{count} recipes share the name '{suite}'; tables are distinguished by their hash."
         for suite, count in table.groupby("suite").suite_hash.nunique().items()
         if count > 1
     ]
 
 
-def doubts(rows: pd.DataFrame) -> list[str]:
-    """A sentence for each thing that keeps rows of a board from being compared."""
+def caveats(rows: pd.DataFrame) -> list[str]:
+    """Return a note for each reason why rows of a board are not fully comparable."""
     return [*_unequal_seeds(rows), *_several_kinds(rows), *_moved(rows)]
 
 
@@ -46,8 +46,8 @@ def _several_kinds(rows: pd.DataFrame) -> list[str]:
     if rows.kind[rows.n > 0].nunique() < 2:
         return []
     return [
-        "Rows of another precision, other images or another version of the harness are ranked "
-        "together; differences are to rows alike."
+        "Rows with different precision, images or harness version are ranked together; "
+        "differences refer to rows of the same kind."
     ]
 
 
@@ -55,7 +55,7 @@ def _moved(rows: pd.DataFrame) -> list[str]:
     moved = ", ".join(map(printable, rows.method[rows.unmeasured == "moved"]))
     if not moved:
         return []
-    return [f"Trained in several places one after the other, so no rate is its own: {moved}."]
+    return [f"No throughput, because training moved between machines: {moved}."]
 
 
 def _unequal_seeds(rows: pd.DataFrame) -> list[str]:
@@ -65,4 +65,4 @@ def _unequal_seeds(rows: pd.DataFrame) -> list[str]:
     fewer = [f"{printable(method)} {n}" for method, n in each if n < most]
     if not fewer:
         return []
-    return [f"Ranked by unequal numbers of seeds: {', '.join(fewer)}, the others {most}."]
+    return [f"Numbers of seeds differ: {', '.join(fewer)}, all others {most}."]

@@ -1,6 +1,7 @@
-"""Numbers that others have published, each with its protocol: shown beside ours, never ranked.
+"""Published numbers of other authors, each with its protocol. They are shown but never ranked.
 
-One TOML file a source, results/published/<source>.toml. What a source does not state is absent.
+There is one TOML file per source, results/published/<source>.toml. It omits what the source does
+not state.
 """
 
 import math
@@ -24,30 +25,29 @@ TITLE = "Published by others (their protocols; not ranked)"
 NOT_STATED = "not stated"
 
 WORDS = ("method", "source")
-"""Columns of words."""
+"""Columns of text, which are left-aligned."""
 
-SPARE = ("batch", "network", "networks", "runs", "weight decay", "epochs")
-"""Columns that a narrow terminal does without, the least important first."""
+PUBLISHED_OPTIONAL_COLUMNS = ("batch", "network", "networks", "runs", "weight decay", "epochs")
+"""Columns that are dropped on narrow terminals, least important first."""
 
-OURS_BEST = "ours, best on test %"
-"""Column that stands where a source's number is of that epoch."""
+OUR_BEST = "ours, best on test %"
+"""Column for sources that report the best epoch on the test set."""
 
-SHORTEST = {False: 100, True: 90}
-"""Epochs of a suite that published numbers may stand beside, by whether images are encoded."""
+MIN_EPOCHS = {False: 100, True: 90}
+"""Least number of epochs of a suite with published numbers, by whether images are encoded."""
 
-
-ALIKE = 0.05
-"""Share by which our number of epochs may be another than theirs for a difference to be shown."""
+EPOCHS_TOLERANCE = 0.05
+"""Relative difference in the number of epochs up to which numbers are subtracted."""
 
 
 class Entry(Section):
-    """One number: the values of its runs, or their mean, or the range that a source gives."""
+    """One published number: the accuracies of its runs, their mean, or a range."""
 
     architecture: str
     method: str
-    """By kdbench's name, where kdbench has it."""
+    """Name of the method; kdbench's name if kdbench has it."""
     role: str | None = None
-    """Of the network whose accuracy it is."""
+    """Role of the network whose accuracy it is."""
     top1: Annotated[tuple[Percent, ...], Field(strict=False, min_length=1)] | None = None
     mean: Percent | None = None
     sd: Percent | None = None
@@ -63,11 +63,12 @@ class Entry(Section):
 
     @property
     def center(self) -> float | None:
-        """Per cent; None for a range."""
+        """Mean accuracy in percent; None for a range."""
         return self.mean if self.top1 is None else statistics.fmean(self.top1)
 
     @property
     def text(self) -> str:
+        """Number as tables show it."""
         if self.range is not None:
             return f"{self.range[0]:.2f} to {self.range[1]:.2f}"
         sd = self.sd if self.top1 is None or len(self.top1) < 2 else statistics.stdev(self.top1)
@@ -75,27 +76,27 @@ class Entry(Section):
 
 
 class Table(Section):
-    """Numbers of one protocol."""
+    """Published numbers that share one protocol."""
 
     dataset: str
-    """As suites name it."""
+    """Name of the dataset, as in suites."""
     protocol: str
-    """In words."""
+    """Description of the protocol."""
     epochs: Positive | None = None
     weight_decay: Annotated[float, Field(ge=0)] | None = None
     networks: Positive | None = None
     batch_size: Positive | None = None
     epoch: Literal["best on test", "last"] | None = None
-    """Which one the number is of."""
+    """Epoch that the numbers are from."""
     runs: Positive | None = None
     entries: Annotated[tuple[Entry, ...], Field(strict=False, min_length=1)]
 
 
 class Source(Section):
-    """A paper, or what else numbers come from."""
+    """A paper or another source of published numbers."""
 
     name: str
-    """As tables cite it."""
+    """Short citation for tables."""
     authors: str | None = None
     title: str | None = None
     venue: str | None = None
@@ -105,52 +106,52 @@ class Source(Section):
 
 
 def read_published(results: Path) -> Iterator[Source | DamagedFile]:
-    """All sources of a results folder, or why a file is none."""
+    """Yield all sources of a results folder, or the reason why a file is not valid."""
     for file in sorted(results.glob("published/*.toml")):
         try:
             content = tomllib.loads(read_small_file(file).decode())
             yield Source.model_validate(content)
         except ValidationError as error:
             yield DamagedFile(file, "; ".join(describe(error, Source)))
-        except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, too deep a nest
-            yield DamagedFile(file, f"it is no valid TOML: {error}")
+        except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or nested too deeply
+            yield DamagedFile(file, f"it is not valid TOML: {error}")
         except OSError as error:
             yield DamagedFile(file, error.strerror or str(error))
 
 
 def published_cells(sources: Sequence[Source], board: pd.DataFrame) -> list[dict[str, str]]:
-    """What others have published of a board's data set and architecture, a row each, by heading.
+    """Return a row for each published number on a board's dataset and architecture.
 
-    Nothing beside a suite that uses a part of the images, or too short a schedule to compare.
-    `ours less theirs` is known where the board has the same method over as many epochs, as far as
-    they state it, and says of which epoch ours is; protocols differ all the same.
+    Suites that use a part of the images or too short a schedule have none. The column `ours less
+    theirs` is filled if the board has the same method with about as many epochs; it names the
+    epoch that our number is from. Protocols differ nevertheless.
     """
     ours = board.drop_duplicates("base", keep=False).set_index("base")
     rows = [
         _cells(source, table, entry, _ours(table, entry, ours))
-        for source, table, entry in _beside(sources, board)
+        for source, table, entry in _published_for(sources, board)
     ]
-    if all(row[OURS_BEST] == MISSING for row in rows):
-        rows = [{key: text for key, text in row.items() if key != OURS_BEST} for row in rows]
+    if all(row[OUR_BEST] == MISSING for row in rows):
+        rows = [{key: text for key, text in row.items() if key != OUR_BEST} for row in rows]
     return [{key: printable(text) for key, text in row.items()} for row in rows]
 
 
 def published_notes(sources: Sequence[Source], board: pd.DataFrame) -> list[str]:
-    """Where the numbers of `published_cells` come from, and their protocols in words."""
-    notes = [_note(source, table) for source, table, _ in _beside(sources, board)]
+    """Return the sources and protocols of the numbers in `published_cells`."""
+    notes = [_note(source, table) for source, table, _ in _published_for(sources, board)]
     return [printable(note) for note in dict.fromkeys(notes)]
 
 
 def published_apart(
     sources: Sequence[Source], boards: Sequence[pd.DataFrame]
 ) -> tuple[list[dict[str, str]], list[str]]:
-    """Cells and notes of what may stand beside none of the boards: nothing of ours compares."""
-    beside = [id(entry) for board in boards for *_, entry in _beside(sources, board)]
+    """Return cells and notes of the published numbers that belong to none of the boards."""
+    shown = [id(entry) for board in boards for *_, entry in _published_for(sources, board)]
     cells, notes = [], []
     for source in sources:
         for table in source.tables:
             for entry in table.entries:
-                if id(entry) in beside:
+                if id(entry) in shown:
                     continue
                 row = {"data set": table.dataset, "architecture": entry.architecture}
                 row |= _cells(source, table, entry, {})
@@ -165,14 +166,14 @@ def _note(source: Source, table: Table) -> str:
     return f"{source.name}: {table.protocol}" + (f" ({', '.join(about)})" if about else "")
 
 
-def _beside(
+def _published_for(
     sources: Sequence[Source], board: pd.DataFrame
 ) -> Iterator[tuple[Source, Table, Entry]]:
-    """What was published of a board's data set and architecture, where it may stand beside it."""
+    """Yield the published numbers on a board's dataset and architecture, if they are comparable."""
     suite = board.iloc[0]
     if pd.isna(suite.epochs) or not suite.all_images:
         return
-    if suite.epochs < SHORTEST[bool(suite.encoded)]:
+    if suite.epochs < MIN_EPOCHS[bool(suite.encoded)]:
         return
     for source in sources:
         for table in source.tables:
@@ -182,17 +183,17 @@ def _beside(
 
 
 def _ours(table: Table, entry: Entry, board: pd.DataFrame) -> dict[str, str]:
-    """Ours by the epoch that theirs is of; by the last one where their source does not say."""
+    """Return our number from the epoch that theirs is from, or from the last if it is unknown."""
     best = table.epoch == "best on test"
-    cells = dict.fromkeys((OURS_BEST, "ours less theirs"), MISSING)
+    cells = dict.fromkeys((OUR_BEST, "ours less theirs"), MISSING)
     column = "best_on_test_top1" if best else "student_top1"
     mean = board[column].get(entry.method, math.nan)
     if math.isnan(mean):
         return cells
     if best:
-        cells[OURS_BEST] = mean_and_deviation(mean, board[f"{column}_sd"][entry.method])
+        cells[OUR_BEST] = mean_and_deviation(mean, board[f"{column}_sd"][entry.method])
     epochs = board.epochs[entry.method]
-    if entry.center is not None and abs(epochs / (table.epochs or epochs) - 1) <= ALIKE:
+    if entry.center is not None and abs(epochs / (table.epochs or epochs) - 1) <= EPOCHS_TOLERANCE:
         epoch = "best on test" if best else "last epoch"
         cells["ours less theirs"] = f"{mean - entry.center:+.2f} ({epoch})"
     return cells

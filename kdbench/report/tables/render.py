@@ -1,4 +1,4 @@
-"""Leaderboards as text: terminal, markdown and LaTeX for readers, CSV and JSON for programs."""
+"""Rendering of leaderboards as terminal, Markdown or LaTeX tables, CSV or JSON."""
 
 import json
 import re
@@ -10,11 +10,11 @@ import pandas as pd
 from tabulate import tabulate
 
 from kdbench.report.analysis.summary import each_board
-from kdbench.report.tables.columns import DEFAULT, DISPENSABLE, PAPER, Column, columns
+from kdbench.report.tables.columns import DEFAULT, OPTIONAL_COLUMNS, PAPER, Column, columns
 from kdbench.report.tables.latex import leaderboard_table, plain_table
-from kdbench.report.tables.notes import about, clashes, doubts, verdicts
+from kdbench.report.tables.notes import caveats, name_collisions, suite_notes, verdicts
 from kdbench.report.tables.published import (
-    SPARE,
+    PUBLISHED_OPTIONAL_COLUMNS,
     TITLE,
     WORDS,
     Source,
@@ -34,10 +34,15 @@ def render(
     sources: Sequence[Source] = (),
     width: int | None = None,
 ) -> str:
-    """The leaderboard in one of FORMATS; CSV and JSON hold every number, not rounded.
+    """Return the leaderboard in one of FORMATS. CSV and JSON hold all numbers, unrounded.
 
-    `names` chooses columns. With `width`, in characters, a terminal's table leaves out what it
-    can do without until it fits. `sources` stand below the boards that they go with.
+    Args:
+        board: the leaderboard, from `summary.leaderboard`.
+        form: output format.
+        against: method that differences refer to.
+        names: columns to show; None means the usual ones.
+        sources: published numbers, shown below the tables they belong to.
+        width: terminal width in characters; optional columns are dropped until the table fits.
     """
     if form == "csv":
         by_seed = board.student_top1_by_seed.map(json.dumps)
@@ -57,30 +62,31 @@ def render(
                 tables = [table.to_fit(width) for table in tables]
             sections += [table.text(markdown=form == "markdown") for table in tables]
     mark = "% " if form == "latex" else ""
-    return "\n".join([*(f"{mark}{said}\n" for said in clashes(board)), *sections])
+    return "\n".join([*(f"{mark}{note}\n" for note in name_collisions(board)), *sections])
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """Finished texts by heading, a row each, under a title."""
+    """A table of formatted texts with a title and notes."""
 
     title: str
     rows: Sequence[Mapping[str, str]]
-    words: Container[str]
-    """Headings of columns that hold words: they stand on the left."""
-    spare: Sequence[str] = ()
-    """Headings of columns that a narrow terminal has where they fit, the least important first."""
+    """Texts by heading, one mapping per row."""
+    text_columns: Container[str]
+    """Headings of left-aligned columns; all others are right-aligned."""
+    optional: Sequence[str] = ()
+    """Headings of columns that are dropped on narrow terminals, least important first."""
     left_out: tuple[str, ...] = ()
     notes: Sequence[str] = ()
-    """Sentences below it."""
+    """Sentences below the table."""
     instead: Mapping[str, str] = field(default_factory=dict)
-    """By heading, what is said below in the place of a column that is left out."""
+    """Notes that replace columns that are dropped, by heading."""
 
     def to_fit(self, width: int) -> "TextTable":
-        """With those of its spare columns for which there is room, the most important first."""
-        spare = [heading for heading in self.spare if heading in self.rows[0]]
-        fitting = self._without(spare)
-        for heading in reversed(spare):
+        """Return the table with as many optional columns as fit, most important first."""
+        optional = [heading for heading in self.optional if heading in self.rows[0]]
+        fitting = self._without(optional)
+        for heading in reversed(optional):
             wider = self._without([name for name in fitting.left_out if name != heading])
             if wider._width() <= width:
                 fitting = wider
@@ -90,13 +96,14 @@ class TextTable:
         rows = [
             {name: text for name, text in row.items() if name not in headings} for row in self.rows
         ]
-        said = [self.instead[name] for name in headings if name in self.instead]
-        return replace(self, rows=rows, left_out=tuple(headings), notes=[*self.notes, *said])
+        notes = [self.instead[name] for name in headings if name in self.instead]
+        return replace(self, rows=rows, left_out=tuple(headings), notes=[*self.notes, *notes])
 
     def _width(self) -> int:
         return max(map(len, self._table("simple").splitlines()))
 
     def text(self, markdown: bool) -> str:
+        """Return the table for a terminal or as Markdown."""
         if markdown:
             rows = [{k: escape_markdown(text) for k, text in row.items()} for row in self.rows]
             table = replace(self, rows=rows)._table("github")
@@ -104,15 +111,16 @@ class TextTable:
             return f"### {escape_markdown(self.title)}\n\n{table}\n" + (notes and f"\n{notes}")
         lines = [self.title, self._table("simple")]
         if self.left_out:
-            lines.append(f"Left out to fit: {', '.join(self.left_out)}; a pipe gets them all.")
+            names = ", ".join(self.left_out)
+            lines.append(f"Columns left out to fit the terminal: {names}. Piped output has all.")
         return "\n".join([*lines, *self.notes]) + "\n"
 
     def latex(self, *before: str) -> str:
-        """Its title and notes are the caption, after the sentences `before`."""
-        return plain_table([*before, self.title, *self.notes], self.rows, self.words)
+        """Return the table as LaTeX; `before`, the title and the notes form the caption."""
+        return plain_table([*before, self.title, *self.notes], self.rows, self.text_columns)
 
     def _table(self, style: str) -> str:
-        aligned = ["left" if heading in self.words else "right" for heading in self.rows[0]]
+        aligned = ["left" if heading in self.text_columns else "right" for heading in self.rows[0]]
         return tabulate(
             self.rows, headers="keys", tablefmt=style, disable_numparse=True, colalign=aligned
         )
@@ -121,7 +129,7 @@ class TextTable:
 def titled_table(
     title: str, cells: Sequence[Mapping[str, str]], markdown: bool, left: int = 1
 ) -> str:
-    """Rows of finished texts under a heading; the first `left` columns hold words."""
+    """Return rows of texts under a title; the first `left` columns are left-aligned."""
     return TextTable(title, cells, list(cells[0])[:left]).text(markdown)
 
 
@@ -130,22 +138,24 @@ def _leaderboard(
 ) -> TextTable:
     cells = [{column.heading: column.text(row) for column in shown} for _, row in rows.iterrows()]
     heading = {column.name: column.heading for column in shown}
-    told_apart = "verdict" in heading and rows.p_holm.notna().any()
+    has_verdicts = "verdict" in heading and rows.p_holm.notna().any()
     return TextTable(
         title,
         cells,
-        words=[column.heading for column in shown if column.words],
-        spare=[heading[name] for name in DISPENSABLE if name in heading],
-        notes=[*about(rows), *doubts(rows)],
-        instead={heading["verdict"]: verdicts(rows, against)} if told_apart else {},
+        text_columns=[column.heading for column in shown if column.words],
+        optional=[heading[name] for name in OPTIONAL_COLUMNS if name in heading],
+        notes=[*suite_notes(rows), *caveats(rows)],
+        instead={heading["verdict"]: verdicts(rows, against)} if has_verdicts else {},
     )
 
 
 def _published(cells: Sequence[Mapping[str, str]], notes: Sequence[str]) -> list[TextTable]:
-    return [TextTable(TITLE, cells, words=WORDS, spare=SPARE, notes=notes)] if cells else []
+    if not cells:
+        return []
+    return [TextTable(TITLE, cells, WORDS, optional=PUBLISHED_OPTIONAL_COLUMNS, notes=notes)]
 
 
 def escape_markdown(text: str) -> str:
-    """Text that a reader of markdown shows as it stands: no cell, tag, code or link of its own."""
+    """Escape characters that Markdown would interpret as cells, tags, code or links."""
     escaped = re.sub(r"([\\|`*])", r"\\\1", text).replace("](", "]\\(")
     return escaped.replace("&", "&amp;").replace("<", "&lt;")
