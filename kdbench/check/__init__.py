@@ -1,1 +1,1 @@
-"""Contract tests that every method gets for free."""
+"""The `kdbench check` command: contract tests that apply to every method."""

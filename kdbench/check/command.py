@@ -1,4 +1,4 @@
-"""What `kdbench check` does: all checks on all methods, as a table."""
+"""The `kdbench check` command: runs all contract checks on methods and shows a table."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,43 +16,48 @@ BUILD = "can be built"
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one check on one method."""
+    """Outcome of one check on one method."""
 
     method: str
     check: str
     result: str
-    """passed, FAILED or skipped."""
+    """One of passed, FAILED and skipped."""
     reason: str = ""
 
 
 def check_methods(
     entries: Iterable[MethodEntry], on_check: Callable[[str], None] = lambda label: None
 ) -> list[Outcome]:
-    """All checks on all methods, each with its default options."""
+    """Run all checks on all methods, with default options.
+
+    Args:
+        entries: methods to check.
+        on_check: called with a label before each check.
+    """
     subjects = [Subject(entry, entry.options({})) for entry in entries]
     outcomes = [outcome for subject in subjects for outcome in check_method(subject, on_check)]
     broken = {outcome.method for outcome in outcomes if outcome.check == BUILD}
     on_check("all methods in two processes")
-    # Together, since every start of two processes imports torch twice.
-    complaints = train_in_two_processes([s for s in subjects if s.entry.name not in broken])
-    for method, complaint in complaints.items():
-        result = "passed" if complaint is None else "FAILED"
-        outcomes.append(Outcome(method, "works in two processes", result, complaint or ""))
+    # All methods share two processes, because starting them imports torch twice.
+    problems = train_in_two_processes([s for s in subjects if s.entry.name not in broken])
+    for method, problem in problems.items():
+        result = "passed" if problem is None else "FAILED"
+        outcomes.append(Outcome(method, "works in two processes", result, problem or ""))
     return outcomes
 
 
 def check_method(
     subject: Subject, on_check: Callable[[str], None] = lambda label: None
 ) -> list[Outcome]:
-    """The checks that one process can do, on one method."""
+    """Run all checks that need one process on one method."""
     entry = subject.entry
     try:
         subject.spec.check()
         subject.build()
     except UserError as error:
-        return [_every(entry, "FAILED", str(error))]
+        return [Outcome(entry.name, BUILD, "FAILED", str(error))]
     except Exception as error:  # a method's constructor may raise anything
-        return [_every(entry, "FAILED", entry.blame(error))]
+        return [Outcome(entry.name, BUILD, "FAILED", entry.blame(error))]
     outcomes = []
     for name, check in CHECKS.items():
         on_check(f"{entry.name}: {name}")
@@ -61,7 +66,7 @@ def check_method(
 
 
 def run_check(subject: Subject, name: str, check: Check) -> Outcome:
-    """One check; whatever the method raises in it is its failure."""
+    """Run one check. Any exception that the method raises counts as a failure."""
     method = subject.entry.name
     try:
         check(subject)
@@ -74,27 +79,26 @@ def run_check(subject: Subject, name: str, check: Check) -> Outcome:
     return Outcome(method, name, "passed")
 
 
-def table(outcomes: Iterable[Outcome]) -> str:
-    """A row per check, a column per method, then the reasons, each once for a method."""
+def format_table(outcomes: Iterable[Outcome]) -> str:
+    """Return a table with a row per check and a column per method, followed by the reasons.
+
+    Equal reasons of one method are listed once.
+    """
     outcomes = list(outcomes)
     methods = list(dict.fromkeys(outcome.method for outcome in outcomes))
-    found = {(outcome.method, outcome.check): outcome.result for outcome in outcomes}
+    results = {(outcome.method, outcome.check): outcome.result for outcome in outcomes}
     rows = [
-        [check, *(found.get((method, check), "-") for method in methods)]
+        [check, *(results.get((method, check), "-") for method in methods)]
         for check in dict.fromkeys(outcome.check for outcome in outcomes)
     ]
-    alike: dict[tuple[str, str, str], list[str]] = {}
+    checks_by_reason: dict[tuple[str, str, str], list[str]] = {}
     for outcome in outcomes:
         if outcome.reason:
             key = outcome.method, outcome.result, outcome.reason
-            alike.setdefault(key, []).append(outcome.check)
+            checks_by_reason.setdefault(key, []).append(outcome.check)
     reasons = [
         f"{method}, {check}: {result}: {reason}"
         + (f" (and in {pluralize(len(others), 'other check')})" if others else "")
-        for (method, result, reason), (check, *others) in alike.items()
+        for (method, result, reason), (check, *others) in checks_by_reason.items()
     ]
     return "\n".join([tabulate(rows, headers=["check", *methods]), "", *reasons])
-
-
-def _every(entry: MethodEntry, result: str, reason: str) -> Outcome:
-    return Outcome(entry.name, BUILD, result, reason)

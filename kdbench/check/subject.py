@@ -1,4 +1,4 @@
-"""A method under test: tiny runs of it on random images, without data and network."""
+"""A method under test, and tiny training runs of it on random images."""
 
 import tempfile
 from collections.abc import Iterator
@@ -23,29 +23,29 @@ from kdbench.seeds import generator
 from kdbench.suite.load import load_suite
 from kdbench.suite.suite import Suite
 
-BATCH = 12
+BATCH_SIZE = 12
 EPOCHS = 2
 
 
 def tiny_suite() -> Suite:
-    """Random 8x8 images of ten classes: two epochs of two steps."""
+    """Return a suite of random 8x8 images of ten classes, with two epochs of two steps."""
     digits = load_suite("digits")
     splits = {
-        "train": digits.data.train.model_copy(update={"images": 2 * BATCH}),
-        "test": digits.data.test.model_copy(update={"images": BATCH + 5}),
+        "train": digits.data.train.model_copy(update={"images": 2 * BATCH_SIZE}),
+        "test": digits.data.test.model_copy(update={"images": BATCH_SIZE + 5}),
     }
     changes = {
         "name": "check",
         "data": digits.data.model_copy(update=splits),
-        "batch_size": BATCH,
-        "evaluation_batch_size": BATCH,
+        "batch_size": BATCH_SIZE,
+        "evaluation_batch_size": BATCH_SIZE,
     }
     return digits.model_copy(update={"schedule": digits.schedule.scaled(EPOCHS), **changes})
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One method with one set of options."""
+    """A method under test, with its options."""
 
     entry: MethodEntry
     options: MethodOptions
@@ -60,21 +60,21 @@ class Subject:
         return RunSpec(self.suite, self.architecture, self.entry, self.options, seed=0)
 
     def build(self) -> Method:
-        """A fresh method in float64, at the start of its first epoch, in train mode."""
+        """Return a fresh method in float64 and train mode, at the start of its first epoch."""
         method = self.spec.build().double().train()
         method.begin_epoch(0)
         return method
 
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """Views (V, B, 3, H, W) and labels, in float64."""
+    def make_batch(self) -> tuple[Tensor, Tensor]:
+        """Return views (V, B, 3, H, W) in float64 and labels (B,)."""
         size = self.suite.data.image_size
-        shape = (self.spec.views, BATCH, 3, size, size)
+        shape = (self.spec.views, BATCH_SIZE, 3, size, size)
         views = torch.randn(shape, generator=generator(0, "check"), dtype=torch.float64)
-        return views, torch.arange(BATCH) % self.suite.data.classes
+        return views, torch.arange(BATCH_SIZE) % self.suite.data.classes
 
     @contextmanager
-    def run(self, accelerator: Accelerator | None = None) -> Iterator[Run]:
-        """A run of the harness, in a folder that is removed afterwards."""
+    def open_run(self, accelerator: Accelerator | None = None) -> Iterator[Run]:
+        """Open a training run of the method in a temporary folder."""
         data = self.suite.data
         train, test = (random_images(data, split.images) for split in (data.train, data.test))
         with tempfile.TemporaryDirectory() as folder:
@@ -83,11 +83,11 @@ class Subject:
             try:
                 yield run
             finally:
-                run.files.finish()  # or the folder is removed while a checkpoint comes into it
+                run.files.finish()  # waits for the checkpoint before the folder is removed
 
 
-def own_parameters(method: Method, images: Tensor) -> dict[str, dict[str, nn.Parameter]]:
-    """For each network's role, the parameters that no other network's logits depend on."""
+def find_own_parameters(method: Method, images: Tensor) -> dict[str, dict[str, nn.Parameter]]:
+    """Return the parameters, by role, that only the logits of that network depend on."""
     named = {n: p for n, p in method.named_parameters() if p.requires_grad}
     reached: dict[str, set[str]] = {}
     for role, logits in method.predict(images).items():

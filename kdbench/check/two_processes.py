@@ -1,4 +1,4 @@
-"""Methods in two processes on the CPU; torchrun starts this file as a module."""
+"""Training of methods in two processes on the CPU. torchrun starts this file as a module."""
 
 import json
 import os
@@ -14,65 +14,74 @@ from kdbench.engine.device import make_accelerator
 from kdbench.engine.run import Run
 from kdbench.launch.torchrun import torchrun
 
-TIMEOUT = 120
-MARK = "kdbench-check:"
+TIMEOUT_SECONDS = 120
+OUTPUT_PREFIX = "kdbench-check:"
 
 
 def train_in_two_processes(subjects: Sequence[Subject]) -> dict[str, str | None]:
-    """Train each under torchrun with gloo; by method None if all is well, else what is not."""
+    """Train each method in two processes under torchrun with gloo.
+
+    Returns:
+        The problem of each method, by method name, or None if there is none.
+    """
     if not subjects:
         return {}
-    asked = [(subject.entry.argument, subject.options.model_dump_json()) for subject in subjects]
-    command = torchrun(2, __name__, json.dumps(asked))
+    methods = [(subject.entry.argument, subject.options.model_dump_json()) for subject in subjects]
+    command = torchrun(2, __name__, json.dumps(methods))
     path = os.pathsep.join(folder for folder in sys.path if folder)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    failure = f"two processes did not end in {TIMEOUT} s"
+    advice = "run `kdbench run --num-processes 2` with this method to see its output"
+    failure = f"the two processes timed out after {TIMEOUT_SECONDS} s; {advice}"
     output = ""
     try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=TIMEOUT
+        process = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
         )
-        output, failure = done.stdout, f"two processes ended with code {done.returncode}"
+        output = process.stdout
+        failure = f"the two processes exited with code {process.returncode}; {advice}"
     except subprocess.TimeoutExpired as error:
         output = error.stdout.decode() if isinstance(error.stdout, bytes) else ""
-    said: dict[str, str | None] = {}
+    problems: dict[str, str | None] = {}
     for line in output.splitlines():
-        if line.startswith(MARK):
-            said |= json.loads(line.removeprefix(MARK))
-    return {s.spec.method_name: said.get(s.spec.method_name, failure) for s in subjects}
+        if line.startswith(OUTPUT_PREFIX):
+            problems |= json.loads(line.removeprefix(OUTPUT_PREFIX))
+    return {s.spec.method_name: problems.get(s.spec.method_name, failure) for s in subjects}
 
 
 def main() -> None:
-    """What each of the two processes does."""
+    """Train the methods given on the command line, as one of two processes."""
     for argument, settings in json.loads(sys.argv[1]):
         (entry,) = find_methods([argument])
         subject = Subject(entry, entry.method.Options.model_validate_json(settings))
         accelerator = make_accelerator(cpu=True)
         try:
-            with subject.run(accelerator) as run:
-                complaint = _complaint(run)
+            with subject.open_run(accelerator) as run:
+                problem = _find_problem(run)
         except Exception as error:  # a method may raise anything
-            complaint = entry.blame(error).split("\n")[0]
+            problem = entry.blame(error).split("\n")[0]
         if accelerator.is_main_process:
-            print(MARK + json.dumps({subject.spec.method_name: complaint}), flush=True)
+            print(OUTPUT_PREFIX + json.dumps({subject.spec.method_name: problem}), flush=True)
         accelerator.wait_for_everyone()
     torch.distributed.destroy_process_group()
 
 
-def _complaint(run: Run) -> str | None:
+def _find_problem(run: Run) -> str | None:
     processes = run.accelerator.num_processes
     if processes != 2:
-        return f"{processes} processes were started, not two"
+        return f"{processes} processes were started instead of two"
     mine = sum(len(labels) for _, labels in run.evaluation)
     shares = run.accelerator.gather(torch.tensor([mine]))
     expected = run.spec.suite.data.test.images
     if int(shares.sum()) != expected:
-        return f"{int(shares.sum())} images would be evaluated, not {expected}"
+        return f"{int(shares.sum())} images would be evaluated instead of {expected}"
     run.train()
     for key, value in run.method.state_dict().items():
         copies = run.accelerator.gather(value.detach().reshape(1, -1))
         if not torch.equal(copies[0], copies[1]):
-            return f"'{key}' differs between the processes"
+            return (
+                f"'{key}' differs between the processes after training. Each process sees its own "
+                "part of a batch, so change weights only through the losses"
+            )
     return None
 
 

@@ -41,11 +41,11 @@ def export(
     """Export the network that a run deploys, with its preprocessing and a model card."""
     from rich.filesize import decimal
 
-    from kdbench.export.student import find, load
-    from kdbench.export.write import write
+    from kdbench.export.student import find_run, load_run
+    from kdbench.export.write import write_export
 
-    finished = load(*find(run, results_dir, runs_dir), method)
-    exported = write(finished, format_.value, output, overwrite)
+    finished = load_run(*find_run(run, results_dir, runs_dir), method)
+    exported = write_export(finished, format_.value, output, overwrite)
     print(f"Wrote '{exported.file}' ({decimal(exported.bytes)}) and its card '{exported.card}'.")
 
 
@@ -66,7 +66,7 @@ def evaluate(
     """Evaluate an exported file on a suite's test images, and compare it with its run."""
     from kdbench.engine.device import make_accelerator
     from kdbench.export.evaluate import evaluate_file
-    from kdbench.export.student import label
+    from kdbench.export.student import format_label
     from kdbench.launch.shares import cores
 
     processes = max(1, cores() - 1) if workers is None else workers
@@ -77,7 +77,7 @@ def evaluate(
     print(f"{file.name} on {evaluation.suite}: {_format_metrics(evaluation.metrics)}, {images}.")
     card = evaluation.card
     metrics = _format_metrics(card.metrics)
-    print(f"Exported from {label(card.identity)}: {metrics}, in {card.precision}.")
+    print(f"Exported from {format_label(card.identity)}: {metrics}, in {card.precision}.")
     if evaluation.agrees is None:
         print("The run used another suite, so there is nothing to compare.")
     elif evaluation.agrees:

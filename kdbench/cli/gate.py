@@ -21,42 +21,46 @@ from kdbench.cli.common import (
 from kdbench.errors import UserError
 
 if TYPE_CHECKING:
-    from kdbench.gate.command import Gate, GateRequest
+    from kdbench.gate.command import GateReport, GateRequest
 
 BASELINES = Path("results/gate")
+
+BaselineFile = Annotated[
+    Path | None, Option(help="File with the baseline. Default: results/gate/SUITE.json.")
+]
+Update = Annotated[
+    bool, Option("--update", help="Replace the baseline after showing the differences.")
+]
+Architectures = Annotated[str, Option(help="Comma-separated list. Default: those of the baseline.")]
+Seeds = Annotated[int | None, Option(min=1, help="Number of seeds. Default: that of the baseline.")]
+Epochs = Annotated[
+    int | None, Option(min=1, help="Number of epochs. Default: that of the baseline.")
+]
+Jobs = Annotated[int, Option(help="Number of concurrent runs, each in its own process.")]
+KeptResults = Annotated[Path | None, Option(help="Keep the results of the runs in this folder.")]
+Summary = Annotated[
+    Path | None,
+    Option(help="Append the table to this file as Markdown. Default: $GITHUB_STEP_SUMMARY."),
+]
+Agreement = Annotated[
+    str | None,
+    Option(help="Only print how the ranks of methods under SUITE and this suite correlate."),
+]
 
 
 def gate(
     suite: SuiteName = "digits",
-    baseline: Annotated[
-        Path | None, Option(help="Stored numbers. Default: results/gate/SUITE.json.")
-    ] = None,
-    update: Annotated[
-        bool, Option("--update", help="Replace the baseline after showing the differences.")
-    ] = False,
+    baseline: BaselineFile = None,
+    update: Update = False,
     methods: Methods = "all",
-    architectures: Annotated[
-        str, Option(help="Comma-separated list. Default: those of the baseline.")
-    ] = "",
-    seeds: Annotated[
-        int | None, Option(min=1, help="Number of seeds. Default: that of the baseline.")
-    ] = None,
-    epochs: Annotated[
-        int | None, Option(min=1, help="Number of epochs. Default: that of the baseline.")
-    ] = None,
+    architectures: Architectures = "",
+    seeds: Seeds = None,
+    epochs: Epochs = None,
     data_dir: DataDir = None,
-    jobs: Annotated[int, Option(help="Number of concurrent runs, each in its own process.")] = 1,
-    results_dir: Annotated[
-        Path | None, Option(help="Keep the results of the runs in this folder.")
-    ] = None,
-    summary: Annotated[
-        Path | None,
-        Option(help="Append the table to this file as Markdown. Default: $GITHUB_STEP_SUMMARY."),
-    ] = None,
-    agreement: Annotated[
-        str | None,
-        Option(help="Only print how the ranks of methods under SUITE and this suite correlate."),
-    ] = None,
+    jobs: Jobs = 1,
+    results_dir: KeptResults = None,
+    summary: Summary = None,
+    agreement: Agreement = None,
 ) -> None:
     """Train a short schedule and compare it with a baseline; exit with 1 on a regression."""
     from kdbench.suite.load import load_suite
@@ -69,30 +73,30 @@ def gate(
 
     file = baseline or BASELINES / f"{chosen.name}.json"
     request = GateRequest(chosen, names, names_of(architectures) or None, seeds, epochs)
-    outcome = _run_gate(request, file, update, results_dir, data_dir, jobs)
-    print(outcome.render(), end="")
+    report = _measure(request, file, update, results_dir, data_dir, jobs)
+    print(report.render(), end="")
     summary_file = summary or os.environ.get("GITHUB_STEP_SUMMARY")
     if summary_file:
-        _append(Path(summary_file), outcome.render(markdown=True))
+        _append(Path(summary_file), report.render(markdown=True))
     if update:
         from kdbench.gate.record import write_baseline
 
-        write_baseline(file, outcome.new)
+        write_baseline(file, report.new)
         print(f"Baseline written: {file}")
-    elif not outcome.passed:
+    elif not report.passed:
         raise typer.Exit(1)
 
 
-def _run_gate(
+def _measure(
     request: "GateRequest",
     file: Path,
     update: bool,
     results_dir: Path | None,
     data_dir: Path | None,
     jobs: int,
-) -> "Gate":
-    """Run the gate; results are kept only if a folder is given."""
-    from kdbench.gate.command import gate as run_gate
+) -> "GateReport":
+    """Run the gate. Keep the results only if a folder is given."""
+    from kdbench.gate.command import run_gate
     from kdbench.launch.execution import Execution
 
     if results_dir is not None and any(results_dir.glob("*/*/*/seed*.json")):

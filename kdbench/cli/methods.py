@@ -22,7 +22,7 @@ def check(
     if bool(methods) == all_:
         raise UserError("Name methods or files to check, or give --all.")
     check_method_names(methods or [])
-    from kdbench.check.command import check_methods, table
+    from kdbench.check.command import check_methods, format_table
     from kdbench.discovery import find_methods
 
     broken: list[UserError] = []
@@ -30,7 +30,7 @@ def check(
     with Console(stderr=True).status("checking") as status:
         outcomes = check_methods(entries, on_check=status.update)
     if outcomes:
-        print(table(outcomes))
+        print(format_table(outcomes))
     for error in broken:
         print_error(str(error))
     if broken or any(outcome.result == "FAILED" for outcome in outcomes):

@@ -49,7 +49,7 @@ def evaluate_file(
         UserError: The file does not exist or does not fit the suite, or the data cannot be read.
     """
     card, network = open_exported(file, device)
-    chosen = _suite(suite, card)
+    chosen = _choose_suite(suite, card)
     data = chosen.data
     if (data.classes, data.image_size) != (card.classes, card.image_size):
         raise UserError(
@@ -58,7 +58,7 @@ def evaluate_file(
             "pixels."
         )
     _, test = open_images(locate(data, data_dir, is_cached), device, workers)
-    batches = evaluation_batches(test, _unnormalised(chosen))
+    batches = evaluation_batches(test, _without_normalization(chosen))
     with torch.autocast(device.type, torch.bfloat16, enabled=chosen.precision == "bf16"):
         metrics = measure(lambda images: {"student": network(images)}, batches)["student"]
     same = chosen.digest() == card.identity.suite_hash
@@ -66,7 +66,7 @@ def evaluate_file(
     return Evaluation(card, chosen.name, len(test), metrics, batches.undecodable, agrees)
 
 
-def _suite(requested: str | None, card: Card) -> Suite:
+def _choose_suite(requested: str | None, card: Card) -> Suite:
     """Return the requested suite, with the run's changes if it is the suite of the run."""
     name, _, changes = card.identity.suite.partition("@")
     if requested is None and name not in suite_files():
@@ -85,7 +85,7 @@ def _suite(requested: str | None, card: Card) -> Suite:
     return suite
 
 
-def _unnormalised(suite: Suite) -> Suite:
+def _without_normalization(suite: Suite) -> Suite:
     """Return the suite without normalization: exported networks take images in [0, 1]."""
     plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     augmentation = suite.augmentation.model_copy(update=plain)

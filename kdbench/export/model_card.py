@@ -7,15 +7,15 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from kdbench.export.card import Card
-from kdbench.export.formats import OPSET
-from kdbench.export.student import FinishedRun, label
+from kdbench.export.formats import ONNX_OPSET
+from kdbench.export.student import FinishedRun, format_label
 from kdbench.results.files import read_result
 from kdbench.results.schema import Result
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
 
-def model_card(finished: FinishedRun, card: Card, file: str, form: str) -> str:
+def render_model_card(finished: FinishedRun, card: Card, file: str, format_name: str) -> str:
     """Return the model card as Markdown, for a file of the given name and format."""
     environment = Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True
@@ -23,19 +23,19 @@ def model_card(finished: FinishedRun, card: Card, file: str, form: str) -> str:
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         card=card,
-        run=label(finished.result.identity),
+        run=format_label(finished.result.identity),
         cost=finished.result.cost,
         file=file,
-        form=form,
+        format_name=format_name,
         method=finished.spec.entry.method,
-        opset=OPSET,
-        seeds=_over_seeds(finished),
+        opset=ONNX_OPSET,
+        seeds=_summarize_seeds(finished),
         suite=finished.spec.suite,
         suite_argument=finished.spec.suite_argument,
     )
 
 
-def _over_seeds(finished: FinishedRun) -> dict[str, Any] | None:
+def _summarize_seeds(finished: FinishedRun) -> dict[str, Any] | None:
     """Return n, mean and sample standard deviation of the runs that differ only in their seed."""
 
     def seedless(result: Result) -> object:

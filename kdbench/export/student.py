@@ -19,7 +19,7 @@ from kdbench.results.schema import Epoch, Identity, Result
 from kdbench.suite.suite import Suite
 
 
-class Deployed(nn.Module):
+class DeployedNetwork(nn.Module):
     """The deployed network with its normalization.
 
     Takes RGB images (B, 3, H, W), float32 in [0, 1], and returns logits (B, C).
@@ -48,10 +48,10 @@ class FinishedRun:
     results: Path
     """Folder of its result and the results of other seeds."""
     spec: RunSpec
-    network: Deployed
+    network: DeployedNetwork
 
 
-def find(run: str, results: Path, runs: Path) -> tuple[Path, Path]:
+def find_run(run: str, results: Path, runs: Path) -> tuple[Path, Path]:
     """Return the result file and the run folder of a run.
 
     Args:
@@ -79,7 +79,7 @@ def find(run: str, results: Path, runs: Path) -> tuple[Path, Path]:
     return results / name / f"{seed}.json", runs / name / seed
 
 
-def load(file: Path, folder: Path, method_file: Path | None = None) -> FinishedRun:
+def load_run(file: Path, folder: Path, method_file: Path | None = None) -> FinishedRun:
     """Load the deployed network of a run, in float32 and eval mode, on the CPU.
 
     Args:
@@ -91,16 +91,16 @@ def load(file: Path, folder: Path, method_file: Path | None = None) -> FinishedR
         UserError: There is no result, the run did not finish, its checkpoint is missing or does
             not belong to the result, or the method has changed since.
     """
-    result = _finished(file)
-    spec = _spec(result, method_file)
+    result = _read_finished_result(file)
+    spec = _restore_spec(result, method_file)
     method = spec.build()
-    method.load_state_dict(_weights(result, folder))
+    method.load_state_dict(_read_weights(result, folder))
     augmentation = spec.suite.augmentation
-    network = Deployed(method.student(), augmentation.mean, augmentation.std)
+    network = DeployedNetwork(method.student(), augmentation.mean, augmentation.std)
     return FinishedRun(result, file.parent, spec, network)
 
 
-def _finished(file: Path) -> Result:
+def _read_finished_result(file: Path) -> Result:
     if not file.is_file():
         raise UserError(f"Result '{file}' does not exist; train the run with `kdbench run` first.")
     result = read_result(file)
@@ -108,17 +108,17 @@ def _finished(file: Path) -> Result:
         raise UserError(f"'{file}' is not a valid result: {result.reason}.")
     if result.status != "finished" or result.last is None or result.cost is None:
         raise UserError(
-            f"{label(result.identity)} {result.status}; only finished runs can be exported."
+            f"{format_label(result.identity)} {result.status}; only finished runs can be exported."
         )
     return result
 
 
-def label(identity: Identity) -> str:
+def format_label(identity: Identity) -> str:
     """Return the name of a run, such as `suite/architecture/method/seed0`."""
     return f"{identity.suite}/{identity.architecture}/{identity.method}/seed{identity.seed}"
 
 
-def _spec(result: Result, method_file: Path | None) -> RunSpec:
+def _restore_spec(result: Result, method_file: Path | None) -> RunSpec:
     identity = result.identity
     name = identity.method.partition("@")[0]
     if method_file is None and name not in method_names():
@@ -128,7 +128,7 @@ def _spec(result: Result, method_file: Path | None) -> RunSpec:
         )
     (entry,) = find_methods([str(method_file or name)])
     changed = UserError(
-        f"'{entry.name}' or kdbench itself has changed since {label(identity)} was trained; "
+        f"'{entry.name}' or kdbench itself has changed since {format_label(identity)} was trained; "
         "train it again with --overwrite-stale."
     )
     try:
@@ -142,9 +142,10 @@ def _spec(result: Result, method_file: Path | None) -> RunSpec:
     return spec
 
 
-def _weights(result: Result, folder: Path) -> dict[str, Tensor]:
+def _read_weights(result: Result, folder: Path) -> dict[str, Tensor]:
     """Return the weights of all networks and modules of the method."""
-    run, again = label(result.identity), f"train it again: {result.environment.command} --overwrite"
+    run = format_label(result.identity)
+    again = f"train it again: {result.environment.command} --overwrite"
     checkpoint = read_checkpoint(folder, result.fingerprint + str(result.notes.get("images", "")))
     if checkpoint is None:
         raise UserError(

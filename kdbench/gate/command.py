@@ -8,11 +8,11 @@ from kdbench.engine.device import make_accelerator
 from kdbench.engine.environment import environment
 from kdbench.engine.spec import HARNESS_VERSION, RunSpec
 from kdbench.errors import UserError
-from kdbench.gate.compare import REGRESSIONS, Finding, compare
+from kdbench.gate.compare import REGRESSIONS, Comparison, compare
 from kdbench.gate.measure import (
-    AGAINST,
+    REFERENCE_METHOD,
     add_rounding,
-    make_entries,
+    build_entries,
     perturbed,
     single_step_suite,
     time_steps,
@@ -28,7 +28,10 @@ from kdbench.suite.suite import Suite
 
 @dataclass(frozen=True)
 class GateRequest:
-    """What a gate covers. None means the value of the baseline, or of the suite without one."""
+    """Suite, methods and schedule that a gate covers.
+
+    None means the value of the baseline, or that of the suite if there is no baseline.
+    """
 
     suite: Suite
     methods: list[str]
@@ -38,37 +41,39 @@ class GateRequest:
 
 
 @dataclass(frozen=True)
-class Gate:
-    """The outcome of a gate: the comparison, and the baseline that the new numbers would make."""
+class GateReport:
+    """Comparisons with the old baseline, and the new baseline that the measurements make."""
 
     old: Baseline | None
     new: Baseline
-    findings: list[Finding]
+    comparisons: list[Comparison]
 
     @property
     def passed(self) -> bool:
-        return not any(finding.verdict in REGRESSIONS for finding in self.findings)
+        """True if no comparison is a regression."""
+        return not any(comparison.verdict in REGRESSIONS for comparison in self.comparisons)
 
     def render(self, markdown: bool = False) -> str:
+        """Return the comparisons as tables, for a terminal or as Markdown."""
         if self.old is None:
             return "There is no baseline of this suite to compare with.\n"
-        return render(self.findings, self.old, self.new.environment, markdown)
+        return render(self.comparisons, self.old, self.new.environment, markdown)
 
 
-def gate(
+def run_gate(
     request: GateRequest,
     file: Path,
     config: Execution,
     update: bool,
     on_message: Callable[[str], None],
-) -> Gate:
-    """Measure and compare with the baseline.
+) -> GateReport:
+    """Measure all methods and compare them with the baseline.
 
     Args:
-        request: what to cover.
-        file: the baseline.
-        config: how runs are executed.
-        update: also measure what a new baseline needs.
+        request: suite, methods and schedule to cover.
+        file: file of the baseline. It is read, never written.
+        config: execution settings of the runs.
+        update: also measure the loss tolerances that a new baseline needs.
         on_message: called with messages for the user.
 
     Raises:
@@ -78,34 +83,47 @@ def gate(
     request = _with_baseline_defaults(request, old)
     seeds = request.seeds or request.suite.seeds
     specs = make_specs(request.suite, request.methods, request.architectures or [], seeds)
-    here = environment(make_accelerator().device, 1, request.suite.precision, "kdbench gate")
+    new_environment = environment(
+        make_accelerator().device, 1, request.suite.precision, "kdbench gate"
+    )
     if update:
-        _check_update(old, specs, request.methods, here.dirty)
+        _check_update(old, specs, request.methods, new_environment.dirty)
     elif old is not None:
         _check_suite(request.suite, old)
-    steps = single_step_suite(request.suite)
-    long, short = train(specs, config), train(with_suite(specs, steps), config)
-    entries = make_entries(long, short, time_steps(specs, on_message))
-    if update:
-        _check_finished(entries)
-        perturbed_results = train(with_suite(specs, perturbed(steps)), config)
-        entries = [add_rounding(entry, perturbed_results) for entry in entries]
+    entries = _measure_entries(request.suite, specs, config, update, on_message)
     new = Baseline(
         suite=request.suite.name,
         suite_hash=request.suite.digest(),
         epochs=request.suite.schedule.epochs,
         seeds=seeds,
         harness_version=HARNESS_VERSION,
-        against=AGAINST,
-        environment=here,
+        against=REFERENCE_METHOD,
+        environment=new_environment,
         entries=entries,
     )
     comparable = old is not None and old.suite_hash == new.suite_hash
     names = None if "all" in request.methods else {spec.method_name for spec in specs}
-    findings = []
+    comparisons = []
     if old is not None and comparable:
-        findings = compare(old, entries, names, here.torch)
-    return Gate(old if comparable else None, new, findings)
+        comparisons = compare(old, entries, names, new_environment.torch)
+    return GateReport(old if comparable else None, new, comparisons)
+
+
+def _measure_entries(
+    suite: Suite,
+    specs: Sequence[RunSpec],
+    config: Execution,
+    update: bool,
+    on_message: Callable[[str], None],
+) -> list[Entry]:
+    single_steps = single_step_suite(suite)
+    long, short = train(specs, config), train(with_suite(specs, single_steps), config)
+    entries = build_entries(long, short, time_steps(specs, on_message))
+    if update:
+        _check_finished(entries)
+        perturbed_results = train(with_suite(specs, perturbed(single_steps)), config)
+        entries = [add_rounding(entry, perturbed_results) for entry in entries]
+    return entries
 
 
 def _with_baseline_defaults(request: GateRequest, old: Baseline | None) -> GateRequest:
@@ -141,9 +159,9 @@ def _check_update(
     if old is None:
         return
     kept = {spec.method_name for spec in specs}
-    gone = set() if "all" in methods else {entry.method for entry in old.entries} - kept
+    dropped = set() if "all" in methods else {entry.method for entry in old.entries} - kept
     for lost, option in (
-        (gone, "--methods"),
+        (dropped, "--methods"),
         (set(old.architectures) - {spec.architecture for spec in specs}, "--architectures"),
     ):
         if lost:

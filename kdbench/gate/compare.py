@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from kdbench.bench.record import Spread
-from kdbench.gate.record import Baseline, Entry, Losses, StepFigures
+from kdbench.gate.record import Baseline, Entry, Losses, StepMeasurement
 
 FALSE_ALARM_RATE = 0.01
 """Share of gates in which accuracy, or step times, may fail although nothing changed."""
@@ -20,13 +20,13 @@ FALSE_ALARM_RATE = 0.01
 COMPARED_ROLES = ("student", "ensemble")
 """Roles whose accuracy is compared."""
 
-LOSS_FLOOR = 1e-4
-"""Least relative tolerance of losses: ten times the effect of another number of threads."""
+MIN_LOSS_TOLERANCE = 1e-4
+"""Minimum relative tolerance of losses: ten times the effect of another number of threads."""
 
-STEP_FLOOR = 0.25
-"""Least relative tolerance of a ratio of step times; processes differed by up to 13 %."""
+MIN_STEP_TIME_TOLERANCE = 0.25
+"""Minimum relative tolerance of the ratio of step times; processes differed by up to 13 %."""
 
-MEMORY_MARGIN = 0.5
+MEMORY_TOLERANCE = 0.5
 """Relative tolerance of the memory that a step adds; processes differed by up to 22 %."""
 
 Verdict = Literal["same", "better", "worse", "changed", "new", "missing", "failed"]
@@ -36,7 +36,7 @@ REGRESSIONS: frozenset[Verdict] = frozenset({"worse", "changed", "missing", "fai
 
 
 @dataclass(frozen=True)
-class Finding:
+class Comparison:
     """One row of the table: a measure, formatted values and the verdict."""
 
     architecture: str
@@ -52,7 +52,7 @@ class Finding:
 
 def compare(
     baseline: Baseline, now: Iterable[Entry], methods: set[str] | None, torch: str
-) -> list[Finding]:
+) -> list[Comparison]:
     """Compare all measures of all methods with the baseline.
 
     Args:
@@ -71,19 +71,19 @@ def compare(
         for entry in baseline.entries
         if entry.architecture in architectures and (methods is None or entry.method in methods)
     }
-    findings = [Finding(*key, "method", "missing") for key in expected if key not in entries]
+    comparisons = [Comparison(*key, "method", "missing") for key in expected if key not in entries]
     # Use all methods of the baseline: the spread of a few would be too uncertain.
     spreads = _seed_spreads([e for e in baseline.entries if e.architecture in architectures])
     for key, new in entries.items():
-        findings += _unfinished_findings(new)
+        comparisons += _report_unfinished(new)
         old = expected.get(key)
         if old is None:
-            findings.append(Finding(*key, "method", "new"))
+            comparisons.append(Comparison(*key, "method", "new"))
         else:
-            findings += _accuracy_findings(old, new, spreads, len(expected))
-            findings += _loss_findings(old, new)
-            findings += _cost_findings(old, new, len(expected), counts_bytes)
-    return findings
+            comparisons += _compare_accuracy(old, new, spreads, len(expected))
+            comparisons += _compare_losses(old, new)
+            comparisons += _compare_cost(old, new, len(expected), counts_bytes)
+    return comparisons
 
 
 def loss_distance(before: Losses, after: Losses, step: int) -> float:
@@ -93,9 +93,9 @@ def loss_distance(before: Losses, after: Losses, step: int) -> float:
     return math.sqrt(sum(squares) / len(squares)) if squares else 0.0
 
 
-def _unfinished_findings(entry: Entry) -> Iterator[Finding]:
+def _report_unfinished(entry: Entry) -> Iterator[Comparison]:
     for seed, reason in entry.unfinished.items():
-        yield Finding(*entry.key, f"seed {seed}", "failed", now=reason)
+        yield Comparison(*entry.key, f"seed {seed}", "failed", now=reason)
 
 
 def _seed_spreads(entries: Sequence[Entry]) -> dict[tuple[str, str], tuple[float, int]]:
@@ -118,12 +118,12 @@ def _seed_spreads(entries: Sequence[Entry]) -> dict[tuple[str, str], tuple[float
     return pooled
 
 
-def _accuracy_findings(
+def _compare_accuracy(
     old: Entry,
     new: Entry,
     spreads: dict[tuple[str, str], tuple[float, int]],
     methods: int,
-) -> Iterator[Finding]:
+) -> Iterator[Comparison]:
     seeds = _common_seeds(old, new)
     for role in COMPARED_ROLES:
         pairs = [
@@ -139,10 +139,10 @@ def _accuracy_findings(
             sd, freedom = spreads[old.architecture, role]
             alarms = FALSE_ALARM_RATE / (methods * len(COMPARED_ROLES))
             tolerance = stats.t.isf(alarms / 2, freedom) * sd * math.sqrt(2 / len(pairs))
-        yield Finding(
+        yield Comparison(
             *new.key,
             f"{role} top-1 %",
-            _verdict(after - before, tolerance),
+            _judge(after - before, tolerance),
             f"{before:.2f}",
             f"{after:.2f}",
             "n/a (one seed)" if math.isinf(tolerance) else f"{tolerance:.2f}",
@@ -150,57 +150,57 @@ def _accuracy_findings(
         )
 
 
-def _loss_findings(old: Entry, new: Entry) -> Iterator[Finding]:
+def _compare_losses(old: Entry, new: Entry) -> Iterator[Comparison]:
     seeds = _common_seeds(old, new)
     if not seeds or old.rounding is None:
         return
     pairs = [(old.traces[seed], new.traces[seed]) for seed in seeds]
     training = [(before.losses, after.losses) for before, after in pairs]
     evaluation = [(before.evaluation, after.evaluation) for before, after in pairs]
-    yield _loss_finding(new, "training losses", training, old.rounding.losses)
-    yield _loss_finding(new, "evaluation losses", evaluation, old.rounding.evaluation)
+    yield _compare_loss_kind(new, "training losses", training, old.rounding.losses)
+    yield _compare_loss_kind(new, "evaluation losses", evaluation, old.rounding.evaluation)
 
 
-def _loss_finding(
+def _compare_loss_kind(
     new: Entry, name: str, pairs: list[tuple[Losses, Losses]], rounding: list[float]
-) -> Finding:
+) -> Comparison:
     before, after = (set(losses) for losses in pairs[0])
     if before != after:
         removed, added = (
             ", ".join(sorted(names)) or "none" for names in (before - after, after - before)
         )
-        return Finding(*new.key, name, "changed", f"removed: {removed}", f"added: {added}")
-    limits = [max(value, LOSS_FLOOR) for value in rounding]
+        return Comparison(*new.key, name, "changed", f"removed: {removed}", f"added: {added}")
+    limits = [max(value, MIN_LOSS_TOLERANCE) for value in rounding]
     steps = range(len(limits))
     # A fault moves every seed. Rounding can move one seed far, by flipping a ReLU.
     distances = [min(loss_distance(*pair, step) for pair in pairs) for step in steps]
     worst = max(steps, key=lambda step: distances[step] / limits[step])
-    return Finding(
+    return Comparison(
         *new.key,
         f"{name}, step {worst + 1}",
         "changed" if distances[worst] > limits[worst] else "same",
-        now=f"{distances[worst]:.1e} off",
+        now=f"differs by {distances[worst]:.1e}",
         tolerance=f"{limits[worst]:.1e}",
         identical=all(before == after for before, after in pairs),
     )
 
 
-def _cost_findings(old: Entry, new: Entry, methods: int, counts_bytes: bool) -> Iterator[Finding]:
+def _compare_cost(old: Entry, new: Entry, methods: int, counts_bytes: bool) -> Iterator[Comparison]:
     if old.training_flops is not None and new.training_flops is not None:
-        yield _count_finding(new, "training GFLOP", old.training_flops, new.training_flops)
+        yield _compare_counts(new, "training GFLOP", old.training_flops, new.training_flops)
     if old.step is None or new.step is None:
         return
     if counts_bytes:
-        yield _count_finding(new, "GB a step", old.step.bytes, new.step.bytes)
-    yield _time_finding(old.step, new.step, new, methods)
-    yield _memory_finding(old.step, new.step, new)
+        yield _compare_counts(new, "GB per step", old.step.bytes, new.step.bytes)
+    yield _compare_time(old.step, new.step, new, methods)
+    yield _compare_memory(old.step, new.step, new)
 
 
-def _count_finding(new: Entry, measure: str, before: int, after: int) -> Finding:
-    return Finding(
+def _compare_counts(new: Entry, measure: str, before: int, after: int) -> Comparison:
+    return Comparison(
         *new.key,
         measure,
-        _verdict(before - after, 0),
+        _judge(before - after, 0),
         f"{before / 1e9:.3f}",
         f"{after / 1e9:.3f}",
         "0",
@@ -208,14 +208,16 @@ def _count_finding(new: Entry, measure: str, before: int, after: int) -> Finding
     )
 
 
-def _time_finding(old: StepFigures, new: StepFigures, entry: Entry, methods: int) -> Finding:
+def _compare_time(
+    old: StepMeasurement, new: StepMeasurement, entry: Entry, methods: int
+) -> Comparison:
     quantile = float(stats.norm.isf(FALSE_ALARM_RATE / methods / 2))
     error = math.hypot(_median_error(old), _median_error(new))
-    tolerance = max(quantile * error, STEP_FLOOR * old.ratio.median)
-    return Finding(
+    tolerance = max(quantile * error, MIN_STEP_TIME_TOLERANCE * old.ratio.median)
+    return Comparison(
         *entry.key,
         "step time ratio",
-        _verdict(old.ratio.median - new.ratio.median, tolerance),
+        _judge(old.ratio.median - new.ratio.median, tolerance),
         f"{old.ratio.median:.3f}",
         f"{new.ratio.median:.3f}",
         f"{tolerance:.3f}",
@@ -223,13 +225,13 @@ def _time_finding(old: StepFigures, new: StepFigures, entry: Entry, methods: int
     )
 
 
-def _memory_finding(old: StepFigures, new: StepFigures, entry: Entry) -> Finding:
+def _compare_memory(old: StepMeasurement, new: StepMeasurement, entry: Entry) -> Comparison:
     before, after = old.peak_memory_bytes / 2**20, new.peak_memory_bytes / 2**20
-    tolerance = MEMORY_MARGIN * before
-    return Finding(
+    tolerance = MEMORY_TOLERANCE * before
+    return Comparison(
         *entry.key,
         "step memory MiB",
-        _verdict(before - after, tolerance),
+        _judge(before - after, tolerance),
         f"{before:.1f}",
         f"{after:.1f}",
         f"{tolerance:.1f}",
@@ -237,20 +239,23 @@ def _memory_finding(old: StepFigures, new: StepFigures, entry: Entry) -> Finding
     )
 
 
-def _median_error(step: StepFigures) -> float:
-    """Return the standard error of the median, from quartiles because of outliers."""
+def _median_error(step: StepMeasurement) -> float:
+    """Return the standard error of the median, estimated from quartiles to ignore outliers."""
     low, high = step.ratio.quartiles
     sd = (high - low) / (2 * stats.norm.ppf(0.75))
     return math.sqrt(math.pi / 2 / step.rounds) * sd
 
 
-def spread_of_ratio(times: Spread, reference: Spread) -> Spread:
-    """Return the ratio of two spreads measured in turn, with the widest possible quartiles."""
-    (low, high), (least, most) = times.quartiles, reference.quartiles
-    return Spread(median=times.median / reference.median, quartiles=(low / most, high / least))
+def divide_spreads(times: Spread, reference: Spread) -> Spread:
+    """Return the ratio of two medians, with the widest quartiles that both spreads allow."""
+    (low, high), (reference_low, reference_high) = times.quartiles, reference.quartiles
+    return Spread(
+        median=times.median / reference.median,
+        quartiles=(low / reference_high, high / reference_low),
+    )
 
 
-def _verdict(gain: float, tolerance: float) -> Verdict:
+def _judge(gain: float, tolerance: float) -> Verdict:
     if abs(gain) <= tolerance:
         return "same"
     return "better" if gain > 0 else "worse"

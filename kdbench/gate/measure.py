@@ -1,4 +1,4 @@
-"""Measurements of a gate: trains a short schedule like any other run, and times steps in turn."""
+"""The measurements of a gate: accuracies, losses of single steps, and step times."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +12,8 @@ from kdbench.bench.command import bench
 from kdbench.bench.record import Benchmark
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
-from kdbench.gate.compare import loss_distance, spread_of_ratio
-from kdbench.gate.record import Entry, Losses, Rounding, StepFigures, Trace
+from kdbench.gate.compare import divide_spreads, loss_distance
+from kdbench.gate.record import Entry, Losses, Rounding, StepMeasurement, Trace
 from kdbench.launch.execution import Execution
 from kdbench.launch.local import execute
 from kdbench.launch.plan import PlannedRun, make_specs
@@ -25,7 +25,7 @@ from kdbench.suite.suite import Suite
 Key = tuple[str, str]
 """Architecture and method."""
 
-AGAINST = "independent"
+REFERENCE_METHOD = "independent"
 """Method that step times are relative to."""
 
 ROUNDS = 30
@@ -43,20 +43,24 @@ def train(specs: Sequence[RunSpec], config: Execution) -> list[Result]:
     """Train all runs, even those that have a result, because the code may have changed.
 
     Raises:
-        UserError: Under the same conditions as `execute`.
+        UserError: `execute` raises it.
     """
     runs = [PlannedRun(s, result_path(config.results, s.identity()), "to run") for s in specs]
     return execute(runs, replace(config, overwrite=True))
 
 
 def single_step_suite(suite: Suite) -> Suite:
-    """Return the suite with STEPS epochs of about one batch, so that a history shows single steps.
+    """Return the suite with STEPS epochs of one step each, so that a history holds single steps.
 
-    Rounding has hardly affected these first steps, and the schedule has all its parts.
+    Rounding has hardly changed the losses after so few steps, but the schedule has all its parts:
+    warm-up, milestones and ramps. An epoch is as close to one batch as whole classes allow.
     """
     data = suite.data
-    fewest = math.ceil(suite.batch_size / data.classes)
-    splits = {"train": _at_most(data.train, fewest), "test": _at_most(data.test, 1)}
+    images_per_class = math.ceil(suite.batch_size / data.classes)
+    splits = {
+        "train": _limit_per_class(data.train, images_per_class),
+        "test": _limit_per_class(data.test, 1),
+    }
     changes = {"data": data.model_copy(update=splits), "name": f"{suite.name}-steps"}
     return suite.with_epochs(STEPS).model_copy(update=changes)
 
@@ -75,13 +79,17 @@ def with_suite(specs: Sequence[RunSpec], suite: Suite) -> list[RunSpec]:
 
 def time_steps(
     specs: Sequence[RunSpec], on_message: Callable[[str], None]
-) -> dict[Key, StepFigures]:
-    """Time eager steps of all methods and of AGAINST in turn."""
+) -> dict[Key, StepMeasurement]:
+    """Time eager steps of all methods and of REFERENCE_METHOD in alternation.
+
+    Raises:
+        UserError: A method runs out of memory.
+    """
     once = [spec for spec in specs if spec.seed == 0]
     architectures = list(dict.fromkeys(spec.architecture for spec in once))
     names = {spec.method_name for spec in once}
-    if AGAINST not in names:
-        once += make_specs(once[0].suite, [AGAINST], architectures)
+    if REFERENCE_METHOD not in names:
+        once += make_specs(once[0].suite, [REFERENCE_METHOD], architectures)
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("timing", total=1)
@@ -92,12 +100,12 @@ def time_steps(
         def fail(message: str) -> None:
             raise UserError(message)
 
-        benchmark = bench(once, ["off"], ROUNDS, AGAINST, show, on_message, fail)
-    return {key: step for key, step in _step_figures(benchmark).items() if key[1] in names}
+        benchmark = bench(once, ["off"], ROUNDS, REFERENCE_METHOD, show, on_message, fail)
+    return {key: step for key, step in _step_measurements(benchmark).items() if key[1] in names}
 
 
-def make_entries(
-    long: Sequence[Result], short: Sequence[Result], steps: Mapping[Key, StepFigures]
+def build_entries(
+    long: Sequence[Result], short: Sequence[Result], steps: Mapping[Key, StepMeasurement]
 ) -> list[Entry]:
     """Return one entry per method and architecture.
 
@@ -109,10 +117,10 @@ def make_entries(
     runs: dict[Key, list[Result]] = {}
     losses: dict[Key, dict[int, Result]] = {}
     for result in long:
-        runs.setdefault(_key(result), []).append(result)
+        runs.setdefault(_key_of(result), []).append(result)
     for result in short:
-        losses.setdefault(_key(result), {})[result.identity.seed] = result
-    return [_entry(runs[key], losses[key], steps.get(key)) for key in runs]
+        losses.setdefault(_key_of(result), {})[result.identity.seed] = result
+    return [_build_entry(runs[key], losses[key], steps.get(key)) for key in runs]
 
 
 def add_rounding(entry: Entry, perturbed_results: Sequence[Result]) -> Entry:
@@ -124,43 +132,47 @@ def add_rounding(entry: Entry, perturbed_results: Sequence[Result]) -> Entry:
     others = {
         result.identity.seed: result
         for result in perturbed_results
-        if _key(result) == entry.key and result.status == "finished"
+        if _key_of(result) == entry.key and result.status == "finished"
     }
     seeds = entry.traces.keys() & others.keys()
-    losses = [(entry.traces[s].losses, _losses(others[s])) for s in seeds]
-    evaluation = [(entry.traces[s].evaluation, _evaluation(others[s])) for s in seeds]
-    found = Rounding(losses=_reached(losses), evaluation=_reached(evaluation))
-    return entry.model_copy(update={"rounding": found})
+    losses = [(entry.traces[s].losses, _training_losses(others[s])) for s in seeds]
+    evaluation = [(entry.traces[s].evaluation, _evaluation_losses(others[s])) for s in seeds]
+    rounding = Rounding(
+        losses=_largest_distances(losses), evaluation=_largest_distances(evaluation)
+    )
+    return entry.model_copy(update={"rounding": rounding})
 
 
-def _reached(pairs: Sequence[tuple[Losses, Losses]]) -> list[float]:
+def _largest_distances(pairs: Sequence[tuple[Losses, Losses]]) -> list[float]:
     largest = (
         max((loss_distance(*pair, step) for pair in pairs), default=0.0) for step in range(STEPS)
     )
     return list(accumulate(largest, max, initial=PERTURBATION))[1:]
 
 
-def _key(result: Result) -> Key:
+def _key_of(result: Result) -> Key:
     return result.identity.architecture, result.identity.method
 
 
-def _at_most(split: Split, per_class: int) -> Split:
-    kept = per_class if split.per_class is None else min(split.per_class, per_class)
-    return split.model_copy(update={"per_class": kept})
+def _limit_per_class(split: Split, per_class: int) -> Split:
+    limit = per_class if split.per_class is None else min(split.per_class, per_class)
+    return split.model_copy(update={"per_class": limit})
 
 
-def _entry(runs: Sequence[Result], losses: Mapping[int, Result], step: StepFigures | None) -> Entry:
-    ended = [(run, losses[run.identity.seed]) for run in runs]
-    whole = [pair for pair in ended if all(run.status == "finished" for run in pair)]
-    flops = {run.cost.training_flops for run, _ in whole if run.cost is not None}
+def _build_entry(
+    runs: Sequence[Result], losses: Mapping[int, Result], step: StepMeasurement | None
+) -> Entry:
+    pairs = [(run, losses[run.identity.seed]) for run in runs]
+    finished = [pair for pair in pairs if all(run.status == "finished" for run in pair)]
+    flops = {run.cost.training_flops for run, _ in finished if run.cost is not None}
     return Entry(
         architecture=runs[0].identity.architecture,
         method=runs[0].identity.method,
         method_hash=runs[0].identity.method_hash,
-        traces={run.identity.seed: _trace(run, short) for run, short in whole},
+        traces={run.identity.seed: _build_trace(run, short) for run, short in finished},
         unfinished={
             run.identity.seed: f"{run.status}: {run.reason}"
-            for pair in ended
+            for pair in pairs
             for run in pair
             if run.status != "finished"
         },
@@ -169,37 +181,37 @@ def _entry(runs: Sequence[Result], losses: Mapping[int, Result], step: StepFigur
     )
 
 
-def _trace(run: Result, short: Result) -> Trace:
+def _build_trace(run: Result, short: Result) -> Trace:
     assert run.last is not None
     return Trace(
         top1={role: metrics.top1 for role, metrics in run.last.items()},
-        losses=_losses(short),
-        evaluation=_evaluation(short),
+        losses=_training_losses(short),
+        evaluation=_evaluation_losses(short),
     )
 
 
-def _losses(short: Result) -> Losses:
-    return _by_name([epoch.losses for epoch in short.history])
+def _training_losses(short: Result) -> Losses:
+    return _transpose([epoch.losses for epoch in short.history])
 
 
-def _evaluation(short: Result) -> Losses:
-    return _by_name([{r: m.loss for r, m in epoch.metrics.items()} for epoch in short.history])
+def _evaluation_losses(short: Result) -> Losses:
+    return _transpose([{r: m.loss for r, m in epoch.metrics.items()} for epoch in short.history])
 
 
-def _by_name(steps: Sequence[Mapping[str, float]]) -> Losses:
+def _transpose(steps: Sequence[Mapping[str, float]]) -> Losses:
     """Return the values of each name in order, rounded to the precision of float32."""
     return {name: [float(f"{step[name]:.9g}") for step in steps] for name in steps[0]}
 
 
-def _step_figures(benchmark: Benchmark) -> dict[tuple[str, str], StepFigures]:
+def _step_measurements(benchmark: Benchmark) -> dict[tuple[str, str], StepMeasurement]:
     references = {
         row.architecture: row.milliseconds
         for row in benchmark.rows
         if row.method == benchmark.against
     }
     return {
-        (row.architecture, row.method): StepFigures(
-            ratio=row.ratio or spread_of_ratio(row.milliseconds, references[row.architecture]),
+        (row.architecture, row.method): StepMeasurement(
+            ratio=row.ratio or divide_spreads(row.milliseconds, references[row.architecture]),
             rounds=benchmark.rounds,
             peak_memory_bytes=row.peak_memory_bytes,
             bytes=row.bytes,

@@ -36,7 +36,7 @@ class Rounding(Record):
     evaluation: list[float]
 
 
-class StepFigures(Record):
+class StepMeasurement(Record):
     """Cost of one training step, timed in alternation with all other methods."""
 
     ratio: Spread
@@ -61,7 +61,7 @@ class Entry(Record):
     """Status and reason of runs that did not finish, by seed. Always empty in a baseline."""
     training_flops: int | None
     """FLOPs of one training run."""
-    step: StepFigures | None
+    step: StepMeasurement | None
     rounding: Rounding | None = None
     """Tolerances of the losses. Measured for baselines only."""
 

@@ -1,17 +1,17 @@
-"""Rendering of a gate's findings as terminal or Markdown tables."""
+"""Rendering of a gate's comparisons as terminal or Markdown tables."""
 
 from collections import Counter
 from collections.abc import Sequence
 
 from kdbench.errors import pluralize
-from kdbench.gate.compare import REGRESSIONS, Finding
+from kdbench.gate.compare import REGRESSIONS, Comparison
 from kdbench.gate.record import Baseline
 from kdbench.report.tables.render import titled_table
 from kdbench.results.schema import Environment
 
 
 def render(
-    findings: Sequence[Finding],
+    comparisons: Sequence[Comparison],
     baseline: Baseline,
     environment: Environment,
     markdown: bool = False,
@@ -19,7 +19,7 @@ def render(
     """Return one table per architecture, both environments, and a one-line summary.
 
     Args:
-        findings: rows of the tables.
+        comparisons: rows of the tables.
         baseline: the baseline that was compared with.
         environment: where the new numbers were measured.
         markdown: return Markdown instead of text for a terminal.
@@ -27,39 +27,39 @@ def render(
     tables = [
         titled_table(
             f"{baseline.suite}, {architecture}",
-            [_make_row(c) for c in findings if c.architecture == architecture],
+            [_make_row(c) for c in comparisons if c.architecture == architecture],
             markdown,
             left=2,
         )
-        for architecture in dict.fromkeys(c.architecture for c in findings)
+        for architecture in dict.fromkeys(c.architecture for c in comparisons)
     ]
     environments = [
         f"Baseline: {_describe_environment(baseline.environment)}.",
         f"Now: {_describe_environment(environment)}.",
     ]
-    return "\n".join([*tables, *environments, summarize(findings), ""])
+    return "\n".join([*tables, *environments, summarize(comparisons), ""])
 
 
-def summarize(findings: Sequence[Finding]) -> str:
+def summarize(comparisons: Sequence[Comparison]) -> str:
     """Return one sentence with the overall verdict and the number of measures per verdict."""
-    counts = Counter(finding.verdict for finding in findings)
-    identical = sum(finding.identical for finding in findings)
+    counts = Counter(comparison.verdict for comparison in comparisons)
+    identical = sum(comparison.identical for comparison in comparisons)
     parts = [f"{number} {verdict}" for verdict, number in counts.items()]
-    failed = any(finding.verdict in REGRESSIONS for finding in findings)
+    failed = any(comparison.verdict in REGRESSIONS for comparison in comparisons)
     return (
-        f"{'REGRESSION' if failed else 'No regression'}: {pluralize(len(findings), 'measure')}: "
+        f"{'REGRESSION' if failed else 'No regression'}: {pluralize(len(comparisons), 'measure')}: "
         f"{', '.join(parts)}, {identical} of them identical."
     )
 
 
-def _make_row(finding: Finding) -> dict[str, str]:
+def _make_row(comparison: Comparison) -> dict[str, str]:
     return {
-        "method": finding.method,
-        "measure": finding.measure,
-        "baseline": finding.baseline,
-        "now": finding.now,
-        "tolerance": finding.tolerance,
-        "verdict": "identical" if finding.identical else finding.verdict,
+        "method": comparison.method,
+        "measure": comparison.measure,
+        "baseline": comparison.baseline,
+        "now": comparison.now,
+        "tolerance": comparison.tolerance,
+        "verdict": "identical" if comparison.identical else comparison.verdict,
     }
 
 
