@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing of files."""
 
 import contextlib
 import os
@@ -10,32 +10,35 @@ from kdbench.errors import UnwritableError
 
 
 @contextlib.contextmanager
-def os_errors_as_user_errors(what: str, remedy: str = "") -> Iterator[None]:
-    """Inside, the disk is asked for something: that it does not give it is the user's to mend.
+def os_errors_as_user_errors(action: str, remedy: str = "") -> Iterator[None]:
+    """Convert any OSError within this context to an error that the user can fix.
 
     Raises:
-        UnwritableError: what could not be done, why, and a remedy if there is one.
+        UnwritableError: An OSError occurred; the message contains the action, reason and remedy.
     """
     try:
         yield
     except OSError as error:
-        raise UnwritableError(what, error.strerror or str(error), remedy) from error
+        raise UnwritableError(action, error.strerror or str(error), remedy) from error
 
 
 def exists(path: Path) -> bool:
-    """Whether it is there; not where it may not be looked for."""
+    """Return True if a path exists, and False if its parent folder may not be read."""
     return os.access(path, os.F_OK)
 
 
 @contextlib.contextmanager
 def atomic_write(file: Path, durable: bool = True) -> Iterator[BinaryIO]:
-    """A stream whose content replaces the file at the end, in one step, once it is on the disk.
+    """Return a context with a stream whose content atomically replaces a file at the end.
 
-    Whatever goes wrong before leaves the old file as it was and nothing beside it. What is not
-    `durable` does not wait for the disk, and a power cut may lose it.
+    On any error the old file remains unchanged and the temporary file is removed.
+
+    Args:
+        file: the file to write; its folder is created.
+        durable: wait until the content is on disk, so that a power failure cannot lose it.
 
     Raises:
-        UnwritableError: the folder or the disk does not take it.
+        UnwritableError: The file cannot be written.
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
@@ -53,7 +56,10 @@ def atomic_write(file: Path, durable: bool = True) -> Iterator[BinaryIO]:
 
 
 def remove_temp_files(folder: Path, name: str = "*") -> None:
-    """Remove what killed processes left of a file, or of all in a folder; no other may be at it."""
-    for left in folder.glob(f".{name}.*.tmp"):
+    """Remove temporary files that killed processes left in a folder.
+
+    No other process may be writing the files of this name.
+    """
+    for temporary in folder.glob(f".{name}.*.tmp"):
         with contextlib.suppress(OSError):
-            left.unlink()
+            temporary.unlink()

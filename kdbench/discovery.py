@@ -22,7 +22,7 @@ from kdbench.errors import UserError
 from kdbench.method import ContractError, Method, MethodOptions
 from kdbench.method_names import check_method_names, packaged_methods
 from kdbench.paths import built_in_files
-from kdbench.validation import describe, sentence
+from kdbench.validation import describe_problems, join_problems
 
 
 class BrokenMethodError(UserError):
@@ -65,7 +65,7 @@ class MethodEntry:
         try:
             return self.method.Options.model_validate_strings(settings)
         except ValidationError as error:
-            problems = sentence(describe(error, self.method.Options))
+            problems = join_problems(describe_problems(error, self.method.Options))
             raise UserError(f"Options of method '{self.name}': {problems}") from None
 
 
@@ -167,7 +167,7 @@ def _checked(entry: MethodEntry) -> MethodEntry:
             raise BrokenMethodError(f"{entry.name}: Options must derive from MethodOptions.")
         options()
     except ValidationError as error:
-        what = sentence(describe(error, options))
+        what = join_problems(describe_problems(error, options))
         raise BrokenMethodError(f"{entry.name}: every option needs a default: {what}") from error
     return entry
 

@@ -1,7 +1,7 @@
-"""One generator per axis of randomness, so that no axis moves when another is used more.
+"""Independent random streams, one per axis of randomness.
 
-Initial weights of network i, the order of an epoch and the draws of a view each have a stream of
-their own. That is what makes runs of one seed paired across methods, and a resumed run exact.
+The initial weights of network i, the order of an epoch and the draws of a view each have their own
+stream. Runs with the same seed are therefore paired across methods, and resumed runs are exact.
 """
 
 import hashlib
@@ -12,28 +12,28 @@ import torch
 from torch import Tensor
 
 
-def derive(seed: int, axis: str, *indices: int) -> int:
-    """A 63-bit seed for one axis, independent of all others for practical purposes."""
+def derive_seed(seed: int, axis: str, *indices: int) -> int:
+    """Return a 63-bit seed for one axis, which is practically independent of all others."""
     key = "/".join([str(seed), axis, *map(str, indices)])
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
 
 
 def generator(seed: int, axis: str, *indices: int) -> torch.Generator:
-    """A CPU generator: draws are the same on whatever device trains."""
-    return torch.Generator().manual_seed(derive(seed, axis, *indices))
+    """Return a CPU generator for one axis, so that draws do not depend on the device."""
+    return torch.Generator().manual_seed(derive_seed(seed, axis, *indices))
 
 
 @contextmanager
 def seeded(seed: int, axis: str, *indices: int) -> Iterator[None]:
-    """Torch's global generators seeded inside the block and restored after it."""
+    """Seed PyTorch's global generators within this context, and restore them afterwards."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive(seed, axis, *indices))
+        torch.manual_seed(derive_seed(seed, axis, *indices))
         yield
 
 
 def random_state() -> tuple[Tensor, ...]:
-    """Where torch's global generators are: the CPU's, and the current GPU's where there is one."""
+    """Return the states of PyTorch's global generators: the CPU's and the current GPU's."""
     states = [torch.get_rng_state()]
     if torch.cuda.is_available():
         states.append(torch.cuda.get_rng_state())
@@ -41,7 +41,7 @@ def random_state() -> tuple[Tensor, ...]:
 
 
 def set_random_state(states: Sequence[Tensor]) -> None:
-    """Put the generators where they were; a GPU's is left where none was recorded."""
+    """Restore the generators' states; a GPU's generator is unchanged if it was not recorded."""
     torch.set_rng_state(states[0].cpu())
     if torch.cuda.is_available() and len(states) > 1:
         torch.cuda.set_rng_state(states[1].cpu())

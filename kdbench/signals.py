@@ -1,4 +1,4 @@
-"""The signals that ask a run to end."""
+"""Handling of the signals that stop a run."""
 
 import contextlib
 import multiprocessing
@@ -11,15 +11,15 @@ from types import FrameType
 from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""Ctrl-C, and what cluster managers send before they take a node away."""
+"""Ctrl-C, and the signals that cluster managers send before they reclaim a node."""
 
 
 CHECKPOINT_THREAD_NAME = "writes a checkpoint"
-"""Name of a thread that Python must not end beside: it would abort."""
+"""Name of the thread that writes checkpoints. Python would abort if it exited meanwhile."""
 
 
 class SignalledError(KeyboardInterrupt):
-    """One of these signals came; a plain KeyboardInterrupt is Ctrl-C."""
+    """Raised when one of SIGNALS arrives; a plain KeyboardInterrupt means Ctrl-C."""
 
     def __init__(self, number: int = signal.SIGINT):
         super().__init__()
@@ -27,12 +27,12 @@ class SignalledError(KeyboardInterrupt):
 
 
 def exit_code(interrupt: KeyboardInterrupt) -> int:
-    """What shells make of the signal: 130 after Ctrl-C, 143 after SIGTERM."""
+    """Return the exit code that shells use for a signal: 130 for Ctrl-C, 143 for SIGTERM."""
     return 128 + (interrupt.number if isinstance(interrupt, SignalledError) else signal.SIGINT)
 
 
-def leave(code: int) -> NoReturn:
-    """End this process: at once beside a checkpoint that a user in a hurry does not wait for."""
+def exit_process(code: int) -> NoReturn:
+    """Exit this process, immediately if a checkpoint is still being written."""
     if any(thread.name == CHECKPOINT_THREAD_NAME for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -40,17 +40,18 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def leave_to_the_run() -> None:
-    """For processes that load data: managers signal all processes of a run.
+def ignore_stop_signals() -> None:
+    """Ignore SIGNALS in a process that loads data.
 
-    The run ends them when it has ended; without its data it could not finish its step.
+    Cluster managers signal all processes of a run. The run needs its data to finish the current
+    step, and stops these processes itself.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def end_with_parent() -> None:
-    """For processes of `multiprocessing`: one that is killed cannot end them."""
+def exit_with_parent() -> None:
+    """Make this `multiprocessing` process exit when its parent exits, even if that is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -65,7 +66,7 @@ def end_with_parent() -> None:
 def handled(
     signals: tuple[signal.Signals, ...], handler: Callable[[int, FrameType | None], Any]
 ) -> Iterator[None]:
-    """Inside, the handler has these signals; outside they do what they did before."""
+    """Handle signals within this context, and restore the earlier handlers afterwards."""
     before = {number: signal.signal(number, handler) for number in signals}
     try:
         yield

@@ -1,4 +1,4 @@
-"""Commands: parse, call, print. What takes long to import is imported by the command."""
+"""The command line. Each command parses, calls and prints; slow imports happen inside it."""
 
 import os
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 from kdbench import __version__
 from kdbench.cli import bench, cluster, compare, data, export, gate, methods, report, run
-from kdbench.cli.common import WithLists, print_error
+from kdbench.cli.common import OptionsOnlyCommand, print_error
 from kdbench.errors import PlanAbandonedError, PlanInterruptedError, UserError
 
 app = typer.Typer(
@@ -19,8 +19,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"kdbench {__version__}")
         raise typer.Exit
 
@@ -34,48 +34,48 @@ def _root(
         ),
     ] = False,
 ) -> None:
-    """What the command takes before its subcommands."""
+    """Define the options before the subcommand. The help text comes from the app."""
 
 
-app.command(cls=WithLists)(run.run)
-app.command(cls=WithLists)(report.report)
+app.command(cls=OptionsOnlyCommand)(run.run)
+app.command(cls=OptionsOnlyCommand)(report.report)
 app.command()(compare.compare)
-app.command(cls=WithLists)(bench.bench)
-app.command(cls=WithLists)(gate.gate)
+app.command(cls=OptionsOnlyCommand)(bench.bench)
+app.command(cls=OptionsOnlyCommand)(gate.gate)
 app.command()(export.export)
 app.command()(export.evaluate)
 app.command()(methods.check)
 app.command()(methods.new)
-app.command(cls=WithLists)(cluster.status)
-app.command(cls=WithLists)(cluster.cancel)
+app.command(cls=OptionsOnlyCommand)(cluster.status)
+app.command(cls=OptionsOnlyCommand)(cluster.cancel)
 app.command(name="list")(report.list_)
 app.add_typer(data.app, name="data")
 
 
-SPINS = "5000"
-"""Turns for which a thread of torch on a CPU waits for others before it sleeps. By default some ms,
-and beside other programs cores are spent on waiting: see docs/performance.md."""
+SPIN_COUNT = "5000"
+"""Number of iterations for which an idle OpenMP thread spins before it sleeps. The default of some
+milliseconds wastes cores that other programs need, see docs/performance.md."""
 
 
-def wait_for_threads_briefly() -> None:
-    """Unless the user decides it. OpenMP reads it when torch is imported."""
+def limit_thread_spinning() -> None:
+    """Set the spin count of OpenMP threads unless the user did. Call before importing torch."""
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
 def main() -> None:
-    """Entry point: errors of the user become one sentence and exit code 2."""
+    """Run the command line. User errors become one sentence and exit code 2."""
     from kdbench.launch.place import Place, silent
-    from kdbench.signals import leave
+    from kdbench.signals import exit_process
 
-    wait_for_threads_briefly()
-    speaks = True
+    limit_thread_spinning()
+    prints = True
     try:
         place = Place.of_this_process()
-        speaks = place.local_rank == 0  # one of those that a launcher started on a machine
-        with silent(not speaks):
+        prints = place.local_rank == 0  # one process per machine prints
+        with silent(not prints):
             app()
     except (UserError, PlanAbandonedError, PlanInterruptedError) as error:
-        if speaks:
+        if prints:
             print_error(str(error))
-        leave(error.exit_code)
+        exit_process(error.exit_code)

@@ -11,11 +11,11 @@ from kdbench.cli.common import (
     Precision,
     SuiteName,
     TableFormat,
-    methods_of,
-    names_of,
     print_error,
+    split_method_names,
+    split_names,
 )
-from kdbench.errors import UserError, unknown
+from kdbench.errors import UserError, unknown_name_error
 from kdbench.method_names import check_method_names
 
 if TYPE_CHECKING:
@@ -53,14 +53,14 @@ def bench(
     """Measure the time and memory of a training step of each method, on random images."""
     from kdbench.suite.load import load_suite
 
-    names, chosen, modes = methods_of(methods), load_suite(suite), compile_modes(compile_)
+    names, chosen, modes = split_method_names(methods), load_suite(suite), compile_modes(compile_)
     check_method_names([against])
     from kdbench.bench.tables import render
     from kdbench.launch.plan import make_specs
 
     if precision is not None:
         chosen = chosen.with_precision(precision.value)
-    specs = make_specs(chosen, names, names_of(architectures), settings=set_ or [])
+    specs = make_specs(chosen, names, split_names(architectures), settings=set_ or [])
     benchmark, failed = _measure(specs, modes, rounds, against)
     print(render(benchmark, format_.value), end="")
     if failed:
@@ -103,9 +103,9 @@ def compile_modes(text: str) -> list[Compile]:
         UserError: The list is empty or names an unknown way.
     """
     modes = [mode.value for mode in Compile]
-    if not names_of(text):
+    if not split_names(text):
         raise UserError(f"--compile is empty; choose from: {', '.join(modes)}.")
-    for name in names_of(text):
+    for name in split_names(text):
         if name not in modes:
-            raise unknown("way to run steps", name, modes)
-    return [Compile(name) for name in names_of(text)]
+            raise unknown_name_error("way to run steps", name, modes)
+    return [Compile(name) for name in split_names(text)]

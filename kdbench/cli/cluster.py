@@ -1,4 +1,4 @@
-"""Commands and options for runs that wait for their turn elsewhere."""
+"""Options of `kdbench run` for clusters, and the `kdbench status` and `kdbench cancel` commands."""
 
 import time
 from enum import StrEnum
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from kdbench.cli.common import RUNS, RunsDir, names_of
+from kdbench.cli.common import RUNS, RunsDir, split_names
 from kdbench.errors import UserError, pluralize
 from kdbench.launch.place import Place
 
@@ -18,37 +18,44 @@ if TYPE_CHECKING:
     from kdbench.launch.watch import Watched
 
 REFRESH_SECONDS = 5.0
+"""Interval of `kdbench status --watch`."""
 
 
 class Cluster(StrEnum):
-    """Where runs are sent."""
+    """Destination of runs that are submitted."""
 
     slurm = "slurm"
     local = "local"
 
 
 ClusterOption = Annotated[
-    Cluster | None, Option(help="Send the runs there and return; `kdbench status` follows them.")
+    Cluster | None, Option(help="Submit the runs and return; `kdbench status` follows them.")
 ]
-Partition = Annotated[str | None, Option(help="Slurm: default: the cluster's.")]
-Gpus = Annotated[int | None, Option(help="Slurm: GPUs a run, 0 or 1.")]
-Cpus = Annotated[int | None, Option(help="Slurm: cores a run; default: 1.")]
+Partition = Annotated[
+    str | None, Option(help="Slurm partition. Default: the cluster's default partition.")
+]
+Gpus = Annotated[int | None, Option(help="Slurm: GPUs per run, 0 or 1.")]
+Cpus = Annotated[int | None, Option(help="Slurm: CPU cores per run. Default: 1.")]
 Time = Annotated[
-    str | None, Option(help="Slurm: time a job; a run goes on in the next. Default: all there is.")
+    str | None,
+    Option(
+        help="Slurm: time limit per job; a run continues in the next job. Default: the maximum."
+    ),
 ]
-Memory = Annotated[str | None, Option("--mem", help="Slurm: memory a run, as 16G.")]
-Constraint = Annotated[str | None, Option(help="Slurm: features of the nodes.")]
+Memory = Annotated[str | None, Option("--mem", help="Slurm: memory per run, such as 16G.")]
+Constraint = Annotated[str | None, Option(help="Slurm: required features of the nodes.")]
 Parallel = Annotated[
-    int | None, Option("--max-parallel", help="Runs at a time; default: all, on this machine 1.")
+    int | None,
+    Option("--max-parallel", help="Maximum number of concurrent runs. Default: all; 1 if local."),
 ]
-Names = Annotated[str, Option(help="Comma list; default: all.")]
+Names = Annotated[str, Option(help="Comma-separated list. Default: all.")]
 
 
-def request(cluster: Cluster | None, how: "Execution", **options: object) -> "SlurmRequest":
-    """What is asked of the cluster.
+def make_request(cluster: Cluster | None, config: "Execution", **options: object) -> "SlurmRequest":
+    """Return the resources requested from the cluster.
 
     Raises:
-        UserError: an option that has no meaning there.
+        UserError: An option does not apply.
     """
     from kdbench.launch.slurm import SlurmRequest
 
@@ -59,74 +66,78 @@ def request(cluster: Cluster | None, how: "Execution", **options: object) -> "Sl
         if cluster is None:
             raise UserError(f"{flag} needs --cluster.")
         if cluster is Cluster.local and name != "parallel":
-            raise UserError(f"{flag} is for --cluster slurm; --cluster local has --max-parallel.")
-    if cluster is not None and how.jobs != 1:
-        raise UserError("--jobs and --cluster exclude each other; use --max-parallel.")
+            raise UserError(f"{flag} needs --cluster slurm; --cluster local takes --max-parallel.")
+    if cluster is not None and config.jobs != 1:
+        raise UserError("--jobs cannot be combined with --cluster; use --max-parallel.")
     if cluster is not None and Place.of_this_process().launched:
-        raise UserError("--cluster sends runs by itself; start it without a launcher.")
-    if cluster is not None and how.processes != 1:
+        raise UserError("--cluster cannot be used under a launcher; start the command directly.")
+    if cluster is not None and config.processes != 1:
         raise UserError(
-            "--cluster sends runs that one process trains; for several, start torchrun in a job "
-            "of your own."
+            "--cluster supports one process per run; for several processes, start torchrun in "
+            "your own job."
         )
     return SlurmRequest(**given)  # type: ignore[arg-type]
 
 
-def preview(plan: "list[PlannedRun]", cluster: Cluster, asked: "SlurmRequest") -> str:
-    """What would be sent, and with which parameters."""
+def preview(plan: "list[PlannedRun]", cluster: Cluster, request: "SlurmRequest") -> str:
+    """Return a description of what would be submitted, for `--dry-run`."""
     from kdbench.launch import slurm
 
     runs = sum(run.state == "to run" for run in plan)
     if cluster is Cluster.local:
-        return f"In the background of this machine, {asked.parallel or 1} at a time."
-    parameters = asked.sbatch(runs, slurm.check_partition(asked.partition))
+        return f"In the background of this machine, {request.parallel or 1} at a time."
+    parameters = request.sbatch(runs, slurm.check_partition(request.partition))
     listed = ", ".join(f"{name}={value}" for name, value in parameters.items())
-    return f"An array of {pluralize(runs, 'job')} of Slurm: {listed}."
+    return f"A Slurm array of {pluralize(runs, 'job')}: {listed}."
 
 
 def submit(
-    plan: "list[PlannedRun]", how: "Execution", cluster: Cluster, asked: "SlurmRequest"
+    plan: "list[PlannedRun]", config: "Execution", cluster: Cluster, request: "SlurmRequest"
 ) -> None:
-    """Send the runs of a plan, and say how to follow them."""
+    """Submit the runs of a plan, and print how to follow them."""
     from kdbench.launch.cluster import submit
 
-    sent = submit(plan, how, cluster.value, asked)
-    if sent.under_way:
-        print(f"{pluralize(sent.under_way, 'run')} under way already: not sent again.")
-    if sent.folder is None:
-        print("Nothing to send.")
+    submission = submit(plan, config, cluster.value, request)
+    if submission.under_way:
+        print(f"{pluralize(submission.under_way, 'run')} already submitted.")
+    if submission.folder is None:
+        print("Nothing to submit.")
         return
-    where = f"to Slurm as job {sent.job}" if sent.job else "to the background of this machine"
-    print(f"Sent {pluralize(sent.runs, 'run')} {where}; logs: {sent.folder}.")
-    runs = "" if how.runs == RUNS else f" --runs-dir {how.runs}"
-    results = "" if how.results == Path("results") else f" --results-dir {how.results}"
-    print(f"Next: kdbench status{runs}    how they are")
-    print(f"      kdbench report{results}    the leaderboard so far")
-    print(f"      kdbench cancel{runs}    take them back")
+    target = (
+        f"to Slurm as job {submission.job}"
+        if submission.job
+        else "to the background of this machine"
+    )
+    print(f"Submitted {pluralize(submission.runs, 'run')} {target}; logs: {submission.folder}.")
+    runs = "" if config.runs == RUNS else f" --runs-dir {config.runs}"
+    results = "" if config.results == Path("results") else f" --results-dir {config.results}"
+    print(f"Next: kdbench status{runs}    show the state of the runs")
+    print(f"      kdbench report{results}    show the leaderboard so far")
+    print(f"      kdbench cancel{runs}    cancel the runs")
 
 
 def status(
     suite: Names = "",
     methods: Names = "",
     architectures: Names = "",
-    watch: Annotated[bool, Option("--watch", help="Follow them until all are over.")] = False,
+    watch: Annotated[bool, Option("--watch", help="Refresh until all runs have ended.")] = False,
     runs_dir: RunsDir = RUNS,
 ) -> None:
-    """Print how the runs are: queued, running, finished, failed and why."""
+    """Show the state of the runs: queued, running, finished, or failed and why."""
     from kdbench.launch.watch import table
 
-    names = names_of(suite), names_of(methods), names_of(architectures)
-    found = _chosen(runs_dir, *names)
+    names = split_names(suite), split_names(methods), split_names(architectures)
+    runs = _select_runs(runs_dir, *names)
     if watch:
         from rich.live import Live
         from rich.text import Text
 
         with Live(auto_refresh=False, transient=True) as live:
-            while any(run.under_way for run in found):
-                live.update(Text(table(found)), refresh=True)
+            while any(run.under_way for run in runs):
+                live.update(Text(table(runs)), refresh=True)
                 time.sleep(REFRESH_SECONDS)
-                found = _chosen(runs_dir, *names)
-    print(table(found), end="")
+                runs = _select_runs(runs_dir, *names)
+    print(table(runs), end="")
 
 
 def cancel(
@@ -135,20 +146,21 @@ def cancel(
     architectures: Names = "",
     runs_dir: RunsDir = RUNS,
 ) -> None:
-    """Take back runs that were sent to a cluster and are not over; checkpoints are kept."""
+    """Cancel submitted runs that have not ended. Checkpoints are kept."""
     from kdbench.launch.cancel import cancel
 
-    found = _chosen(runs_dir, names_of(suite), names_of(methods), names_of(architectures))
-    taken = cancel(runs_dir, found)
+    names = split_names(suite), split_names(methods), split_names(architectures)
+    cancelled = cancel(runs_dir, _select_runs(runs_dir, *names))
     print(
-        f"Cancelled {pluralize(len(taken), 'run')}; the command that sent them sends what is left."
+        f"Cancelled {pluralize(len(cancelled), 'run')}; submit again with the same command to "
+        "continue."
     )
 
 
-def _chosen(runs: Path, *names: list[str]) -> "list[Watched]":
+def _select_runs(runs: Path, *names: list[str]) -> "list[Watched]":
     from kdbench.launch.watch import chosen, watch
 
     watched = watch(runs)
     if not watched:
-        raise UserError(f"No run has a status in '{runs}'; --runs-dir names another folder.")
+        raise UserError(f"No run has a status in '{runs}'; name another folder with --runs-dir.")
     return chosen(watched, *names)

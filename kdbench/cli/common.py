@@ -1,4 +1,4 @@
-"""What several commands share: options, and how they speak."""
+"""Options and functions that several commands share."""
 
 from collections.abc import Sequence
 from enum import StrEnum
@@ -18,27 +18,29 @@ if TYPE_CHECKING:
 RESULTS = Path("results")
 RUNS = Path("runs")
 
-ResultsDir = Annotated[Path, Option(help="Where results lie.")]
-RunsDir = Annotated[Path, Option(help="Where checkpoints and logs are.")]
+ResultsDir = Annotated[Path, Option(help="Folder of results.")]
+RunsDir = Annotated[Path, Option(help="Folder of checkpoints and logs.")]
 SuiteName = Annotated[str, Option(help="Name of a suite, or a TOML file.")]
-Methods = Annotated[str, Option(help="Comma list of names or .py files, or 'all'.")]
+Methods = Annotated[
+    str, Option(help="Comma-separated list of method names or .py files, or 'all'.")
+]
 DataDir = Annotated[
-    Path | None, Option(help="Folder with the data set; default: $KDBENCH_DATA or the hub.")
+    Path | None, Option(help="Folder of the dataset. Default: $KDBENCH_DATA or the hub.")
 ]
 Workers = Annotated[
-    int | None, Option(help="Processes that decode images, where a suite's images stay encoded.")
+    int | None, Option(help="Number of processes that decode images, for suites of encoded images.")
 ]
 
 
 class Precision(StrEnum):
-    """fp32 is TF32 on a GPU that has it."""
+    """Precision of training; fp32 means TF32 on GPUs that support it."""
 
     fp32 = "fp32"
     bf16 = "bf16"
 
 
 class TableFormat(StrEnum):
-    """How tables are printed that programs read too."""
+    """Output format of tables."""
 
     terminal = "terminal"
     markdown = "markdown"
@@ -46,7 +48,7 @@ class TableFormat(StrEnum):
 
 
 class Compile(StrEnum):
-    """How training steps run."""
+    """Way of running training steps."""
 
     auto = "auto"
     off = "off"
@@ -55,46 +57,47 @@ class Compile(StrEnum):
     both = "inductor+graph"
 
 
-class WithLists(TyperCommand):
-    """A command that takes comma lists, and options alone."""
+class OptionsOnlyCommand(TyperCommand):
+    """A command with options but no arguments, some of which are comma-separated lists."""
 
-    allow_extra_args = True  # so that it is this command that refuses them
+    allow_extra_args = True  # they are rejected below, with a better message than Typer's
 
-    def invoke(self, ctx: Any) -> object:  # typer names no type for it
-        """
+    def invoke(self, ctx: Any) -> object:  # typer does not export the type of the context
+        """Run the command.
+
         Raises:
-            UserError: there is an argument, such as the rest of a list with a space in it.
+            UserError: There is an argument, such as the rest of a list with a space in it.
         """
         if ctx.args:
             raise UserError(
-                f"Unexpected '{ctx.args[0]}'; options begin with --, and a comma list has no "
-                f"spaces: --methods ffsd,dml."
+                f"Unexpected argument '{ctx.args[0]}'. Options begin with --, and lists have no "
+                "spaces: --methods ffsd,dml."
             )
         return super().invoke(ctx)
 
 
-def names_of(text: str) -> list[str]:
-    """Of a comma list."""
+def split_names(text: str) -> list[str]:
+    """Return the names in a comma-separated list."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def methods_of(text: str) -> list[str]:
-    """Of a comma list; a mistyped one is refused before anything is imported that takes long."""
-    names = names_of(text)
+def split_method_names(text: str) -> list[str]:
+    """Return the method names in a comma-separated list, after checking that they exist."""
+    names = split_names(text)
     check_method_names(names)
     return names
 
 
 def print_error(message: str) -> None:
-    """On standard error, in one line."""
+    """Print a message to standard error, on one line."""
     console = Console(stderr=True, soft_wrap=True)
     console.print(f"kdbench: {printable(message)}", markup=False, highlight=False)
 
 
 def report_damaged(damaged: "Sequence[DamagedFile]") -> bool:
-    """Whether there was anything to complain of."""
-    from kdbench.validation import sentence
+    """Report files that are not valid results; return True if there are any."""
+    from kdbench.validation import join_problems
 
     for item in damaged:
-        print_error(sentence([f"'{item.file}' is not valid and was left out: {item.reason}"]))
+        print_error(join_problems([f"'{item.file}' is not valid and was skipped: {item.reason}"]))
     return bool(damaged)

@@ -1,4 +1,4 @@
-"""`kdbench data`: commands on data sets. What takes long to import is imported by the command."""
+"""The `kdbench data` commands. Each command imports slow modules itself."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,15 +15,15 @@ from kdbench.errors import UserError
 if TYPE_CHECKING:
     from kdbench.data.prepare.manifest import Manifest
 
-app = typer.Typer(help="Prepare data sets for training.", no_args_is_help=True)
+app = typer.Typer(help="Prepare datasets for training.", no_args_is_help=True)
 
-NAMED = 5
-"""Undecodable images that are named on the terminal; the manifest names all."""
+MAX_LISTED_IMAGES = 5
+"""Number of undecodable images that the terminal lists. The manifest lists all of them."""
 
 
 @app.callback()
 def data() -> None:
-    """Prepare data sets for training."""
+    """Prepare datasets for training."""
 
 
 @app.command()
@@ -34,71 +34,96 @@ def prepare(
         Path | None, Option(help="Folder with the originals; default: $KDBENCH_DATA or the hub.")
     ] = None,
     workers: Annotated[
-        int | None, Option(help="Processes that decode; default: one for each core.")
+        int | None, Option(help="Number of decoding processes; default: one per core.")
     ] = None,
     dry_run: Annotated[bool, Option(help="Print images, size and time only.")] = False,
-    check: Annotated[bool, Option("--check", help="Verify what was prepared, and exit.")] = False,
+    check: Annotated[bool, Option("--check", help="Verify the prepared images and exit.")] = False,
 ) -> None:
-    """Make a data set's images as small as the suite evaluates them, once, to train faster."""
-    from rich.filesize import decimal
+    """Shrink a dataset's images once to the suite's evaluation size, for faster training."""
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers must be at least 1, got {workers}.")
+    if check:
+        _check(output)
+        return
+    manifest = _prepare(suite, data_dir, output, workers, dry_run)
+    if manifest is not None:
+        _print_summary(manifest, output)
+        print(f"Next: kdbench run --suite {suite} --data-dir {output}")
 
-    from kdbench.data.prepare import prepare as work
-    from kdbench.data.prepare.manifest import read_manifest
+
+def _prepare(
+    suite_name: str, data_dir: Path | None, output: Path, workers: int | None, dry_run: bool
+) -> "Manifest | None":
+    """Write the missing shards, or print the estimate and return None for a dry run."""
+    from kdbench.data.prepare.prepare import (
+        estimate,
+        load_or_create_manifest,
+        prepare,
+        shorter_side,
+    )
     from kdbench.data.sources.locate import locate
     from kdbench.launch.shares import cores
     from kdbench.suite.load import load_suite
 
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers must be at least 1, got {workers}.")
-    if check:
-        manifest = read_manifest(output)
-        with _progress("checking", manifest.images if manifest else 0) as advance:
-            problems = work.check(output, advance)
-        for problem in problems:
-            print_error(problem)
-        if problems:
-            print_error(
-                "Delete what is damaged, and the same command without --check makes it again."
-            )
-            raise typer.Exit(1)
-        print(f"'{output}' is whole.")
-        return
-    chosen = load_suite(suite)
-    side = work.shorter_side(chosen)
+    suite = load_suite(suite_name)
+    side = shorter_side(suite)
     processes = workers or cores()
-    with Console(stderr=True).status("looking at the originals"):
-        source = locate(chosen.data, data_dir)
-        manifest = work.begin(source, side, output)
-        expected = work.estimate(source, manifest, output, processes)
+    with Console(stderr=True).status("inspecting the originals"):
+        source = locate(suite.data, data_dir)
+        manifest = load_or_create_manifest(source, side, output)
+        expected = estimate(source, manifest, output, processes)
     if dry_run:
         print(expected.describe(manifest, output, processes))
-        return
+        return None
     expected.check_disk(output)
     with _progress("preparing", manifest.originals.images) as advance:
-        manifest = work.prepare(source, manifest, output, processes, advance)
-    _say_undecodable(manifest)
+        return prepare(source, manifest, output, processes, advance)
+
+
+def _check(output: Path) -> None:
+    from kdbench.data.prepare.manifest import read_manifest
+    from kdbench.data.prepare.prepare import check_prepared
+
+    manifest = read_manifest(output)
+    with _progress("checking", manifest.images if manifest else 0) as advance:
+        problems = check_prepared(output, advance)
+    if problems:
+        for problem in problems:
+            print_error(problem)
+        print_error(
+            "Delete the corrupt files, then run the same command without --check to recreate them."
+        )
+        raise typer.Exit(1)
+    print(f"'{output}' is complete and intact.")
+
+
+def _print_summary(manifest: "Manifest", output: Path) -> None:
+    from rich.filesize import decimal
+
+    undecodable = manifest.undecodable()
+    if undecodable:
+        listed = ", ".join(
+            f"{split} {index} ({reason})"
+            for split, index, reason in undecodable[:MAX_LISTED_IMAGES]
+        )
+        rest = len(undecodable) - MAX_LISTED_IMAGES
+        more = f" and {rest:,} more" if rest > 0 else ""
+        print_error(
+            f"{len(undecodable):,} images cannot be decoded and were copied unchanged: "
+            f"{listed}{more}."
+        )
     print(
         f"Prepared {manifest.images:,} images in '{output}': {decimal(manifest.bytes)}, "
         f"{manifest.settings}."
     )
-    print(f"Next: kdbench run --suite {suite} --data-dir {output}")
-
-
-def _say_undecodable(manifest: "Manifest") -> None:
-    bad = manifest.undecodable()
-    if not bad:
-        return
-    named = ", ".join(f"{split} {index} ({reason})" for split, index, reason in bad[:NAMED])
-    more = f" and {len(bad) - NAMED:,} more" if len(bad) > NAMED else ""
-    print_error(f"{len(bad):,} images cannot be decoded and keep their bytes: {named}{more}.")
 
 
 @contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total)
+        task = progress.add_task(title, total=total)
         yield lambda count: progress.advance(task, count)

@@ -13,10 +13,10 @@ from kdbench.cli.common import (
     DataDir,
     Methods,
     SuiteName,
-    methods_of,
-    names_of,
     print_error,
     report_damaged,
+    split_method_names,
+    split_names,
 )
 from kdbench.errors import UserError
 
@@ -65,14 +65,14 @@ def gate(
     """Train a short schedule and compare it with a baseline; exit with 1 on a regression."""
     from kdbench.suite.load import load_suite
 
-    names, chosen = methods_of(methods), load_suite(suite)
+    names, chosen = split_method_names(methods), load_suite(suite)
     if agreement is not None:
         _print_agreement(results_dir or RESULTS, chosen.name, load_suite(agreement).name)
         return
     from kdbench.gate.command import GateRequest
 
     file = baseline or BASELINES / f"{chosen.name}.json"
-    request = GateRequest(chosen, names, names_of(architectures) or None, seeds, epochs)
+    request = GateRequest(chosen, names, split_names(architectures) or None, seeds, epochs)
     report = _measure(request, file, update, results_dir, data_dir, jobs)
     print(report.render(), end="")
     summary_file = summary or os.environ.get("GITHUB_STEP_SUMMARY")

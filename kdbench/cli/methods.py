@@ -1,4 +1,4 @@
-"""Commands for those who write methods. What takes long to import is imported by the command."""
+"""The `kdbench check` and `kdbench new` commands. Slow imports happen inside the commands."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,13 +14,14 @@ from kdbench.method_names import check_method_names, method_names
 
 def check(
     methods: Annotated[
-        list[str] | None, Argument(metavar="[METHOD or FILE.py]...", help="Names or .py files.")
+        list[str] | None,
+        Argument(metavar="[METHOD or FILE.py]...", help="Method names or .py files."),
     ] = None,
-    all_: Annotated[bool, Option("--all", help="Every method that is found.")] = False,
+    all_: Annotated[bool, Option("--all", help="Check all methods.")] = False,
 ) -> None:
-    """Test methods against the contract, on the CPU, without data."""
+    """Check that methods keep the contract, on the CPU and without data."""
     if bool(methods) == all_:
-        raise UserError("Name methods or files to check, or give --all.")
+        raise UserError("Name methods or files to check, or use --all.")
     check_method_names(methods or [])
     from kdbench.check.command import check_methods, format_table
     from kdbench.discovery import find_methods
@@ -40,10 +41,10 @@ def check(
 def new(
     name: Annotated[str, Argument(help="Name of the method; the file is NAME.py.")],
 ) -> None:
-    """Write a working one-file method to start from, in this folder."""
+    """Write a working one-file method to start from to the current folder."""
     from kdbench.scaffold import write_method
 
     file = write_method(name, Path(), set(method_names()))
     print(f"Wrote {file}. Next: kdbench check ./{file}")
     print(f"               then: kdbench run --methods ./{file},baseline")
-    print("Once it is edited, --overwrite-stale lets its new version replace its results.")
+    print("After editing it, use --overwrite-stale to replace the results of the old version.")

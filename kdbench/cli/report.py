@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 from typer import Option
 
-from kdbench.cli.common import RESULTS, ResultsDir, names_of, report_damaged
+from kdbench.cli.common import RESULTS, ResultsDir, report_damaged, split_names
 from kdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def report(
     ] = None,
 ) -> None:
     """Print the leaderboards of all results, or write them as a page or figures."""
-    names = None if columns is None else names_of(columns)
+    names = None if columns is None else split_names(columns)
     suites = None if suite is None else [suite]
     if format_ in FILES:
         left_out = _write_report(results_dir, suites, format_, against, output or SITE, names)

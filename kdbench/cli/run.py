@@ -1,7 +1,6 @@
-"""`kdbench run`. What takes long to import is imported by the command."""
+"""The `kdbench run` command. Slow imports happen inside the command."""
 
 import contextlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,10 +15,11 @@ from kdbench.cli.common import (
     Methods,
     Precision,
     ResultsDir,
+    RunsDir,
     SuiteName,
     Workers,
-    names_of,
     print_error,
+    split_names,
 )
 from kdbench.cli.report import ReportFormat, print_report
 from kdbench.errors import UserError
@@ -27,7 +27,10 @@ from kdbench.launch.place import Place, silent
 from kdbench.method_names import check_method_names
 
 if TYPE_CHECKING:
+    from kdbench.launch.execution import Execution
     from kdbench.launch.plan import PlannedRun
+    from kdbench.launch.ranks import Ranks
+    from kdbench.launch.slurm import SlurmRequest
     from kdbench.results.schema import Result
 
 
@@ -35,45 +38,53 @@ def run(
     suite: SuiteName = "digits",
     methods: Methods = "all",
     architectures: Annotated[
-        str, Option(help="Comma list; A+B mixes them, the student last.")
+        str,
+        Option(help="Comma-separated list; A+B is a mixed cohort with the student last."),
     ] = "",
-    seeds: Annotated[int | None, Option(help="Seeds 0 to N - 1; default: the suite's.")] = None,
+    seeds: Annotated[
+        int | None, Option(help="Number of seeds. Default: the suite's number.")
+    ] = None,
     epochs: Annotated[
-        int | None, Option(help="Another number of epochs; the schedule keeps its shape.")
+        int | None, Option(help="Number of epochs; the schedule keeps its shape.")
     ] = None,
     match_cost: Annotated[
-        str | None, Option(help="Method whose training FLOPs decide each run's number of epochs.")
+        str | None,
+        Option(help="Method whose training FLOPs determine the number of epochs of each run."),
     ] = None,
     precision: Annotated[
-        Precision | None, Option(help="Another precision than the suite's.")
+        Precision | None, Option(help="Precision. Default: the suite's precision.")
     ] = None,
     data_dir: DataDir = None,
     compile_: Annotated[
-        Compile, Option("--compile", help="How steps run; auto: what repays itself.")
+        Compile, Option("--compile", help="Way of running steps; 'auto' takes the fastest overall.")
     ] = Compile.auto,
     jobs: Annotated[
-        int, Option(help="Runs at a time, as processes of their own; rates are then no measure.")
+        int, Option(help="Number of concurrent runs; throughput is then not comparable.")
     ] = 1,
     num_processes: Annotated[
-        int | None, Option(help="Processes that train each run together, one per GPU.")
+        int | None, Option(help="Number of processes that train each run together, one per GPU.")
     ] = None,
     workers: Workers = None,
     deterministic: Annotated[
-        bool, Option("--deterministic", help="The same numbers each time on a GPU too; slower.")
+        bool, Option("--deterministic", help="Use deterministic kernels on a GPU; slower.")
     ] = False,
     set_: Annotated[
-        list[str] | None, Option("--set", help="METHOD.OPTION=VALUE; may be repeated.")
+        list[str] | None,
+        Option("--set", help="Method option as METHOD.OPTION=VALUE; may be repeated."),
     ] = None,
     results_dir: ResultsDir = RESULTS,
-    runs_dir: Annotated[Path, Option(help="Where checkpoints and logs go.")] = RUNS,
-    overwrite: Annotated[bool, Option("--overwrite", help="Run again what has a result.")] = False,
+    runs_dir: RunsDir = RUNS,
+    overwrite: Annotated[
+        bool, Option("--overwrite", help="Train all runs again, even those that have a result.")
+    ] = False,
     overwrite_stale: Annotated[
-        bool, Option("--overwrite-stale", help="Run again what another version made.")
+        bool,
+        Option("--overwrite-stale", help="Train runs again whose result has another version."),
     ] = False,
     tensorboard: Annotated[
         bool, Option(help="Also log to TensorBoard, in the runs folder.")
     ] = False,
-    dry_run: Annotated[bool, Option(help="Print the plan and its estimated time only.")] = False,
+    dry_run: Annotated[bool, Option(help="Only print the plan and its estimated time.")] = False,
     cluster: cluster_options.ClusterOption = None,
     partition: cluster_options.Partition = None,
     gpus: cluster_options.Gpus = None,
@@ -86,18 +97,15 @@ def run(
     """Train methods under a suite's schedule, then print the leaderboard."""
     from kdbench.suite.load import load_suite
 
-    if not Place.of_this_process().launched:  # such processes meet first, and then end together
+    if not Place.of_this_process().launched:  # launched processes must meet first, to end together
         load_suite(suite)
-        check_method_names([*names_of(methods), *([match_cost] if match_cost else [])])
-    from kdbench.data import is_cached, locate
+        check_method_names([*split_names(methods), *([match_cost] if match_cost else [])])
     from kdbench.launch.execution import Execution, check_processes
-    from kdbench.launch.local import execute
     from kdbench.launch.plan import agree, check_nothing_in_the_way, make_plan
     from kdbench.launch.ranks import together
 
-    code = 0
     with together(num_processes, print_error) as ranks, silent(not ranks.is_main):
-        how = Execution(
+        config = Execution(
             results_dir,
             runs_dir,
             data_dir,
@@ -109,9 +117,9 @@ def run(
             processes=ranks.count if num_processes is None else num_processes,
             workers=workers,
         )
-        asked = cluster_options.request(
+        request = cluster_options.make_request(
             cluster,
-            how,
+            config,
             partition=partition,
             gpus=gpus,
             cpus=cpus,
@@ -122,12 +130,12 @@ def run(
         )
         chosen = load_suite(suite)
         if epochs is not None and match_cost is not None:
-            raise UserError("--match-cost decides the number of epochs; leave out --epochs.")
+            raise UserError("--match-cost sets the number of epochs; leave out --epochs.")
         if epochs is not None:
             chosen = chosen.with_epochs(epochs)
         if precision is not None:
             chosen = chosen.with_precision(precision.value)
-        check_processes(chosen, how.processes, ranks)
+        check_processes(chosen, config.processes, ranks)
         broken: list[UserError] = []
 
         def on_broken(error: UserError) -> None:
@@ -136,12 +144,12 @@ def run(
 
         plan = make_plan(
             chosen,
-            names_of(methods),
-            names_of(architectures),
+            split_names(methods),
+            split_names(architectures),
             seeds,
             set_ or [],
             results_dir,
-            # The results that count are those of the main process.
+            # Only the results of the main process count.
             "all" if overwrite or not ranks.is_main else "stale" if overwrite_stale else "nothing",
             on_broken,
             match_cost,
@@ -149,51 +157,81 @@ def run(
         if not dry_run:
             check_nothing_in_the_way(plan)
         plan = agree(plan, ranks)
-        diverged = [run for run in plan if run.state == "diverged"]
-        if dry_run and plan:
-            from kdbench.launch.preview import preview
-
-            source = locate(chosen.data, data_dir, is_cached)
-            if ranks.is_main:
-                print(preview(plan, source, how))
-            if cluster is not None:
-                print(cluster_options.preview(plan, cluster, asked))
-            if ranks.is_main:  # the others wait for it to be done
-                check_nothing_in_the_way(plan)
-        elif plan and cluster is not None:
-            cluster_options.submit(plan, how, cluster, asked)
-            _complain_of_diverged(diverged)
-            code = 1 if broken or diverged else 0
-        elif plan:
-            new = execute(plan, how, ranks)
-            _complain_of_diverged(diverged)
-            code = 1 if _complain_of_unfinished(new) or broken or diverged else 0
-            if ranks.is_main:
-                # Where the disk took no result, there is no table, and it is said why.
-                with contextlib.suppress(UserError) if code else contextlib.nullcontext():
-                    suites = list(dict.fromkeys(run.spec.suite.name for run in plan))
-                    print_report(
-                        results_dir,
-                        suites,
-                        ReportFormat.terminal,
-                        "baseline",
-                        with_controls=match_cost is not None,
-                    )
-        else:
+        if not plan:
             code = 2
+        elif dry_run:
+            _preview(plan, config, ranks, cluster, request)
+            code = 0
+        elif cluster is not None:
+            cluster_options.submit(plan, config, cluster, request)
+            code = 1 if _report_diverged(plan) or broken else 0
+        else:
+            code = _execute(plan, config, ranks, bool(broken), match_cost is not None)
     if code:
         raise typer.Exit(code)
 
 
-def _complain_of_diverged(before: "list[PlannedRun]") -> None:
-    """Of runs that diverged in an earlier command: they would again."""
-    if before:
-        named = ", ".join(f"{run.spec.label} ({run.reason})" for run in before)
-        print_error(f"Diverged before: {named}; --overwrite trains all that is asked for again.")
+def _preview(
+    plan: "list[PlannedRun]",
+    config: "Execution",
+    ranks: "Ranks",
+    cluster: cluster_options.Cluster | None,
+    request: "SlurmRequest",
+) -> None:
+    """Print the plan for `--dry-run`."""
+    from kdbench.data import is_cached, locate
+    from kdbench.launch.plan import check_nothing_in_the_way
+    from kdbench.launch.preview import preview
+
+    source = locate(plan[0].spec.suite.data, config.data_dir, is_cached)
+    if ranks.is_main:
+        print(preview(plan, source, config))
+    if cluster is not None:
+        print(cluster_options.preview(plan, cluster, request))
+    if ranks.is_main:  # the other processes wait for it
+        check_nothing_in_the_way(plan)
 
 
-def _complain_of_unfinished(results: "list[Result]") -> bool:
-    """Whether there are any."""
+def _execute(
+    plan: "list[PlannedRun]",
+    config: "Execution",
+    ranks: "Ranks",
+    broken: bool,
+    with_controls: bool,
+) -> int:
+    """Train the runs of a plan and print the leaderboard; return the exit code."""
+    from kdbench.launch.local import execute
+
+    results = execute(plan, config, ranks)
+    diverged = _report_diverged(plan)
+    code = 1 if _report_unfinished(results) or broken or diverged else 0
+    if ranks.is_main:
+        # If no result could be written there is no table, and the reason was reported above.
+        with contextlib.suppress(UserError) if code else contextlib.nullcontext():
+            print_report(
+                config.results,
+                list(dict.fromkeys(run.spec.suite.name for run in plan)),
+                ReportFormat.terminal,
+                "baseline",
+                with_controls=with_controls,
+            )
+    return code
+
+
+def _report_diverged(plan: "list[PlannedRun]") -> bool:
+    """Report runs that diverged in an earlier command and would diverge again."""
+    diverged = [run for run in plan if run.state == "diverged"]
+    if diverged:
+        listed = ", ".join(f"{run.spec.label} ({run.reason})" for run in diverged)
+        print_error(
+            f"These runs diverged before and were not trained again: {listed}. Use --overwrite to "
+            "train all runs of this command again."
+        )
+    return bool(diverged)
+
+
+def _report_unfinished(results: "list[Result]") -> bool:
+    """Report runs that failed or diverged; return True if there are any."""
     unfinished = [result for result in results if result.status != "finished"]
     for result in unfinished:
         identity = result.identity

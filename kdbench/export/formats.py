@@ -19,7 +19,7 @@ from kdbench.backbones import build
 from kdbench.errors import UserError
 from kdbench.export.card import Card
 from kdbench.export.student import DeployedNetwork
-from kdbench.validation import describe
+from kdbench.validation import describe_problems
 
 CARD_KEY = "kdbench"
 """Metadata key of the card."""
@@ -230,7 +230,7 @@ def _parse_card(file: Path, text: str | None) -> Card:
     try:
         return Card.model_validate_json(text)
     except ValidationError as error:
-        problem = describe(error, Card)[0]
+        problem = describe_problems(error, Card)[0]
         raise UserError(f"'{file}' does not have a valid card: {problem}.") from None
 
 

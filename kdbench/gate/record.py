@@ -9,7 +9,7 @@ from kdbench.atomic import atomic_write
 from kdbench.bench.record import Spread
 from kdbench.errors import UserError
 from kdbench.results.schema import Environment, Record
-from kdbench.validation import describe
+from kdbench.validation import describe_problems
 
 Losses = dict[str, list[float]]
 """Loss values of consecutive single steps, by name."""
@@ -107,7 +107,7 @@ def read_baseline(file: Path) -> Baseline:
     except OSError as error:
         raise UserError(f"Cannot read '{file}': {error.strerror or error}.") from None
     except ValidationError as error:
-        problem = describe(error, Baseline)[0]
+        problem = describe_problems(error, Baseline)[0]
         raise UserError(
             f"'{file}' is not a valid baseline ({problem}). Delete it and run with --update to "
             "create a new one."

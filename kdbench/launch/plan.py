@@ -13,7 +13,7 @@ from kdbench.atomic import exists
 from kdbench.backbones import ARCHITECTURES
 from kdbench.discovery import BrokenMethodError, MethodEntry, find_methods
 from kdbench.engine.spec import RunSpec
-from kdbench.errors import UserError, unknown
+from kdbench.errors import UserError, unknown_name_error
 from kdbench.launch.match_cost import matched
 from kdbench.launch.ranks import Ranks
 from kdbench.method_names import method_names
@@ -140,7 +140,7 @@ def at_a_time(plan: list[PlannedRun], jobs: int) -> int:
 def _offered(suite: Suite, names: Iterable[str]) -> list[str]:
     for name in (part for named in names for part in named.split("+")):
         if name not in ARCHITECTURES:
-            raise unknown("architecture", name, ARCHITECTURES)
+            raise unknown_name_error("architecture", name, ARCHITECTURES)
         if name not in suite.architectures:
             raise UserError(
                 f"Suite '{suite.name}' does not offer the architecture '{name}'. "
@@ -163,7 +163,7 @@ def _options_by_method(
         if method not in names and method in method_names():
             raise UserError(f"--set '{setting}' is of a method that --methods does not name.")
         if method not in names:
-            raise unknown("method in --set", method, names)
+            raise unknown_name_error("method in --set", method, names)
         found.setdefault(method, {})[key] = value
     return found
 

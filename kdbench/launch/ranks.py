@@ -19,7 +19,7 @@ from torch import distributed
 
 from kdbench.engine.device import COLLECTIVE_TIMEOUT, make_accelerator, trains_on_cpu
 from kdbench.errors import (
-    GOES_ON,
+    RESUME_HINT,
     PlanAbandonedError,
     PlanInterruptedError,
     UnwritableError,
@@ -65,7 +65,9 @@ class Ending:
     """Why the run under way failed; None where it did not."""
 
 
-GONE = Ending(f"The launcher on the machine of process 0 is gone, or that machine; {GOES_ON}.", 1)
+GONE = Ending(
+    f"The launcher on the machine of process 0 is gone, or that machine; {RESUME_HINT}.", 1
+)
 """Of processes whose store, which is that launcher's, does not answer."""
 
 
@@ -339,7 +341,7 @@ def tell(reporter: StatusReporter | NoReporter, ending: Ending) -> None:
 def _lost(rank: int) -> Ending:
     seconds = LOOKS * GIVE_SECONDS
     reason = f"process {rank}, or its machine, gave no sign of life for {seconds:.0f} seconds"
-    return Ending(f"{reason[0].upper()}{reason[1:]}; {GOES_ON}.", 1, reason)
+    return Ending(f"{reason[0].upper()}{reason[1:]}; {RESUME_HINT}.", 1, reason)
 
 
 def _ending(error: BaseException) -> Ending:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdbench.errors import UserError, unknown
+from kdbench.errors import UserError, unknown_name_error
 
 REQUEUES = 20
 """Times that a run may run out of time before it is left to the user."""
@@ -149,7 +149,7 @@ def check_partition(name: str | None) -> int | None:
     else:
         named = {key.removesuffix("*"): limit for key, limit in limits.items()}
         if name not in named:
-            raise unknown("partition", name, named)
+            raise unknown_name_error("partition", name, named)
         limit = named[name]
     return None if limit in ("infinite", "n/a") else minutes(limit)
 

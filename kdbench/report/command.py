@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdbench.errors import UserError, unknown
+from kdbench.errors import UserError, unknown_name_error
 from kdbench.paths import built_in_files
 from kdbench.report.analysis.cost import ByGroup, comparison_groups, equal_cost, equal_cost_tables
 from kdbench.report.analysis.summary import leaderboard, runs_frame
@@ -102,7 +102,7 @@ def read_results_folder(results: Path, suites: Sequence[str] | None, against: st
     known_suites = folders | set(suite_files())
     for suite in suites or []:
         if suite not in known_suites:
-            raise unknown("suite", suite, known_suites)
+            raise unknown_name_error("suite", suite, known_suites)
     good, siblings, damaged = _load(results, suites, folders)
     if not good:
         of_suite = f" of suite '{', '.join(suites)}'" if suites else ""
@@ -112,7 +112,7 @@ def read_results_folder(results: Path, suites: Sequence[str] | None, against: st
         )
     methods = {item.identity.method for item in good} | set(built_in_files())
     if against not in methods:
-        raise unknown("method in --against", against, methods)
+        raise unknown_name_error("method in --against", against, methods)
     others = list(read_published(results))
     sources = [item for item in others if isinstance(item, Source)]
     damaged += [item for item in others if isinstance(item, DamagedFile)]

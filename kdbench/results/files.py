@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from kdbench.atomic import atomic_write, os_errors_as_user_errors
 from kdbench.results.schema import SCHEMA_VERSION, Identity, Result
-from kdbench.validation import describe
+from kdbench.validation import describe_problems
 
 MAX_RESULT_BYTES = 32 * 2**20
 """Maximum size of a result file in bytes. 300 epochs take less than 1 MiB."""
@@ -81,7 +81,7 @@ def read_result(file: Path) -> Result | DamagedFile:
                 f"it was written by a newer kdbench (schema_version {version}; this version reads "
                 f"{SCHEMA_VERSION}); update kdbench",
             )
-        problems = describe(error, Result)
+        problems = describe_problems(error, Result)
         more = f" and {len(problems) - 1} more problems" if len(problems) > 1 else ""
         return DamagedFile(file, problems[0] + more)
     except OSError as error:

@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdbench.errors import UserError, unknown
+from kdbench.errors import UserError, unknown_name_error
 from kdbench.paths import SUITES
 from kdbench.suite.suite import Suite
-from kdbench.validation import describe, sentence
+from kdbench.validation import describe_problems, join_problems
 
 
 def suite_files() -> dict[str, Path]:
@@ -42,7 +42,7 @@ def load_suite(name: str) -> Suite:
     try:
         return Suite.model_validate({"name": file.stem} | content)
     except ValidationError as error:
-        problems = sentence(describe(error, Suite))
+        problems = join_problems(describe_problems(error, Suite))
         raise UserError(f"Suite '{file.name}' is not valid: {problems}") from None
 
 
@@ -54,7 +54,7 @@ def _find(name: str) -> Path:
         return file
     files = suite_files()
     if name not in files:
-        raise unknown("suite", name, files)
+        raise unknown_name_error("suite", name, files)
     return files[name]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kdbench.errors import UserError, nearest
+from kdbench.errors import UserError, suggest
 from kdbench.results.files import DamagedFile, load_results
 from kdbench.results.schema import Result
 
@@ -75,7 +75,7 @@ def _read_revision(
     if not root or not commit:
         raise UserError(
             f"'{name}' is neither a folder, nor a method with results in '{results}', nor a git "
-            f"revision.{nearest(name, methods)}"
+            f"revision.{suggest(name, methods)}"
         )
     top = Path(root.decode().strip())
     inside = folder.relative_to(top).as_posix()

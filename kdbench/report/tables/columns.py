@@ -7,7 +7,7 @@ from typing import Literal
 
 import pandas as pd
 
-from kdbench.errors import UserError, unknown
+from kdbench.errors import UserError, unknown_name_error
 from kdbench.report.analysis.statistics import MAX_SEEDS
 from kdbench.report.analysis.summary import EXECUTION_KEYS
 
@@ -80,7 +80,7 @@ def columns(
     chosen: dict[str, Column] = {}
     for name in names:
         if name != "all" and name not in every:
-            raise unknown("column", name, [*every, "all"])
+            raise unknown_name_error("column", name, [*every, "all"])
         chosen |= every if name == "all" else {name: every[name]}
     return list(chosen.values())
 

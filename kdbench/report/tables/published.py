@@ -19,7 +19,7 @@ from kdbench.report.tables.columns import MISSING, mean_and_deviation
 from kdbench.results.files import DamagedFile, read_small_file
 from kdbench.results.schema import Percent
 from kdbench.suite.sections import Pair, Positive, Section
-from kdbench.validation import describe
+from kdbench.validation import describe_problems
 
 TITLE = "Published by others (their protocols; not ranked)"
 NOT_STATED = "not stated"
@@ -112,7 +112,7 @@ def read_published(results: Path) -> Iterator[Source | DamagedFile]:
             content = tomllib.loads(read_small_file(file).decode())
             yield Source.model_validate(content)
         except ValidationError as error:
-            yield DamagedFile(file, "; ".join(describe(error, Source)))
+            yield DamagedFile(file, "; ".join(describe_problems(error, Source)))
         except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or nested too deeply
             yield DamagedFile(file, f"it is not valid TOML: {error}")
         except OSError as error:
