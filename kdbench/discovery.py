@@ -1,4 +1,4 @@
-"""How methods are found: the files in `methods/`, a file the user names, installed packages."""
+"""Discovery of methods: files in `methods/`, files the user names, and installed packages."""
 
 import ast
 import hashlib
@@ -26,41 +26,41 @@ from kdbench.validation import describe_problems, join_problems
 
 
 class BrokenMethodError(UserError):
-    """A method file that cannot be used; other methods can."""
+    """Raised for a method that cannot be loaded; other methods are not affected."""
 
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """A method as it was found."""
+    """A method and where it comes from."""
 
     name: str
     method: type[Method]
     digest: str
     """Hash of its source without comments, docstrings and layout."""
     argument: str
-    """What finds it again: its name, or the path of its file."""
+    """Value of --methods that selects it: its name, or the path of its file."""
 
     @property
     def findable(self) -> bool:
-        """Whether its name alone finds it: it ships with kdbench or an installed package."""
+        """True if the method can be selected by name, because it is built in or installed."""
         return self.argument == self.name
 
-    def blame(self, error: BaseException) -> str:
-        """`file, line: what` for an error that arose in the method, or through it."""
+    def locate_error(self, error: BaseException) -> str:
+        """Return the message of an error that the method caused, with file and line."""
         file = Path(inspect.getfile(self.method))
         line = error_line(error, file)
         if line is None and isinstance(error, ContractError):
             named = re.match(r"(\w+)\(\)", str(error))
             part = getattr(self.method, named[1], self.method) if named else self.method
             line = inspect.getsourcelines(part)[1]
-        what = str(error) if isinstance(error, ContractError) else error_text(error)
-        return what if line is None else f"{file.name}, line {line}: {what}"
+        message = str(error) if isinstance(error, ContractError) else error_text(error)
+        return message if line is None else f"{file.name}, line {line}: {message}"
 
     def options(self, settings: dict[str, str]) -> MethodOptions:
-        """Options from `key=value` settings, read by the type of each option.
+        """Return the options for `key=value` settings, converted to the types of the options.
 
         Raises:
-            UserError: an unknown option or a wrong value; all of them at once.
+            UserError: An option is unknown or a value is not valid; the message lists all problems.
         """
         try:
             return self.method.Options.model_validate_strings(settings)
@@ -72,27 +72,30 @@ class MethodEntry:
 def find_methods(
     names: list[str], on_broken: Callable[[BrokenMethodError], None] | None = None
 ) -> list[MethodEntry]:
-    """Methods by name, by the path of a file, or `all`.
+    """Load methods.
 
-    With `on_broken`, a file that cannot be used is told and left out; else it is an error.
+    Args:
+        names: names of methods, paths of .py files, or `all`.
+        on_broken: called with the error of a method that cannot be loaded, which is then left out.
+            By default the error is raised.
 
     Raises:
-        UserError: an unknown name, or a file that holds no method.
+        UserError: A name is unknown, or a method cannot be loaded.
     """
     check_method_names(names)
-    known = _finders()
-    wanted: list[Callable[[], MethodEntry]] = []
+    known = _loaders()
+    requested: list[Callable[[], MethodEntry]] = []
     for name in names:
         if name == "all":
-            wanted += known.values()
+            requested += known.values()
         elif name.endswith(".py"):
-            wanted.append(partial(_from_user, Path(name), set(known)))
+            requested.append(partial(_load_user_file, Path(name), set(known)))
         else:
-            wanted.append(known[name])
+            requested.append(known[name])
     entries: dict[str, MethodEntry] = {}
-    for find in wanted:
+    for load in requested:
         try:
-            entry = find()
+            entry = load()
             if entries.setdefault(entry.name, entry) != entry:
                 raise BrokenMethodError(f"Two methods are named '{entry.name}'; rename a file.")
         except BrokenMethodError as error:
@@ -102,21 +105,21 @@ def find_methods(
     return list(entries.values())
 
 
-def _finders() -> dict[str, Callable[[], MethodEntry]]:
-    """How to load each method that ships or is installed."""
-    shipped = {name: partial(load_file, file) for name, file in built_in_files().items()}
+def _loaders() -> dict[str, Callable[[], MethodEntry]]:
+    """Return the functions that load each built-in or installed method."""
+    built_in = {name: partial(load_file, file) for name, file in built_in_files().items()}
     packaged = packaged_methods().items()
-    installed = {name: partial(_from_package, point) for name, point in packaged}
-    return {**installed, **shipped}
+    installed = {name: partial(_load_from_package, point) for name, point in packaged}
+    return {**installed, **built_in}
 
 
 def load_file(
     file: Path, module_name: str | None = None, argument: str | None = None
 ) -> MethodEntry:
-    """The one method that a file defines.
+    """Load the method that a file defines.
 
     Raises:
-        UserError: the file cannot be imported, or defines no method or several.
+        UserError: The file cannot be imported, or does not define exactly one method.
     """
     module = _import(file, module_name or f"kdbench.methods.{file.stem}")
     classes = [
@@ -126,60 +129,71 @@ def load_file(
     ]
     found = [cls for cls in classes if not inspect.isabstract(cls)]
     if not found and classes:
-        lacks = " and ".join(f"{name}()" for name in sorted(classes[0].__abstractmethods__))
+        missing = " and ".join(f"{name}()" for name in sorted(classes[0].__abstractmethods__))
         line = inspect.getsourcelines(classes[0])[1]
-        raise BrokenMethodError(f"{file.name}, line {line}: {classes[0].__name__} lacks {lacks}.")
+        raise BrokenMethodError(
+            f"{file.name}, line {line}: {classes[0].__name__} does not define {missing}."
+        )
     if not found:
         raise BrokenMethodError(
-            f"{file.name}: no method: define a class that derives from kdbench's Method."
+            f"{file.name} defines no method; define a class that derives from "
+            "kdbench.method.Method."
         )
     if len(found) > 1:
         names = " and ".join(cls.__name__ for cls in found)
         line = inspect.getsourcelines(found[1])[1]
         raise BrokenMethodError(
-            f"{file.name}, line {line}: two methods ({names}); a file holds one."
+            f"{file.name}, line {line}: the file defines several methods ({names}); keep one."
         )
-    with tokenize.open(file) as source:  # in the encoding that it says it has
+    with tokenize.open(file) as source:  # in the encoding that the file declares
         digest = source_digest(source.read())
-    return _checked(MethodEntry(file.stem, found[0], digest, argument or file.stem))
+    return _check_options(MethodEntry(file.stem, found[0], digest, argument or file.stem))
 
 
-def _from_package(point: EntryPoint) -> MethodEntry:
-    """A method that an installed package brings."""
+def _load_from_package(point: EntryPoint) -> MethodEntry:
+    """Load a method from an installed package."""
     try:
         method = point.load()
         source = inspect.getsource(sys.modules[method.__module__])
     except Exception as error:  # a package may raise anything while it is imported
-        what = error_text(error)
-        raise BrokenMethodError(f"Entry point '{point.name}' cannot be loaded: {what}.") from error
+        reason = error_text(error)
+        raise BrokenMethodError(
+            f"Entry point '{point.name}' cannot be loaded: {reason}."
+        ) from error
     if not (inspect.isclass(method) and issubclass(method, Method)):
         raise BrokenMethodError(
             f"Entry point '{point.name}' of group {point.group} is not a Method class."
         )
-    return _checked(MethodEntry(point.name, method, source_digest(source), argument=point.name))
+    entry = MethodEntry(point.name, method, source_digest(source), argument=point.name)
+    return _check_options(entry)
 
 
-def _checked(entry: MethodEntry) -> MethodEntry:
-    """The entry, if its options are options with defaults."""
+def _check_options(entry: MethodEntry) -> MethodEntry:
+    """Return the entry after checking that its options are valid and have defaults."""
     options = entry.method.Options
     try:
         if not issubclass(options, MethodOptions):
             raise BrokenMethodError(f"{entry.name}: Options must derive from MethodOptions.")
         options()
     except ValidationError as error:
-        what = join_problems(describe_problems(error, options))
-        raise BrokenMethodError(f"{entry.name}: every option needs a default: {what}") from error
+        problems = join_problems(describe_problems(error, options))
+        raise BrokenMethodError(
+            f"{entry.name}: every option needs a default: {problems}"
+        ) from error
     return entry
 
 
 def source_digest(source: str) -> str:
-    """Hash of what the source does: comments, docstrings and layout do not count."""
+    """Return a hash of source code that ignores comments, docstrings and layout."""
     text = json.dumps(_canonical(ast.parse(source)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _canonical(node: Any) -> Any:
-    """An AST as lists, without empty fields (Python versions differ in those) and docstrings."""
+    """Return an AST as nested lists, without docstrings and without empty fields.
+
+    Empty fields differ between Python versions.
+    """
     if isinstance(node, list):
         return [_canonical(item) for item in node if not _is_docstring(item)]
     if isinstance(node, ast.AST):
@@ -196,12 +210,12 @@ def _is_docstring(node: Any) -> bool:
     )
 
 
-def _from_user(file: Path, taken: set[str]) -> MethodEntry:
-    if file.stem in taken:
+def _load_user_file(file: Path, existing: set[str]) -> MethodEntry:
+    if file.stem in existing:
         raise BrokenMethodError(
-            f"Method file '{file}': the name '{file.stem}' is taken; rename the file."
+            f"Method file '{file}': a method named '{file.stem}' already exists; rename the file."
         )
-    # Absolute, as in the tracebacks that say in which line an error arose.
+    # The path must be absolute, as in tracebacks, so that error_line() finds the file.
     return load_file(file.resolve(), f"kdbench_user_methods.{file.stem}", argument=str(file))
 
 
@@ -224,7 +238,7 @@ def _import(file: Path, name: str) -> ModuleType:
 
 
 def error_line(error: BaseException, file: Path) -> int | None:
-    """Last line of the file that an error passed through."""
+    """Return the last line of a file in an error's traceback, or None."""
     line = None
     trace = error.__traceback__
     while trace is not None:
@@ -235,5 +249,5 @@ def error_line(error: BaseException, file: Path) -> int | None:
 
 
 def error_text(error: BaseException) -> str:
-    """`Kind: message` of an error."""
+    """Return the kind and the message of an error."""
     return f"{type(error).__name__}: {error}".rstrip(".: ")

@@ -1,4 +1,4 @@
-"""The few formulas that methods share. B batch, C classes, c channels."""
+"""Loss functions that several methods share. B is the batch size, C classes, c channels."""
 
 import math
 from collections.abc import Sequence
@@ -8,14 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 EPSILON = 1e-12
-"""Smallest norm that is divided by."""
+"""Lower bound of norms in divisions."""
 
 
 def kl(target: Tensor, logits: Tensor, temperature: float = 1.0, epsilon: float = 0.0) -> Tensor:
-    """KL_T(target -> logits) of two (B, C) logits: T^2 * mean_b sum_c p (log p - log q).
+    """Compute the softened KL divergence T^2 * mean_b sum_c p (log p - log q).
 
-    Detach the target where the method says so; nothing is detached here. `epsilon` is added to
-    the target probabilities, as in the authors' code of ONE and OKDDip.
+    Args:
+        target: (B, C) logits of p; not detached here.
+        logits: (B, C) logits of q.
+        temperature: temperature T of both.
+        epsilon: constant added to p, as in the authors' code of ONE and OKDDip.
     """
     log_q = F.log_softmax(logits / temperature, dim=1)
     if epsilon:
@@ -28,7 +31,12 @@ def kl(target: Tensor, logits: Tensor, temperature: float = 1.0, epsilon: float 
 
 
 def mutual_kl(logits: Sequence[Tensor], temperature: float = 1.0) -> list[Tensor]:
-    """For each of K networks, the mean over its peers j of KL_T(sg z_j -> z_i); z are (B, C)."""
+    """Compute for each of K networks the mean KL divergence from its detached peers.
+
+    Args:
+        logits: K tensors (B, C).
+        temperature: temperature of every KL term.
+    """
     detached = [z.detach() for z in logits]
     losses = []
     for i, z in enumerate(logits):
@@ -38,32 +46,34 @@ def mutual_kl(logits: Sequence[Tensor], temperature: float = 1.0) -> list[Tensor
 
 
 def ramp(epoch: float, length: float) -> float:
-    """Sigmoid ramp-up exp(-5 (1 - min(e, E0) / E0)^2); 1 from `length` epochs on."""
+    """Return the sigmoid ramp-up exp(-5 (1 - min(e, E0) / E0)^2), which is 1 after E0 epochs."""
     if length <= 0:
         return 1.0
     return math.exp(-5.0 * (1.0 - min(epoch, length) / length) ** 2)
 
 
 def attention(features: Tensor) -> Tensor:
-    """Attention map: mean over channels of the squares, (B, c, h, w) -> (B, 1, h, w)."""
-    # Divided after the sum: the gradient of a mean is as large as the features themselves.
+    """Compute the attention map, the mean of squares over channels, (B, 1, h, w)."""
+    # Sum first, then divide: the backward pass of a mean would expand to the size of the features.
     return features.square().sum(dim=1, keepdim=True) / features.shape[1]
 
 
 def unit(x: Tensor) -> Tensor:
-    """Each sample (B, ...) divided by its L2 norm; not flattened, which would copy channels-last
-    maps and hand the convolutions behind them gradients in the slower layout.
+    """Divide each sample (B, ...) by its L2 norm.
+
+    Samples are not flattened, because that would copy channels-last maps and give gradients in the
+    slower contiguous layout.
     """
     norm = torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True)
     return x * norm.clamp_min(EPSILON).reciprocal()
 
 
 def normalised_distance(x: Tensor, y: Tensor) -> Tensor:
-    """d(x, y): each sample flattened and L2-normalised, then the mean squared difference."""
+    """Compute the mean squared difference of samples that are L2-normalized."""
     return F.mse_loss(unit(x), unit(y))
 
 
 def mean_probability_logits(logits: Sequence[Tensor]) -> Tensor:
-    """Log of the mean of the networks' probabilities, (B, C): what "ensemble" means everywhere."""
+    """Compute the log of the networks' mean probability, (B, C), which is role "ensemble"."""
     stacked = torch.stack([F.log_softmax(z, dim=1) for z in logits])
     return torch.logsumexp(stacked, dim=0) - math.log(len(logits))

@@ -1,10 +1,10 @@
-"""Architectures: `build(name, num_classes)`; one file per family, each with its table."""
+"""Architectures, one file per family. `build(name, num_classes)` returns a backbone."""
 
 from collections.abc import Callable
 
 from kdbench.backbones import densenet, googlenet, imagenet_resnet, resnet, wide_resnet
 from kdbench.backbones.base import Backbone, Branch, Features, Trunk, initialise
-from kdbench.errors import unknown
+from kdbench.errors import unknown_name_error
 
 __all__ = ["ARCHITECTURES", "Backbone", "Branch", "Features", "Trunk", "build", "initialise"]
 
@@ -18,11 +18,11 @@ ARCHITECTURES: dict[str, Callable[[int], Backbone]] = {
 
 
 def build(name: str, num_classes: int) -> Backbone:
-    """A freshly initialised backbone.
+    """Build a freshly initialized backbone.
 
     Raises:
-        UserError: no architecture has this name.
+        UserError: The architecture is unknown.
     """
     if name not in ARCHITECTURES:
-        raise unknown("architecture", name, ARCHITECTURES)
+        raise unknown_name_error("architecture", name, ARCHITECTURES)
     return ARCHITECTURES[name](num_classes)

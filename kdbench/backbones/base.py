@@ -1,4 +1,4 @@
-"""What every architecture is to a method: stages, an embedding, logits, and a place to split."""
+"""The interface of architectures: stages, embedding, logits, and a split into trunk and branch."""
 
 import math
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ class Features(NamedTuple):
     """Outputs of a backbone for a batch of B images."""
 
     stages: tuple[Tensor, ...]
-    """One map (B, c_l, h_l, w_l) per stage, the last one as the classifier sees it."""
+    """One feature map (B, c_l, h_l, w_l) per stage."""
     embedding: Tensor
-    """The pooled last stage, (B, D)."""
+    """Pooled last stage, (B, D)."""
     logits: Tensor
-    """(B, C)."""
+    """Logits, (B, C)."""
 
 
 class Trunk(nn.Module):
-    """Stem and all stages but the last: images (B, 3, H, W) -> one map per stage."""
+    """Stem and all stages except the last. Maps images (B, 3, H, W) to one map per stage."""
 
     def __init__(self, stem: nn.Module, stages: Sequence[nn.Module]):
         super().__init__()
@@ -34,7 +34,7 @@ class Trunk(nn.Module):
 
 
 class Branch(nn.Module):
-    """Last stage, global average pooling and classifier, with what precedes the classifier."""
+    """Last stage, global average pooling, dropout and classifier."""
 
     def __init__(self, stage: nn.Module, classifier: nn.Linear, dropout: float = 0.0):
         super().__init__()
@@ -43,14 +43,14 @@ class Branch(nn.Module):
         self.classifier = classifier
 
     def forward(self, trunk_map: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, c, h, w) -> last map, embedding (B, D), logits (B, C)."""
+        """Map (B, c, h, w) to the last feature map, the embedding (B, D) and the logits (B, C)."""
         last = self.stage(trunk_map)
         embedding = last.mean(dim=(2, 3))
         return last, embedding, self.classifier(self.dropout(embedding))
 
 
 class Backbone(nn.Module):
-    """A classifier as trunk and branch; `channels` are those of its stage outputs."""
+    """A classifier that consists of trunk and branch; `channels` are those of its stages."""
 
     def __init__(self, trunk: Trunk, branch: Branch, channels: tuple[int, ...]):
         super().__init__()
@@ -71,7 +71,10 @@ class Backbone(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Convolutions from N(0, 2 / (k k out)) without bias, BN at 1 and 0, Linear as PyTorch."""
+    """Initialize convolutions from N(0, 2 / (k * k * out)) and BN with 1 and 0.
+
+    Biases of convolutions are zero, and linear layers keep PyTorch's initialization.
+    """
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         fan_out = math.prod(module.kernel_size) * module.out_channels
         nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))

@@ -57,7 +57,7 @@ def check_method(
     except UserError as error:
         return [Outcome(entry.name, BUILD, "FAILED", str(error))]
     except Exception as error:  # a method's constructor may raise anything
-        return [Outcome(entry.name, BUILD, "FAILED", entry.blame(error))]
+        return [Outcome(entry.name, BUILD, "FAILED", entry.locate_error(error))]
     outcomes = []
     for name, check in CHECKS.items():
         on_check(f"{entry.name}: {name}")
@@ -75,7 +75,7 @@ def run_check(subject: Subject, name: str, check: Check) -> Outcome:
     except CheckFailedError as failure:
         return Outcome(method, name, "FAILED", str(failure))
     except Exception as error:  # a method may raise anything
-        return Outcome(method, name, "FAILED", subject.entry.blame(error).split("\n")[0])
+        return Outcome(method, name, "FAILED", subject.entry.locate_error(error).split("\n")[0])
     return Outcome(method, name, "passed")
 
 

@@ -58,7 +58,7 @@ def main() -> None:
             with subject.open_run(accelerator) as run:
                 problem = _find_problem(run)
         except Exception as error:  # a method may raise anything
-            problem = entry.blame(error).split("\n")[0]
+            problem = entry.locate_error(error).split("\n")[0]
         if accelerator.is_main_process:
             print(OUTPUT_PREFIX + json.dumps({subject.spec.method_name: problem}), flush=True)
         accelerator.wait_for_everyone()

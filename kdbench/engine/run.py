@@ -372,7 +372,7 @@ class Run:
         try:
             return training_flops(self.spec, self.accelerator.device)
         except Exception as error:  # if the method itself is at fault, its first step raises again
-            why = self.spec.entry.blame(error).split("\n")[0]
+            why = self.spec.entry.locate_error(error).split("\n")[0]
             self.observer.on_message(
                 f"The FLOPs of '{self.spec.entry.name}' could not be counted: {why}."
             )

@@ -1,1 +1,1 @@
-"""Suites: everything that makes runs comparable, validated, immutable and hashed."""
+"""Suites, which define everything that makes runs comparable."""

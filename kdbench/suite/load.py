@@ -1,4 +1,4 @@
-"""Loads suites from TOML files by name or path."""
+"""Loading of suites by name, or from a TOML file."""
 
 import tomllib
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ from kdbench.validation import describe_problems, join_problems
 
 
 def suite_files() -> dict[str, Path]:
-    """The suites that ship, by name."""
+    """Return the TOML files of the suites that come with kdbench, by name."""
     return {file.stem: file for file in sorted(SUITES.glob("*.toml"))}
 
 
 def load_suite(name: str) -> Suite:
-    """A suite by name, or by the path of its TOML file.
+    """Load a suite by name, or from the path of its TOML file.
 
     Raises:
-        UserError: no such suite, not TOML, or not valid; all errors at once, with their keys.
+        UserError: The suite does not exist or is not valid; the message lists all problems.
     """
     try:
         file = _find(name)
@@ -31,12 +31,13 @@ def load_suite(name: str) -> Suite:
         raise UserError(f"Suite '{name}' cannot be read: {error.strerror or error}.") from None
     if "@" in file.stem:
         raise UserError(
-            f"Suite '{file.name}' is not valid: '@' in a suite's name stands before what a command "
-            "changes in it; rename the file."
+            f"Suite '{file.name}' is not valid: its name must not contain '@', which marks changes "
+            "made on the command line; rename the file."
         )
     if "name" in content:
         raise UserError(
-            f"Suite '{file.name}' is not valid: a suite is named after its file; remove 'name'."
+            f"Suite '{file.name}' is not valid: remove 'name', because a suite is named after its "
+            "file."
         )
     content.pop("extends", None)
     try:
@@ -59,18 +60,18 @@ def _find(name: str) -> Path:
 
 
 def _merged(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """The file's content over that of the suite it extends."""
+    """Return the content of a suite file, merged into that of the suite it extends."""
     if file.resolve() in seen:
         raise UserError(f"Suite '{file.name}' extends itself.")
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, a number or nest too large
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or nested too deeply
         raise UserError(f"Suite '{file.name}' is not valid TOML: {error}.") from None
     parent = content.get("extends")
     if parent is None:
         return content
     if not isinstance(parent, str):
-        raise UserError(f"Suite '{file.name}' is not valid: extends must be a suite's name.")
+        raise UserError(f"Suite '{file.name}' is not valid: 'extends' must name a suite.")
     sibling = file.parent / (parent if parent.endswith(".toml") else f"{parent}.toml")
     try:
         base = sibling if sibling.is_file() else _find(parent)
@@ -88,6 +89,6 @@ def _overlay(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def all_suites() -> Iterator[Suite]:
-    """Every suite that ships."""
+    """Yield all suites that come with kdbench."""
     for name in suite_files():
         yield load_suite(name)

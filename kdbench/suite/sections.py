@@ -1,4 +1,4 @@
-"""The sections of a suite: data, augmentation, optimizer, schedule."""
+"""The sections of a suite: data, augmentation, optimizer and schedule."""
 
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-# Values are strict: "0.1", true or "no" is no number and no switch. TOML has arrays, not tuples.
+# Values are strict, so "0.1" is not a number. Tuples are not, because TOML has only arrays.
 Channels = Annotated[tuple[float, float, float], Field(strict=False)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 Pair = Annotated[tuple[float, float], Field(strict=False)]
@@ -15,55 +15,57 @@ Precision = Literal["fp32", "bf16"]
 
 
 class Section(BaseModel):
+    """Base class of immutable sections that reject unknown keys."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 Checked = TypeVar("Checked", bound=Section)
 
 
-def all_well(section: Checked, problems: list[str]) -> Checked:
-    """For validators, which can raise once only: all that they found."""
+def raise_problems(section: Checked, problems: list[str]) -> Checked:
+    """Return the section, or raise one error with all problems if there are any."""
     if problems:
         raise ValueError("; ".join(problems))
     return section
 
 
 class Split(Section):
-    """One part of a data set."""
+    """A split of a dataset."""
 
     split: str
-    """Name of the split in the hub's layout."""
+    """Name of the split, in the layout of the hub."""
     images: Positive
-    """Number of images the split must have."""
+    """Number of images that the split must have."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    """Of the uint8 pixels in NCHW order; another data set of the same shape is refused."""
+    """Checksum of the uint8 pixels in NCHW order; other pixels are rejected."""
     per_class: Positive | None = None
-    """Keep the first n images of each class in the source's order; None keeps all."""
+    """Number of images per class to keep, the first ones in the source's order; None keeps all."""
 
 
 class Data(Section):
-    """Where images come from and what they must be."""
+    """A dataset: where its images come from, and what they must be."""
 
     name: str
     hub: str | None = None
     """Repository on the Hugging Face hub."""
     torchvision: Literal["CIFAR10", "CIFAR100"] | None = None
-    """Class of torchvision.datasets that reads the original layout, checksums included."""
+    """Class of torchvision.datasets that reads the original files and verifies their checksums."""
     embedded: str | None = None
-    """Stem of the Parquet files that ship beside the suites."""
+    """Folder of the Parquet files, relative to the suites."""
     image_column: str
     label_column: str
     classes: Positive
     image_size: Positive
-    """Side in pixels, of images or of the crops made of encoded ones."""
+    """Side in pixels of images, or of the crops of encoded images."""
     train: Split
     test: Split
     encoded: bool = False
-    """Images of any size stay encoded on the disk; else all lie decoded in memory."""
+    """Keep images of any size encoded on disk; otherwise all images are decoded in memory."""
     resize: Positive | None = None
-    """Shorter side of an encoded image in evaluation, before the crop of its centre."""
+    """Shorter side of an encoded image in evaluation, before the center crop."""
     class_stride: Positive = 1
-    """Keep every n-th class of the source: its label n k becomes k. `classes` are left then."""
+    """Keep every n-th class of the source, whose label n * k becomes k. `classes` counts these."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -80,20 +82,20 @@ class Data(Section):
             problems.append("resize and class_stride are for encoded images")
         if self.class_stride > 1 and any(split.per_class is None for split in parts):
             problems.append("class_stride needs a per_class in train and in test")
-        return all_well(self, problems)
+        return raise_problems(self, problems)
 
     def count(self, split: Split) -> int:
-        """Images of a split that are used."""
+        """Return the number of images of a split that are used."""
         return split.images if split.per_class is None else split.per_class * self.classes
 
 
 class RandomResizedCrop(Section):
-    """A box of random area and shape, resized to the image size."""
+    """Crop of random area and aspect ratio, resized to the image size."""
 
     scale: Pair
-    """Bounds of the box's area, as a share of the image."""
+    """Bounds of the area as a share of the image."""
     ratio: Pair
-    """Bounds of its width over its height, drawn on a logarithmic scale."""
+    """Bounds of the aspect ratio (width / height), drawn on a logarithmic scale."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -102,16 +104,16 @@ class RandomResizedCrop(Section):
             problems.append("scale must be two increasing shares of the area")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             problems.append("ratio must be two increasing positive numbers")
-        return all_well(self, problems)
+        return raise_problems(self, problems)
 
 
 class Augmentation(Section):
-    """Of training images; evaluation only normalises, and crops encoded images."""
+    """Augmentation of training images, and the normalization of all images."""
 
     padding: Annotated[int, Field(ge=0)] | None = None
-    """Reflected pixels on each side before a random crop back to the image size."""
+    """Reflect padding on each side in pixels, before a random crop to the image size."""
     random_resized_crop: RandomResizedCrop | None = None
-    """Of encoded images, in the place of padding."""
+    """Crop of encoded images, which replaces padding."""
     horizontal_flip: bool
     mean: Channels
     std: Channels
@@ -124,7 +126,7 @@ class Augmentation(Section):
 
 
 class OptimizerRecipe(Section):
-    """SGD with momentum."""
+    """Settings of SGD with momentum."""
 
     learning_rate: Annotated[float, Field(gt=0)]
     momentum: Fraction
@@ -139,7 +141,7 @@ class OptimizerRecipe(Section):
 
 
 class Schedule(Section):
-    """MultiStep after a linear warm-up; all in epochs, fractions allowed for milestones."""
+    """MultiStep schedule after a linear warm-up, in epochs. Milestones may be fractions."""
 
     epochs: Positive
     milestones: Annotated[tuple[float, ...], Field(strict=False)]
@@ -158,7 +160,7 @@ class Schedule(Section):
         return self
 
     def scaled(self, epochs: int) -> "Schedule":
-        """The same shape over another number of epochs."""
+        """Return a schedule of the same shape with another number of epochs."""
         return Schedule(
             epochs=epochs,
             milestones=tuple(milestone * epochs / self.epochs for milestone in self.milestones),

@@ -1,7 +1,6 @@
-"""A suite: everything that makes runs comparable, validated, immutable and hashed.
+"""The suite: data, augmentation, schedule, batch size, precision, number of networks, evaluation.
 
-A suite fixes data, augmentation, schedule, batch size, precision, number of networks and
-evaluation. It is one TOML file, in `suites/` or anywhere, and may extend another.
+A suite is a TOML file, validated, immutable and hashed. It may extend another suite.
 """
 
 import hashlib
@@ -20,29 +19,29 @@ from kdbench.suite.sections import (
     Precision,
     Schedule,
     Section,
-    all_well,
+    raise_problems,
 )
 from kdbench.validation import FolderName
 
 
 class Suite(Section):
-    """One suite. `name` is the file's; a suite changed on the command line carries the change."""
+    """A suite. Changes made on the command line become part of its name."""
 
     version: Literal[1]
     name: FolderName
     description: str
     architectures: Names
-    """Architectures offered."""
+    """Architectures that can be selected."""
     default_architecture: str
     networks: Annotated[int, Field(ge=1, le=8)]
-    """K, for methods that do not fix their own."""
+    """Number of networks K, for methods that do not fix it."""
     seeds: Positive
-    """Runs per method unless the command says otherwise."""
+    """Default number of seeds."""
     batch_size: Positive
-    """Global: over all processes."""
+    """Global batch size over all processes."""
     evaluation_batch_size: Positive
     precision: Precision
-    """fp32 (which is TF32 on a GPU that has it), or bf16 autocast."""
+    """Precision: fp32 (TF32 on GPUs that support it) or bf16 autocast."""
     data: Data
     augmentation: Augmentation
     optimizer: OptimizerRecipe
@@ -62,22 +61,23 @@ class Suite(Section):
             problems.append("decoded images need augmentation.padding, not random_resized_crop")
         if padding is not None and padding >= self.data.image_size:
             problems.append("augmentation.padding must be less than data.image_size")
-        return all_well(self, problems)
+        return raise_problems(self, problems)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch; the incomplete last one is dropped."""
+        """Number of steps in an epoch; the incomplete last batch is dropped."""
         return self.data.count(self.data.train) // self.batch_size
 
     @property
     def total_steps(self) -> int:
+        """Number of steps in the whole schedule."""
         return self.steps_per_epoch * self.schedule.epochs
 
     def with_epochs(self, epochs: int) -> "Suite":
-        """The suite over another number of epochs, under a name that says so.
+        """Return the suite with another number of epochs, which becomes part of its name.
 
         Raises:
-            UserError: the number of epochs is not positive.
+            UserError: The number of epochs is not positive.
         """
         if epochs < 1:
             raise UserError(f"--epochs must be at least 1, got {epochs}.")
@@ -86,22 +86,21 @@ class Suite(Section):
         return self._changed("epochs", epochs, schedule=self.schedule.scaled(epochs))
 
     def with_precision(self, precision: Precision) -> "Suite":
-        """The suite in another precision, under a name that says so."""
+        """Return the suite with another precision, which becomes part of its name."""
         if precision == self.precision:
             return self
         return self._changed("precision", precision, precision=precision)
 
     def _changed(self, option: str, value: object, **update: object) -> "Suite":
         name, _, changes = self.name.partition("@")
-        # In one order, whichever change came first: the same suite has the same name.
+        # Changes are sorted, so that equal suites have equal names.
         marks = sorted([*filter(None, changes.split(",")), f"{option}={value}"])
         return self.model_copy(update={"name": f"{name}@{','.join(marks)}", **update})
 
     def digest(self, schedule: bool = True) -> str:
-        """Hash of everything that can change a number; not of where the images lie.
+        """Return a hash of everything that can change a number, but not of the data's location.
 
-        Without the schedule, and the name that tells it, suites over other numbers of epochs are
-        equal.
+        Without `schedule`, suites that differ only in their number of epochs have equal hashes.
         """
         left_out: dict[str, Any] = {
             "description": True,
@@ -114,7 +113,7 @@ class Suite(Section):
             left_out |= {"name": True, "schedule": True}
         protocol = self.model_dump(
             mode="json",
-            exclude_defaults=True,  # a setting that is added later leaves old hashes as they are
+            exclude_defaults=True,  # new settings must not change the hashes of existing suites
             exclude=left_out,
         )
         return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:16]
