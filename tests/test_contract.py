@@ -12,6 +12,7 @@ from kdbench.check.subject import Subject
 from kdbench.check.two_processes import train_in_two_processes
 from kdbench.discovery import BrokenMethodError, find_methods
 from kdbench.errors import UserError
+from kdbench.scaffold import TEMPLATE
 from kdbench.suite.load import load_suite
 
 VARIANTS = [
@@ -52,48 +53,22 @@ OPTIONS_OF_THE_PAPERS = {
     },
 }
 
-GOOD = '''
-import torch
-from torch import nn
-import torch.nn.functional as F
-from kdbench.losses import kl
-from kdbench.method import Method, MethodOptions, ParameterGroup, network_roles
-
-class Good(Method):
-    """Two networks that learn from each other's mean."""
-
-    def __init__(self, cohort, options):
-        super().__init__(cohort, options)
-        self.networks = nn.ModuleList(cohort.build_all())
-
-    def forward(self, views, labels):
-        logits = [network(views[0]).logits for network in self.networks]
-        target = torch.stack(logits).mean(0).detach()
-        terms = {}
-        for role, z in network_roles(logits).items():
-            terms[f"ce/{role}"] = F.cross_entropy(z, labels)
-            terms[f"kl/{role}"] = kl(target, z)
-        return terms
-
-    def predict(self, images):
-        return network_roles([network(images).logits for network in self.networks])
-
-    def student(self):
-        return self.networks[0]
-'''
-CE, KL = "F.cross_entropy(z, labels)", "kl(target, z)"
+GOOD = TEMPLATE.read_text(encoding="utf-8")
+CE, KL = "F.cross_entropy(z, labels)", "kl(target, z, self.temperature)"
 FORWARD = "        logits = [network(v"
 PREDICTION = "network_roles([network(images).logits for network in self.networks])"
-STUDENT = "    def student(self):"
-INIT, BUILD = "    def __init__", "cohort.build_all())"
+STUDENT, BUILD = "    def student(self)", "cohort.build_all())"
+CLASS = "    minimum_networks = 2"
 GROUPS = """    def parameter_groups(self):
+        from kdbench.method import ParameterGroup
+
         return [ParameterGroup(self.networks[0].parameters())]
 """
 
 # What is replaced in GOOD, the beginning of the name of the check that fails, words of its reason.
 FAULTS = {
     "lost detach": (".detach()", "", "targets", "Detach its target"),
-    "no attached target": (INIT, f"    attached_targets = True\n{INIT}", "targets", "Remove"),
+    "no attached target": (CLASS, "    attached_targets = True", "targets", "Remove"),
     "terms of no network": ('/{role}"', '/x{role}"', "targets", "'ce/student'"),
     "eval mode left on": (FORWARD, f"        self.eval()\n{FORWARD}", "train and", "training step"),
     "another student": ("return self.networks[0]", "return self.networks[1]", "student", "same"),
@@ -196,12 +171,9 @@ def test_methods_and_variants_work_in_two_processes(tmp_path):
 
 
 def test_two_processes_must_end_with_equal_weights(tmp_path):
-    drift = GOOD.replace(
-        "        terms = {}",
-        # This change is outside of the wrapped forward and backward, so DDP does not average it.
-        "        self.networks[0].branch.classifier.bias.data += 1e-3 * views.var()\n"
-        "        terms = {}",
-    )
+    # DDP does not average a change of weights outside of the losses.
+    change = "        self.networks[0].branch.classifier.bias.data += 1e-3 * views.var()\n"
+    drift = GOOD.replace(FORWARD, f"{change}{FORWARD}")
     files = [write_method(tmp_path, GOOD), write_method(tmp_path, drift, "drift")]
     problems = train_in_two_processes([make_subject(str(file)) for file in files])
     assert problems["mine"] is None
@@ -239,19 +211,13 @@ def test_a_constructor_that_raises_is_reported_with_its_line(tmp_path):
     [
         ("class Broken(:\n    pass\n", ["mine.py, line 1", "syntax"]),
         ("import torch\n", ["mine.py", "no method"]),
-        (GOOD.replace("def predict(", "def predictt("), ["mine.py, line", "Good", "predict()"]),
+        (GOOD.replace("def predict(", "def predictt("), ["mine.py, line", "predict()"]),
         ("\n\nimport nothing_of_this_name\n", ["mine.py, line 3", "ModuleNotFoundError"]),
         ("import sys\nsys.exit(3)\n", ["mine.py, line 2", "SystemExit: 3"]),
         ("x = '\0'\n", ["mine.py, line 1", "null bytes"]),
-        (
-            GOOD + GOOD.partition("class ")[0] + "class Twice(Good):\n    pass\n",
-            ["mine.py, line", "two methods", "Good and Twice"],
-        ),
-        (
-            GOOD.replace(INIT, f"    class Options(MethodOptions):\n        rate: float\n\n{INIT}"),
-            ["mine", "option", "default"],
-        ),
-        (GOOD.replace(INIT, f"    Options = dict\n\n{INIT}"), ["mine", "MethodOptions"]),
+        (f"{GOOD}\n\nclass Twice(MeanOfLogits):\n    pass\n", ["line", "MeanOfLogits and Twice"]),
+        (GOOD.replace("default=2.0, ", ""), ["mine", "option", "default"]),
+        (GOOD.replace("Options(MethodOptions)", "Options(dict)"), ["mine", "MethodOptions"]),
     ],
 )
 @pytest.mark.parametrize("is_relative", [False, True])

@@ -5,16 +5,16 @@ import re
 import subprocess
 import sys
 import zipfile
-from functools import cache
+from contextlib import nullcontext
+from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import safetensors.torch
 import torch
 from conftest import METHODS, Watcher
 from encoded_data import photo_suite, write_parquet
-from torch import Tensor, nn
+from torch import nn
 
 from kdbench.backbones import ARCHITECTURES, build
 from kdbench.data import load_images, locate
@@ -29,28 +29,21 @@ from kdbench.export.formats import FORMATS, ONNX_OPSET, open_exported
 from kdbench.export.student import DeployedNetwork, FinishedRun, load_run
 from kdbench.export.write import write_export
 from kdbench.results.files import write_result
-from kdbench.results.schema import Identity, Metrics
 from kdbench.suite.load import load_suite
 from kdbench.suite.suite import Suite
 
 CPU = torch.device("cpu")
-QUICK_ARCHITECTURE = "resnet8"
-ONNX_ARCHITECTURES = {QUICK_ARCHITECTURE, "wrn16-2", "densenet40-12", "googlenet", "resnet18"}
-"""One architecture of each family, because a conversion to ONNX takes seconds."""
+QUICK = "resnet8"
+ONNX_ARCHITECTURES = {"wrn16-2", "densenet40-12", "googlenet", "resnet18"}
+"""One architecture per family, because ONNX conversion takes seconds. `files` has a resnet8."""
 
 
-class TrainedRun(NamedTuple):
-    result: Path
-    folder: Path
-
-
-def train(suite: Suite, method: str, folder: Path, accelerator) -> TrainedRun:
+def train(suite: Suite, method: str, folder: Path, accelerator) -> FinishedRun:
     (entry,) = find_methods([method])
-    spec = RunSpec(suite, "resnet8", entry, entry.options({}), 0)
-    source = locate(suite.data, None)
-    images = (load_images(source, split) for split in (suite.data.train, suite.data.test))
+    spec, data = RunSpec(suite, "resnet8", entry, entry.options({}), 0), suite.data
+    images = (load_images(locate(data, None), split) for split in (data.train, data.test))
     result = Run(spec, *images, folder / "run", accelerator, Watcher()).train()
-    return TrainedRun(write_result(folder / "results", result), folder / "run")
+    return load_run(write_result(folder / "results", result), folder / "run")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +53,12 @@ def digits() -> Suite:
 
 @pytest.fixture(scope="module")
 def finished(digits, accelerator, tmp_path_factory) -> FinishedRun:
-    return load_run(*train(digits, "dml", tmp_path_factory.mktemp("dml"), accelerator))
+    return train(digits, "dml", tmp_path_factory.mktemp("dml"), accelerator)
+
+
+@pytest.fixture(scope="module")
+def card(finished) -> Card:
+    return make_card(finished)
 
 
 @pytest.fixture(scope="module")
@@ -80,51 +78,35 @@ def randomize_statistics(network: nn.Module) -> nn.Module:
     return network
 
 
-def card_for(architecture: str, image_size: int = 8, **changes: object) -> Card:
-    identity = {"suite": "digits", "suite_hash": "0", "method": "baseline", "method_hash": "0"}
-    card = Card(
-        kdbench="0",
-        architecture=architecture,
-        classes=10,
-        image_size=image_size,
-        resize=None,
-        mean=(0.4, 0.5, 0.6),
-        std=(0.2, 0.3, 0.4),
-        identity=Identity(architecture=architecture, seed=0, **identity),
-        metrics=Metrics(top1=0, top5=0, loss=0),
-        precision="fp32",
-        command="kdbench run",
-    )
-    return card.model_copy(update=changes)
-
-
 def encode(network: nn.Module, card: Card, file: Path) -> DeployedNetwork:
     deployed = DeployedNetwork(network, card.mean, card.std)
     file.write_bytes(FORMATS[file.suffix.removeprefix(".")].encode(deployed, card))
     return deployed
 
 
-def evaluate(file: Path, suite: str | None = None, data: Path | None = None):
-    return evaluate_file(file, suite, data, CPU, workers=0)
-
-
-def assert_close(actual: Tensor, expected: Tensor) -> None:
-    """Allow for the rounding of another order of summation."""
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+# Allows for the rounding of another order of summation.
+assert_close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
+evaluate = partial(evaluate_file, suite=None, data_dir=None, device=CPU, workers=0)
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[] if name == QUICK_ARCHITECTURE else [pytest.mark.slow])
-        for name in ARCHITECTURES
+        QUICK,
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in sorted({*ARCHITECTURES} - {QUICK})
+        ),
     ],
 )
-def test_every_architecture_gives_the_same_logits_from_each_format(name, tmp_path, monkeypatch):
+def test_every_architecture_gives_the_same_logits_from_each_format(
+    name, card, tmp_path, monkeypatch
+):
     monkeypatch.setattr(formats, "_export_program", cache(formats._export_program))
-    card = card_for(name, 32 if name in ("resnet18", "resnet34") else 8)
+    size = 32 if name in ("resnet18", "resnet34") else 8
+    card = card.model_copy(update={"architecture": name, "image_size": size})
     network = randomize_statistics(build(name, 10))
-    images = torch.rand(3, 3, card.image_size, card.image_size)
+    images = torch.rand(3, 3, size, size)
     for suffix in FORMATS if name in ONNX_ARCHITECTURES else ("safetensors", "pt2"):
         file = tmp_path / f"network.{suffix}"
         deployed = encode(network, card, file)
@@ -138,12 +120,12 @@ def test_every_architecture_gives_the_same_logits_from_each_format(name, tmp_pat
     ("name", "architecture"), [*((m, "resnet8") for m in METHODS), ("dml", "resnet20+resnet8")]
 )
 def test_the_exported_student_of_every_method_predicts_like_its_role(
-    name, architecture, digits, tmp_path
+    name, architecture, digits, card, tmp_path
 ):
     (entry,) = find_methods([name])
     spec = RunSpec(digits, architecture, entry, entry.options({}), 0)
     method = randomize_statistics(spec.build()).eval()
-    file, card = tmp_path / "student.safetensors", card_for("resnet8")
+    file = tmp_path / "student.safetensors"
     deployed = encode(method.student(), card, file)
     images = torch.rand(5, 3, 8, 8)
     with torch.no_grad():
@@ -152,9 +134,11 @@ def test_the_exported_student_of_every_method_predicts_like_its_role(
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_file_repeats_the_run_on_every_test_image(name, files, finished, digits):
-    card, opened = open_exported(files[name], CPU)
-    assert card == make_card(finished)
+def test_a_file_and_its_model_card_repeat_the_run_on_every_test_image(
+    name, files, finished, card, digits, monkeypatch
+):
+    opened_card, opened = open_exported(files[name], CPU)
+    assert opened_card == card
     test = load_images(locate(digits.data, None), digits.data.test)
     images = test.pixels.permute(0, 3, 1, 2).float() / 255
     actual, expected = opened(images), finished.network(images)
@@ -164,6 +148,13 @@ def test_a_file_repeats_the_run_on_every_test_image(name, files, finished, digit
     assert evaluation.agrees is True and evaluation.images == 360
     assert evaluation.metrics.top1 == student.top1 > 30  # it learned something
     assert evaluation.metrics.loss == pytest.approx(student.loss, rel=1e-5)
+
+    model_card = Path(f"{files[name]}.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", model_card, flags=re.DOTALL)
+    variables = {"images": images.numpy() if name == "onnx" else images}
+    monkeypatch.chdir(files[name].parent)
+    exec(code, variables)
+    assert_close(torch.as_tensor(variables["logits"]), expected)
 
 
 def test_a_loaded_network_is_frozen_and_has_the_weights_of_the_file(files, finished):
@@ -176,27 +167,12 @@ def test_a_loaded_network_is_frozen_and_has_the_weights_of_the_file(files, finis
 
 
 def test_pt2_needs_no_kdbench(files, finished, tmp_path):
+    without_kdbench = "import sys; sys.modules['kdbench'] = None; import torch\n"
     images = "torch.linspace(0, 1, 4 * 3 * 8 * 8).view(4, 3, 8, 8)"
-    code = f"""
-import sys
-sys.modules["kdbench"] = None  # makes every import of it fail
-import torch
-print(torch.export.load(sys.argv[1]).module()({images}).tolist())
-"""
-    command = [sys.executable, "-c", code, str(files["pt2"])]
+    code = f"print(torch.export.load(sys.argv[1]).module()({images}).tolist())"
+    command = [sys.executable, "-c", without_kdbench + code, str(files["pt2"])]
     process = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert_close(torch.tensor(json.loads(process.stdout)), finished.network(eval(images)))
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_the_code_in_the_model_card_gives_the_logits(name, files, finished, monkeypatch):
-    file = files[name]
-    (code,) = re.findall(r"```python\n(.*?)```", Path(f"{file}.md").read_text(), flags=re.DOTALL)
-    images = torch.rand(2, 3, 8, 8)
-    variables = {"images": images.numpy() if name == "onnx" else images}
-    monkeypatch.chdir(file.parent)
-    exec(code, variables)
-    assert_close(torch.as_tensor(variables["logits"]), finished.network(images))
 
 
 def test_an_onnx_file_describes_its_input_and_output(files):
@@ -223,7 +199,7 @@ def test_no_file_contains_paths_of_this_machine(files):
 
 def test_a_bf16_run_is_exported_in_float32_and_evaluated_in_bf16(digits, accelerator, tmp_path):
     bf16 = digits.with_precision("bf16")
-    finished = load_run(*train(bf16, "baseline", tmp_path, accelerator))
+    finished = train(bf16, "baseline", tmp_path, accelerator)
     file = write_export(finished, "safetensors", tmp_path).file
     state = safetensors.torch.load_file(file)
     assert {t.dtype for t in state.values()} == {torch.float32, torch.int64}
@@ -232,47 +208,37 @@ def test_a_bf16_run_is_exported_in_float32_and_evaluated_in_bf16(digits, acceler
     assert evaluation.metrics.loss == pytest.approx(finished.result.last["student"].loss, rel=1e-4)
 
 
-def test_a_file_is_evaluated_on_encoded_images_of_a_suite_that_fits(tmp_path):
-    augmentation, data = photo_suite().augmentation, write_parquet(tmp_path / "photos")
-    normalization = {"mean": augmentation.mean, "std": augmentation.std}
-    file = tmp_path / "network.safetensors"
-    card = card_for("resnet8", 32, classes=4, **normalization)
+def test_a_file_is_evaluated_on_encoded_images_of_a_suite_that_fits(card, tmp_path):
+    photo_suite()  # writes photos.toml
+    file, data = tmp_path / "network.safetensors", write_parquet(tmp_path / "photos")
+    card = card.model_copy(update={"classes": 4, "image_size": 32})
     encode(randomize_statistics(build("resnet8", 4)), card, file)
-    evaluation = evaluate(file, "photos.toml", data)
+    evaluation = evaluate(file, suite="photos.toml", data_dir=data)
     assert evaluation.images == 10 and evaluation.agrees is None
     with pytest.raises(UserError, match="10 classes and 8 pixels"):
-        evaluate(file, "digits")
+        evaluate(file, suite="digits")
 
 
-def test_a_file_that_contradicts_its_card_is_refused(files, tmp_path):
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        ('"classes":10', '"classes":9', "9 classes and images of 8 pixels"),
+        ("digits@epochs=1", f"digits@epochs={9 * 10**30}", None),  # no such suite to compare with
+        (None, None, r"cannot be run: [^\n]*\.$"),
+    ],
+)
+def test_a_file_that_contradicts_its_card_is_refused(files, tmp_path, old, new, error):
     import onnx
 
-    def evaluate_changed(change) -> None:
-        model = onnx.load(files["onnx"])
-        change(model)
-        onnx.save(model, tmp_path / "network.onnx")
-        evaluate(tmp_path / "network.onnx")
-
-    def rename_input(model) -> None:
+    model = onnx.load(files["onnx"])
+    (card,) = model.metadata_props
+    if old is None:
+        model.graph.input[0].name = "pictures"
         for node in model.graph.node:
             node.input[:] = ["pictures" if name == "images" else name for name in node.input]
-        model.graph.input[0].name = "pictures"
-
-    def replace_in_card(old: str, new: str):
-        def change(model) -> None:
-            (card,) = model.metadata_props
-            assert old in card.value
-            card.value = card.value.replace(old, new)
-
-        return change
-
-    with pytest.raises(UserError, match=r"cannot be run: [^\n]*\.$"):
-        evaluate_changed(rename_input)
-    with pytest.raises(UserError, match="9 classes and images of 8 pixels"):
-        evaluate_changed(replace_in_card('"classes":10', '"classes":9'))
-    # A suite that nothing describes is compared with nothing.
-    evaluate_changed(replace_in_card("digits@epochs=1", f"digits@epochs={9 * 10**30}"))
-    with zipfile.ZipFile(tmp_path / "network.pt2", "w") as archive:
-        archive.writestr("network/extra/kdbench", " " * (formats.MAX_CARD_BYTES + 1))
-    with pytest.raises(UserError, match="has no card"):
-        open_exported(tmp_path / "network.pt2", CPU)
+    else:
+        assert old in card.value
+        card.value = card.value.replace(old, new)
+    onnx.save(model, tmp_path / "network.onnx")
+    with pytest.raises(UserError, match=error) if error else nullcontext():
+        evaluate(tmp_path / "network.onnx")
