@@ -5,9 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from accelerate import Accelerator
 from hypothesis import HealthCheck, settings
 
@@ -31,7 +34,18 @@ for profile, examples in (("thorough", 2000), ("few", 60)):
     )
 settings.load_profile("few")
 
+# Tests run in parallel, so each process and its children use one thread.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
 METHODS = list(built_in_files())
+
+
+def slow_except(quick: str, names: Sequence[str]) -> list[Any]:
+    """Return parameters of which only one runs by default; the others are marked slow."""
+    return [name if name == quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 TINY = """
 version = 1
 extends = "digits"

@@ -138,6 +138,7 @@ def test_mistakes_are_one_sentence(bench, arguments, complaint):
     assert complaint in err.replace("\n", " ") and "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_steps(make_run):
     run = make_run("ffsd")
     step: TrainingStep = run.step

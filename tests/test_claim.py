@@ -101,6 +101,7 @@ def test_a_process_leaves_a_run_that_another_has(spec, how):
     assert not list(Path("results").rglob("*.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ways", [((), ()), (("--jobs", "2"), ("--overwrite",))])
 def test_two_commands_share_a_plan(ways, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -33,7 +33,7 @@ def test_runs_in_the_background_equal_others_and_one_that_fails_ends_none(kdbenc
     methods = f"{write_method('raises', RAISES)},baseline"
     code, out, err = send("--methods", methods)
     assert (code, err) == (0, "")
-    assert "Sent 2 runs to the background of this machine" in out and "kdbench cancel" in out
+    assert "Submitted 2 runs to the background of this machine" in out and "kdbench cancel" in out
     assert "2 runs: 2 queued." in kdbench("status")[1]
     code, out, _ = send("--methods", methods)
     assert code == 0 and "2 runs under way already: not sent again." in out
@@ -52,6 +52,7 @@ def test_runs_in_the_background_equal_others_and_one_that_fails_ends_none(kdbenc
     assert "Nothing to send" in send("--methods", "baseline")[1]
 
 
+@pytest.mark.slow
 def test_cancel_and_the_end_of_the_supervisor_keep_what_was_trained(kdbench, send):
     methods = ",".join(write_method(name, PACED) for name in ("first", "second", "third"))
     Path("pace").write_text("1")
@@ -71,7 +72,7 @@ def test_cancel_and_the_end_of_the_supervisor_keep_what_was_trained(kdbench, sen
     write_status(folder_of("third"), waiting)
     assert "1 lost, 2 stopped" in kdbench("status")[1]
     Path("pace").write_text("0")
-    assert "Sent 1 run " in send("--methods", "./first.py")[1]
+    assert "Submitted 1 run " in send("--methods", "./first.py")[1]
     assert kdbench("status", "--watch", "--methods", "first")[0] == 0
     assert status_of("first").state == "finished"
     assert status_of("first").first_step == stopped.step + 1
@@ -79,8 +80,8 @@ def test_cancel_and_the_end_of_the_supervisor_keep_what_was_trained(kdbench, sen
 
 REFUSED = {
     ("--partition", "main"): "--partition needs --cluster",
-    ("--cluster", "local", "--time", "1"): "--time is for --cluster slurm",
-    ("--cluster", "local", "--mem", "1G"): "--mem is for --cluster slurm",
+    ("--cluster", "local", "--time", "1"): "--time needs --cluster slurm",
+    ("--cluster", "local", "--mem", "1G"): "--mem needs --cluster slurm",
     ("--cluster", "local", "--jobs", "2"): "use --max-parallel",
     ("--cluster", "local", "--max-parallel", "0"): "--max-parallel must be at least 1, not 0",
     ("--cluster", "slurm", "--gpus", "2"): "--gpus must be 0 or 1, not 2",

@@ -110,6 +110,7 @@ def test_a_result_that_the_disk_does_not_take_is_written_once_there_is_room(run_
     assert result_of("fills", 1, results="disk/results")["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_several_processes_on_a_full_disk_say_why_and_leave_none(kdbench, disk):
     # Results have a disk of their own: a checkpoint that fails gives back room enough for one.
     fills_other = "cat /dev/zero 2> /dev/null >> other/filler"
@@ -132,6 +133,7 @@ def test_several_processes_on_a_full_disk_say_why_and_leave_none(kdbench, disk):
         assert all_whole(disk / "runs") and not list(other.rglob("*.json"))
 
 
+@pytest.mark.slow
 def test_processes_that_train_together_and_cannot_write_fail_their_run_alone(run_tiny, disk):
     runs = f"{write_method('fills', FILLS)},baseline"
     command = ("--methods", runs, "--results-dir", "disk/results", "--num-processes", "2")
@@ -167,6 +169,7 @@ def test_a_disk_that_becomes_read_only_ends_no_run(run_tiny, disk):
     assert result_of("closes")["status"] == "finished" and all_whole(disk)
 
 
+@pytest.mark.slow
 def test_files_that_may_not_grow_cost_checkpoints(kdbench):
     """As under a quota: results are small enough, checkpoints are not."""
     limited = ["bash", "-c", 'ulimit -f 256; exec "$@"', "bash", *COMMAND]
@@ -277,6 +280,7 @@ def test_a_folder_without_permission_is_named_before_training(subject, place, mo
     assert f"'{place}" in said[0] and "Permission denied" in said[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("jobs", "mode"), [("1", 0o000), ("2", 0o555)])
 def test_a_run_whose_folder_is_closed_fails_alone(subject, jobs, mode):
     folder = folder_of("baseline")
@@ -290,6 +294,7 @@ def test_a_run_whose_folder_is_closed_fails_alone(subject, jobs, mode):
         assert result_of(method)["environment"]["deterministic"]
 
 
+@pytest.mark.slow
 def test_a_report_names_a_folder_that_it_may_not_read(subject):
     assert finish([sys.executable, "-m", "kdbench", *PLAN])[0] == 0
     closed = "results/tiny/resnet8/baseline"

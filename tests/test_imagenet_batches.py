@@ -177,7 +177,7 @@ def test_an_epoch_visits_distinct_images_in_whole_batches(suite, images):
 
 def test_large_batches_are_many_tasks_and_come_back_in_order(suite, images, monkeypatch):
     whole = epoch(images[0], suite, views=2)
-    monkeypatch.setattr("kdbench.data.encoded.batches.TASK", 3)
+    monkeypatch.setattr("kdbench.data.encoded.batches.TASK_SIZE", 3)
     assert same(epoch(images[0], suite, views=2), whole)
 
 
@@ -360,7 +360,7 @@ def test_a_worker_that_hangs_fails_the_run_with_its_reason(
     suite, images, accelerator, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(workers, "POLL_SECONDS", 1)
-    monkeypatch.setattr(workers, "PATIENCE_SECONDS", 6)
+    monkeypatch.setattr(workers, "TIMEOUT_SECONDS", 6)
     reason, seconds = run_with(images, suite, hang, accelerator, tmp_path)
     assert "no image was decoded for 6 seconds" in reason and seconds < 40
 

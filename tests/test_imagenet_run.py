@@ -130,7 +130,7 @@ class Does(Baseline):
 )
 def test_workers_that_die_or_hang_cost_one_run_of_the_plan(kdbench, monkeypatch, signal, reason):
     monkeypatch.setattr(workers, "POLL_SECONDS", 1)
-    monkeypatch.setattr(workers, "PATIENCE_SECONDS", 6)
+    monkeypatch.setattr(workers, "TIMEOUT_SECONDS", 6)
     photo_suite()
     smaller = Path("photos.toml").read_text().replace("\nbatch_size = 8", "\nbatch_size = 2")
     Path("photos.toml").write_text(smaller)  # more batches than are decoded ahead

@@ -136,6 +136,7 @@ def test_the_held_out_are_the_last_share_of_each_class():
     assert numbered([0, 1, 1]).hold_out(0.01)[1].labels.tolist() == [0, 1]  # never none
 
 
+@pytest.mark.slow
 @pytest.mark.cifar
 @pytest.mark.skipif(
     not (REAL / "cifar100").is_dir(), reason="KDBENCH_DATA names no folder with cifar100 in it"

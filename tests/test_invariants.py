@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import METHODS, Stopper, Watcher
+from conftest import METHODS, Stopper, Watcher, slow_except
 from launched import DRAWING, eventually
 
 from kdbench.engine import run as run_module
@@ -183,7 +183,7 @@ def test_7_a_method_cannot_bring_its_own_ensemble():
         evaluate(method, batched(torch.tensor([0, 0]), 2))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", slow_except("ffsd", METHODS))
 def test_8_a_killed_run_ends_with_the_same_numbers(make_run, method):
     whole = make_run(method, folder="whole")
     expected = whole.train()
@@ -201,7 +201,7 @@ def test_8_a_killed_run_ends_with_the_same_numbers(make_run, method):
     assert logs[0] == logs[1]
 
 
-@pytest.mark.parametrize("method", [*METHODS, "./drawing.py"])
+@pytest.mark.parametrize("method", slow_except("./drawing.py", [*METHODS, "./drawing.py"]))
 def test_8_a_run_stopped_in_mid_epoch_ends_with_the_same_numbers(make_run, method):
     Path("drawing.py").write_text(DRAWING)
     whole = make_run(method, folder="whole")
@@ -304,7 +304,7 @@ def test_8_a_checkpoint_of_a_version_that_noted_more_or_less_counts():
     assert (moved.places, moved.place) == ([("another GPU, 1", 7)], "")
 
 
-@pytest.mark.parametrize("method", [*METHODS, "./drawing.py"])
+@pytest.mark.parametrize("method", slow_except("dml", [*METHODS, "./drawing.py"]))
 def test_8_a_run_killed_between_checkpoints_amid_an_epoch_goes_on_there(
     make_run, method, monkeypatch
 ):

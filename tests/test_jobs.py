@@ -90,6 +90,7 @@ def test_numbers_are_those_of_runs_one_after_the_other_and_rates_are_none(kdbenc
     assert out.endswith("2 at a time; the time is that of one after the other.\n")
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_recorded_and_the_others_go_on(run_tiny):
     methods = [write_method("killed", KILLED), write_method("quits", QUITS), "baseline"]
     (entry,) = find_methods([methods[0]])
@@ -108,6 +109,7 @@ def test_a_killed_process_is_recorded_and_the_others_go_on(run_tiny):
     assert found is not None and found.state == "failed"
 
 
+@pytest.mark.slow
 def test_an_error_of_the_user_in_a_process_is_one_sentence_and_ends_the_others(run_tiny):
     Path("hold").touch()
     broken = Path(write_method("broken", "pass"))
@@ -121,6 +123,7 @@ def test_an_error_of_the_user_in_a_process_is_one_sentence_and_ends_the_others(r
     assert not list(Path("results").rglob("*.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_no_process_and_the_same_command_goes_on(run_tiny, number, expected):
     methods = write_method("first", HOLDS), write_method("second", HOLDS)
@@ -146,6 +149,7 @@ def test_a_signal_leaves_no_process_and_the_same_command_goes_on(run_tiny, numbe
     assert result_of("first")["cost"]["jobs"] == 2
 
 
+@pytest.mark.slow
 def test_no_process_outlives_a_killed_parent(kdbench):
     Path("hold").touch()
     methods = ",".join([write_method("first", HOLDS), write_method("second", HOLDS)])

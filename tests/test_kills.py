@@ -5,6 +5,8 @@ import random
 import pytest
 from reliability.kills import harm
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("method", ["baseline", "ffsd"])
 def test_a_run_that_is_killed_at_any_moment_ends_as_one_that_never_was(tmp_path, method):

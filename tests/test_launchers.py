@@ -16,6 +16,8 @@ from tiny_data import FIRST, SECOND, write_parquet
 
 from kdbench.paths import SUITES
 
+pytestmark = pytest.mark.slow
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 KDBENCH = ["-m", "kdbench", "run", "--suite", "tiny.toml"]
 ONE_FAILS = """

@@ -106,6 +106,7 @@ def test_without_a_service_the_runs_take_turns_and_it_is_said(orders, monkeypatc
     assert shares == SHARED and said.startswith(TAKE_TURNS) and "is not installed" in said
 
 
+@pytest.mark.slow
 def test_the_service_ends_with_a_killed_process(orders):
     program = (
         "import time; from kdbench.launch import mps; from kdbench.launch.shares import Shares\n"
@@ -121,6 +122,7 @@ def test_the_service_ends_with_a_killed_process(orders):
     assert eventually(lambda: not folder.exists())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the stand-in serves no GPU")
 def test_runs_know_the_service(run_tiny, orders, monkeypatch):
     monkeypatch.setattr("kdbench.launch.shares._gpus", lambda: ("0",))

@@ -11,11 +11,13 @@ import psutil
 import pytest
 from launched import PACED, eventually, free_port, result_of, status_of, write_method
 
+pytestmark = pytest.mark.slow
+
 LOSS = "another process is gone, or stuck for 10 minutes, says process 0 of 2"
-GOES_ON = "the same command, started again on all machines, goes on from the last checkpoint."
+RESUME_HINT = "the same command, started again on all machines, goes on from the last checkpoint."
 SENTENCES = [
-    f"kdbench: The launcher on the machine of process 0 is gone, or that machine; {GOES_ON}",
-    f"kdbench: held resnet8 seed 0 failed: {LOSS}; {GOES_ON}",
+    f"kdbench: The launcher on the machine of process 0 is gone, or that machine; {RESUME_HINT}",
+    f"kdbench: held resnet8 seed 0 failed: {LOSS}; {RESUME_HINT}",
 ]
 """Of who is left, by the node that dies."""
 
@@ -86,7 +88,8 @@ def test_a_machine_that_dies_without_a_word_is_noticed_in_any_wait(after, lost):
         [sys.executable, "-c", SILENT, str(after)], capture_output=True, text=True, timeout=150
     )
     reason = "process 1, or its machine, gave no sign of life for 120 seconds"
-    said = [f"recorded: {reason}", f"{reason.capitalize()}; {GOES_ON}"] if lost else ["it lives"]
+    lines = [f"recorded: {reason}", f"{reason.capitalize()}; {RESUME_HINT}"]
+    said = lines if lost else ["it lives"]
     assert (ended.stdout.splitlines(), ended.returncode) == (said, int(lost)), ended.stderr
 
 

@@ -8,7 +8,10 @@ from made_results import FLOPS
 from made_results import drawable as made
 from test_page import HOSTILE, hostile_page, page_of
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
+]
 
 TOPS = {"baseline": 50.0, "mid": 60.0, "low": 9.5, "top": 70.25, "lost": None}
 

@@ -72,7 +72,7 @@ def command(kdbench):
 def prepared(originals: Path, output: Path, workers: int = 1, **options) -> Manifest:
     suite = photo_suite()
     source = locate(suite.data, originals)
-    manifest = module.begin(source, module.shorter_side(suite), output)
+    manifest = module.load_or_create_manifest(source, module.shorter_side(suite), output)
     return module.prepare(source, manifest, output, workers, **options)
 
 

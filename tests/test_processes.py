@@ -72,6 +72,7 @@ def evaluated(run: dict) -> list[float]:
     return [role["loss"] for epoch in run["epochs"] for role in epoch["metrics"].values()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_3_learning_rates_are_those_of_one_process(made, method):
     one, two = (each["as it is"][method] for each in made)
@@ -81,6 +82,7 @@ def test_3_learning_rates_are_those_of_one_process(made, method):
     assert rates[0] == rates[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_5_every_test_image_counts_once(made, method):
     one, two = (each["as it is"][method] for each in made)
@@ -90,6 +92,7 @@ def test_5_every_test_image_counts_once(made, method):
     assert right == pytest.approx([round(count) for count in right])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_processes_end_with_equal_parameters_buffers_and_optimizers(made, method):
     for way in ("as it is", "exact"):
@@ -97,6 +100,7 @@ def test_processes_end_with_equal_parameters_buffers_and_optimizers(made, method
         assert first == second, way
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_losses_are_near_those_of_one_process(made, method):
     one, two = (each["as it is"][method] for each in made)
@@ -104,6 +108,7 @@ def test_losses_are_near_those_of_one_process(made, method):
     assert evaluated(two) == pytest.approx(evaluated(one), rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", SHARED)
 def test_losses_are_those_of_one_process_where_images_do_not_mix(made, method):
     one, two = (each["exact"][method] for each in made)
@@ -112,6 +117,7 @@ def test_losses_are_those_of_one_process_where_images_do_not_mix(made, method):
     assert evaluated(two) == pytest.approx(evaluated(one), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_8_a_run_goes_on_with_another_number_of_processes(made, method):
     whole = made[0]["exact"][method]
@@ -122,6 +128,8 @@ def test_8_a_run_goes_on_with_another_number_of_processes(made, method):
         assert evaluated(resumed) == pytest.approx(evaluated(whole), rel=evaluation)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [*METHODS, "drawing"])
 @pytest.mark.parametrize("way", ["asked to stop", "killed"])
 def test_8_two_processes_go_on_amid_an_epoch_with_the_same_numbers(made, method, way):
@@ -173,6 +181,7 @@ def refuses(graph, inputs):
     raise RuntimeError("no compiler")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_step_is_compiled_beneath_the_exchange_of_gradients(
     make_run, tmp_path, monkeypatch, fails
@@ -250,6 +259,7 @@ def test_gpus_go_to_jobs_in_groups_and_threads_to_processes(monkeypatch):
     assert shares.on_a_device == 2
 
 
+@pytest.mark.slow
 def test_torchruns_one_thread_is_not_the_users_choice(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert threads_are_the_users()

@@ -21,6 +21,7 @@ def text() -> str:
     return README.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_example_method_trains_beside_the_others(text, tmp_path):
     (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     (name,) = re.findall(r"it is this one, `(\w+\.py)`", text)

@@ -35,7 +35,8 @@ def answers(tmp_path, monkeypatch):
             file.write_text(f"#!/bin/sh\n{text}\n")
             file.chmod(0o755)
 
-    give(sbatch=DOWN, sinfo=PARTITIONS, squeue="true", scancel="true")
+    # submitit looks for srun; without this fake, a machine without Slurm would fail here.
+    give(sbatch=DOWN, sinfo=PARTITIONS, squeue="true", scancel="true", srun="true")
     return give
 
 
@@ -89,10 +90,10 @@ def test_an_array_is_sent_with_what_was_asked_for(answers, run_tiny, kdbench):
     answers(squeue="echo '77_0|PENDING|Resources'; echo '77_1|PENDING|Resources'")
     command = ("--methods", "baseline", "--seeds", "2", "--cluster", "slurm", "--mem", "3G")
     code, out, err = run_tiny(*command, "--dry-run")
-    assert (code, err) == (0, "") and "An array of 2 jobs of Slurm" in out and "mem=3G" in out
+    assert (code, err) == (0, "") and "A Slurm array of 2 jobs" in out and "mem=3G" in out
     assert not Path("sent").exists()
     code, out, err = run_tiny(*command)
-    assert (code, err) == (0, "") and "Sent 2 runs to Slurm as job 77" in out
+    assert (code, err) == (0, "") and "Submitted 2 runs to Slurm as job 77" in out
     script = Path("sent").read_text()
     for line in ("--array=0-1", "--mem=3G", "--time=1440", "--requeue"):
         assert f"#SBATCH {line}" in script

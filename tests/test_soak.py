@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 from reliability.soak import Sample, Soaked, differing, soak
 
+pytestmark = pytest.mark.slow
+
 
 def test_many_runs_leave_nothing_behind_and_are_equal_in_both_forms(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -47,6 +47,7 @@ RAISES = "raise torch.OutOfMemoryError('Tried to allocate 20.00 GiB.')"
 ASKS = "return {'ce': views.new_ones(2**60).sum()}"  # more than any machine has
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_compiled_step_gives_the_losses_of_an_eager_one(make_run, method):
     """Along 50 steps of training, each from the state that the eager steps came to.

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import Stopper, Watcher
+from conftest import Stopper, Watcher, slow_except
 from launched import eventually, folder_of, numbers_of, status_of, write_method
 from torch import distributed
 
@@ -25,7 +25,7 @@ from kdbench.launch import status as status_module
 from kdbench.launch.execution import run_one
 from kdbench.launch.status import StatusReporter, read_status
 from kdbench.results.schema import TRAINED_BEFORE
-from kdbench.signals import SIGNALS, leave_to_the_run
+from kdbench.signals import SIGNALS, ignore_stop_signals
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -56,7 +56,7 @@ def test_processes_that_load_data_outlive_what_is_sent_to_all(spared):
     child = os.fork()
     if child == 0:
         if spared:
-            leave_to_the_run()
+            ignore_stop_signals()
         for number in SIGNALS[1:]:
             os.kill(os.getpid(), number)
         os._exit(7)
@@ -105,7 +105,7 @@ def test_a_result_says_where_it_was_trained_before(make_run):
     assert result.cost.peak_memory_kind == "process" and result.cost.peak_memory_bytes < 2**60
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", slow_except(signal.SIGTERM, SIGNALS))
 def test_a_plan_that_is_stopped_in_mid_epoch_goes_on_there(run_tiny, monkeypatch, number):
     code, _, _ = run_tiny("--methods", "baseline", "--results-dir", "alone", "--runs-dir", "a")
     assert code == 0
@@ -147,6 +147,7 @@ def test_a_run_ends_once_its_checkpoint_is_written(make_run, tmp_path, slow_disk
     assert (tmp_path / "run" / f"checkpoint-{after or 12:09d}.pt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [True, False])
 def test_a_run_that_fails_loses_no_checkpoint_that_is_being_written(
     make_run, suite, images, tmp_path, accelerator, slow_disk, monkeypatch, asked
@@ -189,6 +190,7 @@ def test_a_checkpoint_that_breaks_ends_no_plan(
     assert any("was not written: MemoryError('no memory')" in said for said in watcher.messages)
 
 
+@pytest.mark.slow
 def test_two_ctrl_c_end_a_run_whose_disk_hangs(kdbench):
     method, log = write_method("held", "pass"), folder_of("held") / "log.jsonl"
     with Path(method).open("a") as source:
@@ -204,6 +206,7 @@ def test_two_ctrl_c_end_a_run_whose_disk_hangs(kdbench):
     assert process.returncode == 130 and "0 of 1 runs are done" in said, said
 
 
+@pytest.mark.slow
 def test_a_user_in_a_hurry_does_not_wait_for_a_checkpoint():
     code = (
         "import os, signal, threading, time\n"

@@ -12,7 +12,10 @@ from launched import KILLED, PACED, eventually, numbers_of, status_of, write_met
 
 from kdbench.launch import slurm as slurm_module
 
-pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no Slurm here: {missing()}")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(missing() is not None, reason=f"no Slurm here: {missing()}"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def test_an_array_whose_killed_runs_are_recorded_equals_a_local_run(controller, 
     methods = f"baseline,{write_method('killed', KILLED)}"
     code, out, err = send("--methods", methods, "--seeds", "2")
     assert (code, err) == (0, "")
-    assert "Sent 4 runs to Slurm as job" in out and "kdbench status" in out
+    assert "Submitted 4 runs to Slurm as job" in out and "kdbench status" in out
     code, out, _ = send("--methods", methods, "--seeds", "2")
     assert code == 0 and "4 runs under way already" in out and "Nothing to send" in out
     over = {"finished", "failed"}
@@ -107,7 +110,7 @@ def test_a_run_out_of_time_is_stopped_and_the_same_command_sends_it_again(
     assert eventually(lambda: slurm_module.queue() == {})
     assert "1 run: 1 stopped" in kdbench("status")[1]
     Path("pace").write_text("0")
-    assert "Sent 1 run" in send("--methods", paced)[1]
+    assert "Submitted 1 run" in send("--methods", paced)[1]
     assert eventually(lambda: status_of("paced").state == "finished")
     assert status_of("paced").first_step == stopped.step + 1
     assert numbers_of("paced") == numbers_of("paced", results="alone")
@@ -150,7 +153,7 @@ def test_the_status_needs_no_slurm_and_a_lost_run_is_sent_again(
     os.kill(status_of("paced").pid, signal.SIGKILL)
     assert eventually(lambda: slurm_module.queue() == {})
     assert "1 lost" in kdbench("status")[1]
-    assert "Sent 1 run" in send("--methods", paced)[1]
+    assert "Submitted 1 run" in send("--methods", paced)[1]
     assert kdbench("cancel")[0] == 0
 
 
@@ -171,6 +174,6 @@ def test_the_plan_names_what_is_asked_of_slurm(send):
     asked = ("--partition", "urgent", "--cpus", "2", "--mem", "2G", "--max-parallel", "1")
     code, out, err = send("--methods", "baseline", "--seeds", "2", "--dry-run", *asked)
     assert (code, err) == (0, "")
-    assert "An array of 2 jobs of Slurm: " in out
+    assert "A Slurm array of 2 jobs: " in out
     assert "partition=urgent, time=1440, cpus_per_task=2, mem=2G, array_parallelism=1." in out
     assert not list(Path().rglob("*.json"))
