@@ -216,9 +216,12 @@ def dangling(folder: Path):
 @pytest.mark.parametrize(
     ("damage", "cause"),
     [
-        (without(TEST, FIRST, SECOND), "is not in .*Name a folder with --data-dir or KDBENCH_DATA"),
+        (
+            without(TEST, FIRST, SECOND),
+            "not found in .*Name a folder with --data-dir or KDBENCH_DATA",
+        ),
         (shutil.rmtree, "does not exist"),
-        (lambda folder: [shutil.rmtree(folder), folder.write_text("")], "is no folder"),
+        (lambda folder: [shutil.rmtree(folder), folder.write_text("")], "is not a folder"),
         (without(SECOND), "train-00001-of-00002.parquet is missing; copy the folder again"),
         (without(FIRST), "train-00000-of-00002.parquet is missing"),
         (without(TEST), r"test-\*.parquet is missing"),
@@ -232,19 +235,19 @@ def dangling(folder: Path):
             lambda folder: os.truncate(folder / TEST, 1500),
             "'test' split .* cannot be read: .*magic",
         ),
-        (second(lambda rows: rows.slice(0, 3)), "'train' has 28 images, not 40"),
+        (second(lambda rows: rows.slice(0, 3)), "'train' has 28 images instead of 40"),
         (
             second(lambda rows: rows.rename_columns(["image", "x"])),
             "cannot be read: .*column names",
         ),
-        (column("label", lambda label: label + 1), "the label 10 is none of the classes 0 to 9"),
-        (column("label", lambda label: label - 1), "the label -1 is none"),
+        (column("label", lambda label: label + 1), "the label 10 is not one of the classes 0 to 9"),
+        (column("label", lambda label: label - 1), "the label -1 is not one"),
         (column("label", lambda label: label // 2), "'train' has no image of class 5 of 10"),
-        (column("label", lambda label: f"a {label}"), "the label 'a .' is none"),
-        (column("label", lambda label: [label]), "the label .* is none"),
-        (column("label", lambda label: label + 0.5), "the label .*5 is none"),
-        (column("label", lambda label: None), "the label None is none"),
-        (column("image", lambda image: image["bytes"]), "'image' holds no encoded images"),
+        (column("label", lambda label: f"a {label}"), "the label 'a .' is not one"),
+        (column("label", lambda label: [label]), "the label .* is not one"),
+        (column("label", lambda label: label + 0.5), "the label .*5 is not one"),
+        (column("label", lambda label: None), "the label None is not one"),
+        (column("image", lambda image: image["bytes"]), "'image' does not contain encoded images"),
         (column("image", lambda image: {"bytes": b"x"}), "Image 0 .*decoded: it is in no known"),
         (column("image", lambda image: {"bytes": image["bytes"][:-30]}), "Image 0 .*truncated"),
     ],
@@ -281,16 +284,16 @@ def test_a_damaged_saved_dataset_is_refused_with_its_cause(tmp_path, damage, cau
         (changed(TINY, label_column="fine"), "it has no column 'fine' (columns: image, label)"),
         (changed(TINY, image_size=32), "an image is 8x8 pixels, not 32x32"),
         (changed(TINY, classes=11), "'train' has no image of class 10 of 11"),
-        (changed_train(TINY, images=41), "'train' has 40 images, not 41"),
-        (changed_train(TINY, sha256="0" * 64), "the pixels of 'train' have another checksum"),
+        (changed_train(TINY, images=41), "'train' has 40 images instead of 41"),
+        (changed_train(TINY, sha256="0" * 64), "the pixels of 'train' have a different checksum"),
         (changed_train(TINY, per_class=5), "a class of 'train' has fewer than 5 images"),
     ],
 )
 def test_another_data_set_is_refused_with_its_cause(tmp_path, data, cause):
     folder = write_parquet(tmp_path / "data")
-    assert f"is not the data set 'tiny': {cause}." in complaint(data, folder)
+    assert f"does not match 'tiny': {cause}." in complaint(data, folder)
     load(TINY, folder)  # what is cached now must not hide it
-    assert f"is not the data set 'tiny': {cause}." in complaint(data, folder)
+    assert f"does not match 'tiny': {cause}." in complaint(data, folder)
 
 
 def test_a_folder_the_system_cannot_open_is_refused():

@@ -10,6 +10,7 @@ from pictures import claims, claims_jpeg, encode, photo, sixteen_bits, turned, y
 from PIL import Image
 from torchvision.transforms import v2
 
+from kdbench.data.encoded import decode as decode_module
 from kdbench.data.encoded.decode import (
     UndecodableError,
     decode,
@@ -17,7 +18,6 @@ from kdbench.data.encoded.decode import (
     decode_crop,
     decoder_name,
 )
-from kdbench.data.encoded.images import decode as module
 
 NEAR = 0.05
 """Mean difference to PIL's resize of the same pixels, in grey levels of 255."""
@@ -45,7 +45,7 @@ def test_a_crop_is_pils_bilinear_resize_of_the_box(box):
 
 def test_views_are_decoded_once_and_each_is_as_if_alone(monkeypatch):
     encoded, sizes, decoded = encode(photo(60, 80)), [], []
-    monkeypatch.setattr(module, "decode", lambda data: decoded.append(data) or decode(data))
+    monkeypatch.setattr(decode_module, "decode", lambda data: decoded.append(data) or decode(data))
     boxes = [(0, 0, 60, 80), (5, 6, 32, 32), (20, 10, 40, 30)]
     views = decode_crop(encoded, lambda *size: sizes.append(size) or boxes, 32)
     assert len(decoded) == 1 and sizes == [(60, 80)]
@@ -68,10 +68,10 @@ def test_the_centre_is_torchvisions_resize_and_crop(size):
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_both_decoders_of_jpeg_make_the_same_pixels(mode, options):
     encoded = encode(photo(67, 81).convert(mode), **options)
-    plain = module._plain_jpeg(encoded)
+    plain = decode_module._plain_jpeg(encoded)
     assert plain is not None, "simplejpeg takes it"
     assert np.array_equal(plain, np.asarray(pil(encoded)))
-    assert np.array_equal(module._with_pillow(encoded), plain)
+    assert np.array_equal(decode_module._decode_with_pillow(encoded), plain)
 
 
 def test_threads_do_not_change_pixels():
@@ -124,7 +124,7 @@ def test_every_orientation_becomes_upright(orientation):
     encoded = turned(photo(), orientation)
     pixels = decode(encoded)
     assert difference(pixels, photo()) < JPEG_NEAR
-    assert torch.equal(pixels, torch.from_numpy(module._with_pillow(encoded)))
+    assert torch.equal(pixels, torch.from_numpy(decode_module._decode_with_pillow(encoded)))
     assert decode_crop(encoded, lambda h, w: [(0, 0, h, w - 40)], 120).shape == (1, 120, 120, 3)
 
 
@@ -138,10 +138,10 @@ def test_exif_that_is_damaged_does_no_harm(at):
 
 WHOLE = encode(photo())
 END_OF_IMAGE = b"\xff\xd9"
-ENDS = "end before the image does"
+ENDS = "its data is truncated"
 NO_IMAGES = {
     "nothing": (b"", "empty"),
-    "text": (b"<html>404 Not Found</html>", "no known image format"),
+    "text": (b"<html>404 Not Found</html>", "not in a known image format"),
     "half a JPEG": (WHOLE[: len(WHOLE) // 2], ENDS),
     "half a JPEG with an end": (WHOLE[: len(WHOLE) // 2] + END_OF_IMAGE, ENDS),
     "a JPEG without its last part": (WHOLE[:-200], ENDS),

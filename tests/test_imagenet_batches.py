@@ -34,8 +34,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from kdbench.data import IGNORE_INDEX, evaluation_batches, training_batches
+from kdbench.data.encoded import workers
 from kdbench.data.encoded.crops import DRAWS, random_resized_box
-from kdbench.data.encoded.images import EncodedImages, workers
+from kdbench.data.encoded.images import EncodedImages
 from kdbench.data.encoded.workers import LoaderError
 from kdbench.discovery import find_methods
 from kdbench.engine.spec import RunSpec
@@ -229,7 +230,7 @@ def test_two_passes_at_a_time_are_refused(suite, images):
     batches = training_batches(images[0], suite, 0, 1)
     first = batches.epoch(0)
     next(first)
-    with pytest.raises(RuntimeError, match="not at its end"):
+    with pytest.raises(RuntimeError, match="has not finished"):
         next(batches.epoch(1))
 
 
@@ -261,7 +262,7 @@ def test_another_of_the_class_stands_in_for_what_cannot_be_decoded(suite, images
     expected = epoch(replace(images[0], reader=Replaced()), suite)
     assert same(list(batches.epoch(0)), expected)
     list(batches.epoch(1))
-    reason = "it is in no known image format"
+    reason = "it is not in a known image format"
     names = {f"train: row {row} (photo{row}.jpg)" for row in stand_in}
     assert batches.undecodable == dict.fromkeys(names, reason)
 
@@ -329,6 +330,7 @@ def run_with(images, suite, fault, accelerator, folder) -> tuple[str, float]:
     return result.reason, time.monotonic() - started
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_fails_the_run_soon_and_with_its_reason(
     suite, images, accelerator, tmp_path
 ):
@@ -356,6 +358,7 @@ def test_a_signal_to_all_processes_of_a_run_spares_those_that_decode(suite, imag
     assert psutil.Process(server).status() != psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_fails_the_run_with_its_reason(
     suite, images, accelerator, tmp_path, monkeypatch
 ):
@@ -402,6 +405,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["ended", "killed"])
 def test_a_process_that_ends_amid_a_pass_waits_for_no_worker_and_leaves_none(end):
     """Workers leave signals to the run, so what asks them by one waits for ever."""

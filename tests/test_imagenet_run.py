@@ -26,7 +26,7 @@ from encoded_data import (
 from test_invariants import Fixed
 
 from kdbench.data import IGNORE_INDEX
-from kdbench.data.encoded.images import workers
+from kdbench.data.encoded import workers
 from kdbench.data.encoded.workers import DecodePool
 from kdbench.discovery import find_methods
 from kdbench.engine import data_stats as data_stats_module
@@ -61,6 +61,7 @@ def result_of(method: str, results: str = "results") -> Result:
     return Result.model_validate_json(file.read_bytes())
 
 
+@pytest.mark.slow
 def test_two_methods_end_to_end_whatever_the_layout_and_the_workers(kdbench):
     """KDCL has a view for each network."""
     photo_suite()
@@ -83,6 +84,7 @@ def test_two_methods_end_to_end_whatever_the_layout_and_the_workers(kdbench):
     assert code == 0 and "0 of 2 runs to do" in out and "parquet in parquet" in out
 
 
+@pytest.mark.slow
 def test_jobs_read_what_stays_encoded_too(kdbench):
     photo_suite()
     write_folders(Path("photos"))
@@ -91,6 +93,7 @@ def test_jobs_read_what_stays_encoded_too(kdbench):
     assert {result_of(method).status for method in ("baseline", "dml")} == {"finished"}
 
 
+@pytest.mark.slow
 def test_two_processes_share_what_stays_encoded(kdbench):
     photo_suite()
     rows = content()
@@ -124,6 +127,7 @@ class Does(Baseline):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signal", "reason"),
     [("SIGKILL", "a process that decodes images died"), ("SIGSTOP", "was decoded for 6 seconds")],
@@ -148,6 +152,7 @@ def test_workers_that_die_or_hang_cost_one_run_of_the_plan(kdbench, monkeypatch,
     assert not server.children()  # nor one that is dead and that nobody waited for
 
 
+@pytest.mark.slow
 def test_a_step_is_timed_on_noise_of_the_size_of_the_crops(kdbench):
     photo_suite()
     bench = ("bench", "--suite", "photos.toml", "--methods", "dml", "--rounds", "1")
@@ -161,7 +166,7 @@ def test_a_step_is_timed_on_noise_of_the_size_of_the_crops(kdbench):
     [
         (("--workers", "-1"), "--workers must be at least 0, not -1"),
         (("--data-dir", "nowhere"), "'nowhere' does not exist"),
-        (("--data-dir", "."), "is not in"),
+        (("--data-dir", "."), "not found in"),
     ],
 )
 def test_a_mistake_is_one_sentence(kdbench, options, words):
@@ -211,7 +216,7 @@ def test_undecodable_images_are_said_once_and_stand_in_the_result(make):
     result = make(damaged, watcher=watcher).train()  # goes on from the first epoch
     assert result.notes["undecodable images"] == 2
     first, second = result.notes["undecodable, the first"]
-    reason = "it is in no known image format"
+    reason = "it is not in a known image format"
     assert first == f"train: n00000000/n00000000_000.JPEG: {reason}"
     assert second == f"validation: n00000001/n00000001_005.JPEG: {reason}"
     assert not any("decoded" in message for message in watcher.messages)  # said before the kill

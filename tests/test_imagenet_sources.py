@@ -107,7 +107,7 @@ def test_pixels_that_were_prepared_are_noted_as_such(suite):
     for images in opened(suite, folder):
         assert images.notes["images"] == "prepared: shorter side 36, JPEG quality 90"
     data = suite.data.model_copy(update={"resize": 37})
-    with pytest.raises(UserError, match="shorter side of 36 pixels, and the suite evaluates at 37"):
+    with pytest.raises(UserError, match="shorter side of 36 pixels, but the suite evaluates at 37"):
         opened(suite.model_copy(update={"data": data}), folder)
 
 
@@ -127,7 +127,7 @@ def test_a_class_with_too_few_images_is_refused(suite):
     test = suite.data.test.model_copy(update={"per_class": 3})  # classes 2 and 3 have two
     data = suite.data.model_copy(update={"test": test, "classes": 3})
     folder = write_saved(Path("root"))
-    assert "the label 3 is none" in complaint(suite.model_copy(update={"data": data}), folder)
+    assert "label 3 is not in 0 to 2" in complaint(suite.model_copy(update={"data": data}), folder)
     data = data.model_copy(update={"classes": CLASSES})
     message = complaint(suite.model_copy(update={"data": data}), folder)
     assert "a class of 'validation' has fewer than 3 images" in message
@@ -147,13 +147,13 @@ def flat(folder: Path) -> None:
         (lambda f: shutil.rmtree(f / "val"), "incomplete: folder val is missing"),
         (lambda f: shutil.rmtree(f / "train"), "incomplete: folder train is missing"),
         (shutil.rmtree, "does not exist"),
-        (lambda f: (shutil.rmtree(f), f.mkdir()), "is not in .*folders 'train' and 'val' with"),
-        (lambda f: shutil.rmtree(f / "val/n00000003"), "'val' has 3 class folders, not 4"),
-        (flat, "'val' has 0 class folders, not 4; sort its images into a folder for each class"),
-        (lambda f: next(f.glob("train/*/*")).unlink(), "'train' has 19 images, not 20"),
+        (lambda f: (shutil.rmtree(f), f.mkdir()), "not found in .*folders 'train' and 'val' with"),
+        (lambda f: shutil.rmtree(f / "val/n00000003"), "'val' has 3 class folders instead of 4"),
+        (flat, "'val' has 0 class folders instead of 4; sort the images into one folder per class"),
+        (lambda f: next(f.glob("train/*/*")).unlink(), "'train' has 19 images instead of 20"),
         (
             lambda f: [p.rename(p.with_suffix(".txt")) for p in f.glob("train/n00000001/*")],
-            "'train' has 15 images, not 20",
+            "'train' has 15 images instead of 20",
         ),
     ],
 )
@@ -186,10 +186,19 @@ def column(name: str, values):
     ("damage", "cause"),
     [
         (lambda f: (f / "train-00001-of-00002.parquet").unlink(), "train-00001-of-00002.parquet"),
-        (column("label", lambda t: pa.array([9] * len(t))), "the label 9 is none of the classes"),
-        (column("label", lambda t: pa.array(["a"] * len(t))), "'label' holds no class numbers"),
-        (column("label", lambda t: pa.nulls(len(t), pa.int64())), "'label' holds no class numbers"),
-        (column("image", lambda t: pa.array([b"x"] * len(t))), "'image' holds no encoded images"),
+        (column("label", lambda t: pa.array([9] * len(t))), "label 9 is not in 0 to 3"),
+        (
+            column("label", lambda t: pa.array(["a"] * len(t))),
+            "'label' does not contain integer class labels",
+        ),
+        (
+            column("label", lambda t: pa.nulls(len(t), pa.int64())),
+            "'label' does not contain integer class labels",
+        ),
+        (
+            column("image", lambda t: pa.array([b"x"] * len(t))),
+            "'image' does not contain encoded images",
+        ),
     ],
 )
 def test_parquet_of_other_content_is_refused_with_its_cause(suite, damage, cause):

@@ -155,4 +155,4 @@ def test_the_real_cifar100_is_what_the_suite_says():
     swapped = data.model_copy(
         update={"test": data.test.model_copy(update={"sha256": data.train.sha256})}
     )
-    assert "the pixels of 'test' have another checksum" in complaint(swapped, REAL)
+    assert "the pixels of 'test' have a different checksum" in complaint(swapped, REAL)

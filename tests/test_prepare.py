@@ -22,8 +22,8 @@ from PIL import Image
 
 from kdbench.data import locate
 from kdbench.data.prepare import prepare as module
+from kdbench.data.prepare import shards, shrink
 from kdbench.data.prepare.manifest import MANIFEST, Manifest, read_manifest
-from kdbench.data.prepare.prepare import shards, shrink
 from kdbench.errors import PlanInterruptedError, UserError
 
 SIDE = 36
@@ -32,8 +32,7 @@ NEAR = 6.0
 KILLED = """
 import sys, time
 from kdbench import cli
-from kdbench.data.prepare import prepare
-from kdbench.data.prepare.prepare import shards
+from kdbench.data.prepare import prepare, shards
 
 prepare.IMAGES_PER_SHARD, shards.ROWS_PER_GROUP = 8, 2
 write = prepare.write_manifest
@@ -135,7 +134,7 @@ def test_images_that_cannot_be_decoded_are_named_and_keep_bytes_index_and_label(
     code, out, err = command()
     assert code == 0 and "Prepared 30 images" in out
     assert is_one_sentence(err) and "2 images cannot be decoded" in err
-    ends = "its data end before the image does"
+    ends = "its data is truncated"
     expected = [("train", 13, f"photo3.jpg: {ends}"), ("validation", 2, "photo2.jpg: it is empty")]
     for split, index, reason in expected:
         assert f"{split} {index} ({reason})" in err
@@ -163,10 +162,10 @@ def test_ctrl_c_keeps_finished_shards_and_the_same_command_goes_on(tmp_path, mon
         if sum(seen) > 13:
             raise KeyboardInterrupt
 
-    with pytest.raises(PlanInterruptedError, match="13 of 30 images are prepared; the same"):
+    with pytest.raises(PlanInterruptedError, match="13 of 30 images are prepared; run the same"):
         prepared(originals, output, on_images=stop)
     assert len(files(output)) == 3
-    with pytest.raises(UserError, match="is missing; go on with `kdbench data prepare`"):
+    with pytest.raises(UserError, match="is missing; finish `kdbench data prepare`"):
         locate(photo_suite().data, output)
     done, decoded = [], []
     decode = shrink.decode
@@ -176,6 +175,7 @@ def test_ctrl_c_keeps_finished_shards_and_the_same_command_goes_on(tmp_path, mon
     assert (sum(done), len(decoded)) == (30, 17)
 
 
+@pytest.mark.slow
 def test_a_kill_costs_the_shard_under_way_and_leaves_no_process(command):
     known = ["--suite", "photos.toml", "--data-dir", "originals", "--output", "out"]
     arguments = ["data", "prepare", *known, "--workers", "2"]
@@ -207,13 +207,13 @@ def test_ctrl_c_on_the_command_line_is_one_sentence(command, monkeypatch):
     monkeypatch.setattr(module.ShardWriter, "write", interrupted)
     code, out, err = command()
     assert (code, out) == (130, "") and is_one_sentence(err)
-    assert "0 of 30 images are prepared; the same command goes on" in err
+    assert "0 of 30 images are prepared; run the same command again" in err
 
 
 def test_check_finds_damaged_and_missing_shards_and_the_command_mends_them(command):
     command()
     whole = files(Path("out"))
-    assert command("--check") == (0, "'out' is whole.\n", "")
+    assert command("--check") == (0, "'out' is complete and intact.\n", "")
     damaged, missing = (
         Path("out/train-00001-of-00003.parquet"),
         Path("out/validation-00000-of-00002.parquet"),
@@ -224,8 +224,10 @@ def test_check_finds_damaged_and_missing_shards_and_the_command_mends_them(comma
     missing.unlink()
     code, out, err = command("--check")
     assert (code, out) == (1, "")
-    assert f"{damaged.name} has another SHA-256." in err and f"{missing.name} is missing." in err
-    assert err.count("\n") == 3 and "Delete what is damaged" in err
+    assert (
+        f"{damaged.name} has a different SHA-256." in err and f"{missing.name} is missing." in err
+    )
+    assert err.count("\n") == 3 and "Delete the corrupt files" in err
     damaged.unlink()
     assert command()[0] == 0
     assert files(Path("out")) == whole
@@ -249,7 +251,7 @@ def test_a_disk_that_is_too_small_is_refused_before_work_begins(command, monkeyp
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1000, 0, 1000))
     code, _, err = command()
-    assert code == 2 and is_one_sentence(err) and "has 1.0 kB: free some" in err
+    assert code == 2 and is_one_sentence(err) and "has 1.0 kB free; free some space" in err
     assert not Path("out").exists()
 
 
@@ -266,7 +268,7 @@ def test_a_disk_that_becomes_full_is_one_sentence_and_the_command_goes_on(comman
         disk.setattr(os, "fsync", full)
         code, _, err = command()
     assert code == 2 and is_one_sentence(err)
-    assert "No space left on device. 6 of 30 images are prepared; the same command goes on" in err
+    assert "No space left on device. 6 of 30 images are prepared; run the same command again" in err
     assert sorted(files(Path("out"))) == [MANIFEST, "train-00000-of-00003.parquet"]
     assert command()[0] == 0 and command("--check")[0] == 0
 
@@ -289,7 +291,7 @@ def test_other_settings_or_originals_are_refused(command):
 
 def test_folders_of_others_and_prepared_originals_are_left_alone(command):
     write_parquet(Path("theirs"))
-    for output, words in (("originals", "lies in the folder"), ("theirs", "did not write")):
+    for output, words in (("originals", "inside the folder"), ("theirs", "did not write")):
         before = files(Path(output))
         code, _, err = command("--output", output)
         assert code == 2 and is_one_sentence(err) and words in err
@@ -297,7 +299,7 @@ def test_folders_of_others_and_prepared_originals_are_left_alone(command):
     command()
     for output in ("out", "again"):
         code, _, err = command("--data-dir", "out", "--output", output)
-        assert code == 2 and is_one_sentence(err) and "are prepared already" in err
+        assert code == 2 and is_one_sentence(err) and "already prepared" in err
 
 
 def change(rows, split, index, image=None, label=None):
@@ -308,9 +310,9 @@ def change(rows, split, index, image=None, label=None):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda rows: rows["train"].pop(), "'train' has 19 images, not 20"),
-        (lambda rows: rows["validation"].append(rows["train"][0]), "has 11 images, not 10"),
-        (lambda rows: change(rows, "train", 12, label=4), "image 12 of 'train' has the label 4"),
+        (lambda rows: rows["train"].pop(), "'train' has 19 images instead of 20"),
+        (lambda rows: rows["validation"].append(rows["train"][0]), "has 11 images instead of 10"),
+        (lambda rows: change(rows, "train", 12, label=4), "image 12 of 'train' has label 4"),
     ],
 )
 def test_another_data_set_is_refused(command, damage, words):
@@ -328,9 +330,9 @@ def test_another_data_set_is_refused(command, damage, words):
         (["--workers", "0"], "--workers must be at least 1"),
         (["--suite", "cifar100"], "'cifar100' trains on small images"),
         (["--data-dir", "nowhere"], "'nowhere' does not exist"),
-        (["--output", "photos.toml"], "'photos.toml' is no folder"),
-        (["--check"], "'out' holds no prepared images"),
-        (["--output", "originals/smaller"], "lies in the folder of the originals"),
+        (["--output", "photos.toml"], "'photos.toml' is not a folder"),
+        (["--check"], "'out' has no prepared images"),
+        (["--output", "originals/smaller"], "inside the folder of the originals"),
     ],
 )
 def test_bad_input_is_one_sentence(command, arguments, words):

@@ -1,4 +1,4 @@
-"""Images: where they come from, how a batch is made of them, in which order."""
+"""Datasets: locating and reading images, and building batches of them."""
 
 from kdbench.data.decoded.batches import EvaluationBatches, TrainingBatches, batch_share
 from kdbench.data.decoded.images import Images, is_cached, load_images, random_images

@@ -1,4 +1,4 @@
-"""Decides by the suite how images are held; whoever trains does not know which it is."""
+"""One interface to decoded and encoded image sets; the suite decides which kind is used."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
@@ -14,34 +14,35 @@ from kdbench.data.sources.locate import Source
 from kdbench.suite.suite import Suite
 
 ImageSet = Images | EncodedImages
-"""A split, in memory or on the disk."""
+"""A split that is held decoded in memory or read encoded from disk."""
 
 
 class Training(Protocol):
-    """Training batches."""
+    """An iterable over training batches, one epoch at a time."""
 
     waited_seconds: float | None
-    """For batches that were not ready; None where there is nothing to wait for."""
+    """Seconds spent waiting for batches, or None if batches are always ready."""
 
     @property
     def undecodable(self) -> Mapping[str, str]:
-        """Reasons by name, of the images that were met and could not be decoded."""
+        """Names of the images that could not be decoded so far, with reasons."""
 
     @property
     def notes(self) -> Mapping[str, Any]:
-        """For the result."""
+        """Notes on the images that the result records."""
 
     def __len__(self) -> int: ...
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """(V, B, 3, H, W) float32 views in channels-last memory and (B,) labels, step by step.
+        """Yield the views and labels of each step from step `start` on.
 
-        From step `start` on they are those of the whole epoch.
+        Views are (V, B, 3, H, W) float32 in channels-last memory, labels are (B,). `start` does not
+        change what the remaining steps yield.
         """
 
 
 class Evaluation(Protocol):
-    """Each image once: (B, 3, H, W) and (B,) labels."""
+    """Evaluation batches with every image once: (B, 3, H, W) images and (B,) labels."""
 
     @property
     def undecodable(self) -> Mapping[str, str]: ...
@@ -50,10 +51,10 @@ class Evaluation(Protocol):
 
 
 def open_images(source: Source, device: torch.device, workers: int) -> tuple[ImageSet, ImageSet]:
-    """The training and the test images.
+    """Return the training and the test images.
 
     Raises:
-        UserError: they cannot be read, or are not the data set the suite names.
+        UserError: the images cannot be read, or are not the dataset that the suite names.
     """
     data = source.data
     if data.encoded:
@@ -65,10 +66,10 @@ def open_images(source: Source, device: torch.device, workers: int) -> tuple[Ima
 def training_batches(
     images: ImageSet, suite: Suite, seed: int, views: int, rank: int = 0, processes: int = 1
 ) -> Training:
-    """Shuffled and augmented.
+    """Return shuffled and augmented batches.
 
     Raises:
-        UserError: the global batch cannot be shared out evenly.
+        UserError: the number of processes does not divide the global batch size.
     """
     if isinstance(images, EncodedImages):
         return EncodedTrainingBatches(images, suite, seed, views, rank, processes)
@@ -78,7 +79,11 @@ def training_batches(
 def evaluation_batches(
     images: ImageSet, suite: Suite, rank: int = 0, processes: int = 1, substitute: bool = False
 ) -> Evaluation:
-    """In order. `substitute` replaces what cannot be decoded, where it must not count as wrong."""
+    """Return batches in dataset order.
+
+    With `substitute`, another image of the class replaces one that cannot be decoded, so that it
+    does not count as wrong.
+    """
     if isinstance(images, EncodedImages):
         return EncodedEvaluationBatches(images, suite, rank, processes, substitute)
     return EvaluationBatches(images, suite, rank, processes)

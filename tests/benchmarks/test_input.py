@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 
 from kdbench.data import locate, training_batches
 from kdbench.data.encoded.images import open_encoded
-from kdbench.data.prepare.prepare import begin, prepare
+from kdbench.data.prepare.prepare import load_or_create_manifest, prepare
 from kdbench.suite.load import load_suite
 from kdbench.suite.suite import Suite
 
@@ -77,7 +77,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def prepared(suite: Suite, originals: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, folder = locate(suite.data, originals), tmp_path_factory.mktemp("prepared")
-    prepare(source, begin(source, suite.data.resize, folder), folder, WORKERS)
+    prepare(source, load_or_create_manifest(source, suite.data.resize, folder), folder, WORKERS)
     return folder
 
 

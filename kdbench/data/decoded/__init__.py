@@ -1,1 +1,1 @@
-"""Small images that are decoded once and held in memory."""
+"""Datasets of small images that are decoded once and held in memory."""

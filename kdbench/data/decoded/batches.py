@@ -1,7 +1,7 @@
-"""Batches of whole-set tensors: one gather crops, flips and pads a batch, on any device.
+"""Batches of images in memory: one gather crops, flips and pads a whole batch on any device.
 
-Order and draws depend on (seed, epoch, step) alone. So all methods see the same images in the
-same order and the same view 0, and a resumed run sees what it would have seen.
+Order and random draws depend on (seed, epoch, step) alone. All methods therefore see the same
+images in the same order and the same view 0, and a resumed run continues with the same batches.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,32 +18,32 @@ from kdbench.suite.suite import Augmentation, Suite
 
 
 def batch_share(suite: Suite, processes: int) -> int:
-    """Images of a global batch that each process gets.
+    """Return the number of images of a global batch that each process gets.
 
     Raises:
-        UserError: the batch cannot be shared out evenly.
+        UserError: the number of processes does not divide the global batch size.
     """
     if suite.batch_size % processes:
         raise UserError(
             f"The global batch size {suite.batch_size} of suite '{suite.name}' does not divide "
-            f"by {processes} processes; start a number that divides it."
+            f"by {processes} processes; start a number of processes that divides it."
         )
     return suite.batch_size // processes
 
 
 class TrainingBatches:
-    """V augmented views of shuffled training images, in whole global batches.
+    """Batches of V augmented views of shuffled training images, in whole global batches.
 
-    With several processes each takes its slice of every global batch.
+    With several processes, each takes its slice of every global batch.
 
     Raises:
-        UserError: the global batch cannot be shared out evenly.
+        UserError: the number of processes does not divide the global batch size.
     """
 
     waited_seconds: float | None = None
-    """Images in memory are waited for by nobody."""
+    """Always None: batches in memory are ready at once."""
     undecodable: Mapping[str, str] = MappingProxyType({})
-    """All were decoded when they were read."""
+    """Always empty: loading the images raises if one cannot be decoded."""
     notes: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
@@ -54,22 +54,23 @@ class TrainingBatches:
         self.views = views
         self.batch_size = suite.batch_size
         self.augmentation = suite.augmentation
-        self.mine = slice_of(suite, rank, processes)
+        self.local_slice = batch_slice(suite, rank, processes)
         device = images.pixels.device
         size = images.pixels.shape[1]
-        # Images of an encoded suite are here only as noise, to time steps with.
+        # Suites of encoded images have no padding; they come here only as noise for timing steps.
         self.padding = suite.augmentation.padding or 0
-        self.reflected = reflected_indices(size, self.padding).to(device)
+        self.reflected_indices = reflected_indices(size, self.padding).to(device)
         self.window = torch.arange(size, device=device)
-        self.normalise = Normalise(suite.augmentation, device)
+        self.normalize = Normalize(suite.augmentation, device)
 
     def __len__(self) -> int:
         return len(self.images) // self.batch_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """(V, B, 3, H, W) float32 views in channels-last memory and (B,) labels, step by step.
+        """Yield the views and labels of each step from step `start` on.
 
-        From step `start` on they are those of the whole epoch.
+        Views are (V, B, 3, H, W) float32 in channels-last memory, labels are (B,). `start` does not
+        change what the remaining steps yield.
         """
         device = self.images.pixels.device
         order = epoch_order(self.seed, epoch, len(self.images), self.batch_size)
@@ -78,37 +79,42 @@ class TrainingBatches:
             self._draws(epoch, view).to(device, non_blocking=True) for view in range(self.views)
         ]
         for step in range(start, len(self)):
-            chosen = order[step][self.mine]
-            views = torch.stack([self._view(chosen, draw[step][self.mine]) for draw in draws])
-            yield views.permute(0, 1, 4, 2, 3), self.images.labels[chosen]
+            indices = order[step][self.local_slice]
+            views = torch.stack(
+                [self._view(indices, draw[step][self.local_slice]) for draw in draws]
+            )
+            yield views.permute(0, 1, 4, 2, 3), self.images.labels[indices]
 
     def _draws(self, epoch: int, view: int) -> Tensor:
-        """Per sample: top, left, flip; (steps, B, 3)."""
+        """Draw top, left and flip of every sample of an epoch: (steps, B, 3)."""
         source = generator(self.seed, "view", epoch, view)
         shape = (len(self), self.batch_size)
         offsets = torch.randint(0, 2 * self.padding + 1, (*shape, 2), generator=source)
         flips = torch.randint(0, 2, (*shape, 1), generator=source)
         return torch.cat([offsets, flips * self.augmentation.horizontal_flip], dim=2)
 
-    def _view(self, chosen: Tensor, draw: Tensor) -> Tensor:
-        """One augmented, normalised view (B, H, W, 3) of the chosen images."""
+    def _view(self, indices: Tensor, draw: Tensor) -> Tensor:
+        """Return one augmented, normalized view (B, H, W, 3) of the images at `indices`."""
         top, left, flip = draw.unsqueeze(2).unbind(dim=1)
         columns = torch.where(flip.bool(), self.window.flip(0), self.window)
-        rows = self.reflected[top + self.window]
-        columns = self.reflected[left + columns]
-        pixels = self.images.pixels[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
-        return self.normalise(pixels)
+        rows = self.reflected_indices[top + self.window]
+        columns = self.reflected_indices[left + columns]
+        pixels = self.images.pixels[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return self.normalize(pixels)
 
 
 class EvaluationBatches:
-    """All images once, in order, normalised; with several processes each takes every n-th."""
+    """Batches of all images once, in order, normalized.
+
+    With n processes, each takes every n-th image.
+    """
 
     undecodable: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, images: Images, suite: Suite, rank: int = 0, processes: int = 1):
         self.images = Images(images.pixels[rank::processes], images.labels[rank::processes])
         self.batch_size = suite.evaluation_batch_size
-        self.normalise = Normalise(suite.augmentation, images.pixels.device)
+        self.normalize = Normalize(suite.augmentation, images.pixels.device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         pairs = zip(
@@ -117,13 +123,13 @@ class EvaluationBatches:
             strict=True,
         )
         for pixels, labels in pairs:
-            yield self.normalise(pixels).permute(0, 3, 1, 2), labels
+            yield self.normalize(pixels).permute(0, 3, 1, 2), labels
 
 
-class Normalise:
-    """Uint8 pixels (..., 3 repeat) to float32 with the suite's mean and standard deviation.
+class Normalize:
+    """Conversion of uint8 pixels (..., 3 * repeat) to float32 with the suite's mean and deviation.
 
-    Rows of `repeat` pixels take a fraction of the time that single ones take.
+    Normalizing rows of `repeat` pixels at once is several times faster than single pixels.
     """
 
     def __init__(self, augmentation: Augmentation, device: torch.device, repeat: int = 1):
@@ -135,24 +141,24 @@ class Normalise:
         return torch.addcmul(self.shift, pixels.float(), self.scale, out=out)
 
 
-def slice_of(suite: Suite, rank: int, processes: int) -> slice:
-    """What one of several processes takes of every global batch.
+def batch_slice(suite: Suite, rank: int, processes: int) -> slice:
+    """Return the slice of every global batch that belongs to a rank.
 
     Raises:
-        UserError: the global batch cannot be shared out evenly.
+        UserError: the number of processes does not divide the global batch size.
     """
     share = batch_share(suite, processes)
     return slice(rank * share, (rank + 1) * share)
 
 
 def epoch_order(seed: int, epoch: int, images: int, batch_size: int) -> Tensor:
-    """Image indices (steps, B) of an epoch; what fills no batch is left out."""
+    """Return the image indices (steps, B) of an epoch, without the incomplete last batch."""
     steps = images // batch_size
     shuffled = torch.randperm(images, generator=generator(seed, "order", epoch))
     return shuffled[: steps * batch_size].view(steps, batch_size)
 
 
 def reflected_indices(size: int, padding: int) -> Tensor:
-    """Source index of each pixel of a reflect-padded line: (size + 2 padding,)."""
+    """Return the source index of each pixel of a reflect-padded line: (size + 2 * padding,)."""
     position = torch.arange(-padding, size + padding).abs()
     return torch.where(position < size, position, 2 * (size - 1) - position)

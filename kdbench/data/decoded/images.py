@@ -1,4 +1,4 @@
-"""A data set of small images as one uint8 tensor, checked, and cached after the first reading."""
+"""A dataset of small images as one uint8 tensor, validated and cached after the first read."""
 
 import contextlib
 import hashlib
@@ -26,10 +26,10 @@ CACHE_ENVIRONMENT = "KDBENCH_CACHE"
 
 @dataclass(frozen=True)
 class Images:
-    """N images of a split."""
+    """The N images of a split, in memory."""
 
     pixels: Tensor
-    """(N, H, W, 3), uint8: channels last, as one gather per batch wants them."""
+    """(N, H, W, 3), uint8. Channels are last so that one gather builds a batch."""
     labels: Tensor
     """(N,), int64."""
 
@@ -37,33 +37,33 @@ class Images:
         return len(self.labels)
 
     def to(self, device: torch.device) -> "Images":
-        """On the device that trains: the whole set lies there, so that no step waits for data."""
+        """Return the images on a device. Keeping them all there means no step waits for data."""
         return Images(self.pixels.to(device), self.labels.to(device))
 
     def digest(self) -> str:
-        """Of pixels and labels."""
+        """Return the SHA-256 of pixels and labels."""
         digest = hashlib.sha256(str(tuple(self.pixels.shape)).encode())
         for tensor in (self.pixels, self.labels):
             digest.update(tensor.cpu().numpy().data)
         return digest.hexdigest()
 
     def first_per_class(self, count: int) -> "Images":
-        """The first `count` images of each class, in the official order."""
-        chosen = first_per_class(self.labels, count)
-        return Images(self.pixels[chosen], self.labels[chosen])
+        """Return the first `count` images of each class, in the official order."""
+        positions = first_per_class(self.labels, count)
+        return Images(self.pixels[positions], self.labels[positions])
 
     def hold_out(self, share: float) -> tuple["Images", "Images"]:
-        """The last images of each class apart from the rest: (rest, held out)."""
-        held = stratified_holdout(self.labels, share)
-        kept = ~held
+        """Split off the last images of each class: (rest, held out)."""
+        held_out = stratified_holdout(self.labels, share)
+        rest = ~held_out
         return (
-            Images(self.pixels[kept], self.labels[kept]),
-            Images(self.pixels[held], self.labels[held]),
+            Images(self.pixels[rest], self.labels[rest]),
+            Images(self.pixels[held_out], self.labels[held_out]),
         )
 
 
 def random_images(data: Data, count: int) -> Images:
-    """Noise of a data set's shape, with labels that go round the classes: no reading needed."""
+    """Return noise images of a dataset's shape with cyclic labels, without reading any files."""
     size = data.image_size
     source = generator(0, "random images", count)
     pixels = torch.randint(256, (count, size, size, 3), generator=source, dtype=torch.uint8)
@@ -71,10 +71,10 @@ def random_images(data: Data, count: int) -> Images:
 
 
 def load_images(source: Source, split: Split) -> Images:
-    """Read a split, from the cache where it was read before.
+    """Read a split, from the cache if possible.
 
     Raises:
-        UserError: the files cannot be read, or are not the data set the suite names.
+        UserError: the files cannot be read, or are not the dataset that the suite names.
     """
     cached = _cache_file(source, split)
     arrays = _from_cache(cached, source, split)
@@ -86,12 +86,14 @@ def load_images(source: Source, split: Split) -> Images:
     if split.per_class is None:
         return images
     if images.labels.bincount().min() < split.per_class:
-        raise source.refusal(f"a class of '{split.split}' has fewer than {split.per_class} images")
+        raise source.mismatch_error(
+            f"a class of '{split.split}' has fewer than {split.per_class} images"
+        )
     return images.first_per_class(split.per_class)
 
 
 def is_cached(source: Source) -> bool:
-    """Whether both splits were read before and kept."""
+    """Return True if both splits are in the cache."""
     splits = (source.data.train, source.data.test)
     return all(exists(_cache_file(source, split)) for split in splits)
 
@@ -102,45 +104,51 @@ def _read(source: Source, split: Split) -> tuple[np.ndarray, np.ndarray]:
     labels: list[int] = []
     for index, (image, label) in enumerate(source.rows(split)):
         try:
-            opened = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
-            pixels.append(np.asarray(opened.convert("RGB")))  # type: ignore[attr-defined]
+            decoded = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
+            pixels.append(np.asarray(decoded.convert("RGB")))  # type: ignore[attr-defined]
         except (OSError, ValueError, SyntaxError) as error:
             unidentified = isinstance(error, UnidentifiedImageError)
             reason = "it is in no known format" if unidentified else error
             raise UserError(
-                f"Image {index} of the '{split.split}' split of data set '{source.data.name}' "
+                f"Image {index} of the '{split.split}' split of dataset '{source.data.name}' "
                 f"({source.describe()}) cannot be decoded: {reason}."
             ) from error
         height, width, _ = pixels[-1].shape
         if (height, width) != (size, size):
-            raise source.refusal(f"an image is {width}x{height} pixels, not {size}x{size}")
+            raise source.mismatch_error(f"an image is {width}x{height} pixels, not {size}x{size}")
         if type(label) is not int or not 0 <= label < classes:
-            raise source.refusal(f"the label {label!r} is none of the classes 0 to {classes - 1}")
+            raise source.mismatch_error(
+                f"the label {label!r} is not one of the classes 0 to {classes - 1}"
+            )
         labels.append(label)
     if len(pixels) != split.images:
-        raise source.refusal(f"'{split.split}' has {len(pixels)} images, not {split.images}")
+        raise source.mismatch_error(
+            f"'{split.split}' has {len(pixels)} images instead of {split.images}"
+        )
     return np.stack(pixels), np.asarray(labels, dtype=np.int64)
 
 
 def _check(source: Source, split: Split, pixels: np.ndarray, labels: np.ndarray) -> None:
-    """The content must be what the suite says: all classes, and pixels where it knows their sum."""
+    """Raise if a class has no images, or if the pixels differ from the suite's checksum."""
     classes = source.data.classes
-    absent = np.setdiff1d(np.arange(classes), labels)
-    if len(absent):
-        raise source.refusal(f"'{split.split}' has no image of class {absent[0]} of {classes}")
+    missing = np.setdiff1d(np.arange(classes), labels)
+    if len(missing):
+        raise source.mismatch_error(
+            f"'{split.split}' has no image of class {missing[0]} of {classes}"
+        )
     if split.sha256 is not None:
         planar = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
         if hashlib.sha256(planar.data).hexdigest() != split.sha256:
-            raise source.refusal(f"the pixels of '{split.split}' have another checksum")
+            raise source.mismatch_error(f"the pixels of '{split.split}' have a different checksum")
 
 
 def cache_folder() -> Path:
-    """Where decoded data sets are kept: $KDBENCH_CACHE, or the user's cache folder."""
+    """Return the folder of cached datasets: $KDBENCH_CACHE, or the user's cache folder."""
     return Path(os.environ.get(CACHE_ENVIRONMENT) or user_cache_path("kdbench"))
 
 
 def _cache_file(source: Source, split: Split) -> Path:
-    """Named by what was read, so that changed files or another suite's claims are read anew."""
+    """Return a file name that depends on the source files and the suite: changes invalidate it."""
     stats = [(str(file.resolve()), file.stat()) for file in source.files()]
     key = [
         source.data.model_dump_json(exclude={"train", "test"}),
@@ -152,18 +160,18 @@ def _cache_file(source: Source, split: Split) -> Path:
 
 
 def _from_cache(file: Path, source: Source, split: Split) -> tuple[np.ndarray, np.ndarray] | None:
-    """What was kept, or None where the source must be read: nothing is there, or it is damaged."""
+    """Return the cached pixels and labels, or None if they are missing or corrupt."""
     try:
         with np.load(file) as archive:
             pixels, labels = archive["pixels"], archive["labels"]
-    except Exception:  # of a damaged archive zipfile, tokenize and numpy raise a dozen kinds
+    except Exception:  # zipfile, tokenize and numpy raise many types for a corrupt archive
         return None
     size = source.data.image_size
-    whole = pixels.shape == (split.images, size, size, 3) and labels.shape == (split.images,)
-    return (pixels, labels) if whole else None
+    is_valid = pixels.shape == (split.images, size, size, 3) and labels.shape == (split.images,)
+    return (pixels, labels) if is_valid else None
 
 
 def _to_cache(file: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
-    # A cache saves time and nothing else; a full or read-only disk must not stop the run.
+    # The cache only saves time, so a full or read-only disk must not stop the run.
     with contextlib.suppress(UserError), atomic_write(file) as stream:
         np.savez(stream, pixels=pixels, labels=labels)

@@ -1,1 +1,1 @@
-"""Images that stay encoded on disk and are decoded by worker processes."""
+"""Datasets whose images stay encoded on disk and are decoded by worker processes."""

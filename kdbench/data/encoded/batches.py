@@ -1,7 +1,7 @@
-"""Batches of encoded images: cropped and flipped by workers, normalised on the device.
+"""Batches of encoded images, which workers decode, crop and flip and the device normalizes.
 
-As with images in memory, order and draws depend on (seed, epoch, step) alone, whatever the number
-of workers.
+As for images in memory, order and random draws depend on (seed, epoch, step) alone, not on the
+number of workers.
 """
 
 import time
@@ -14,26 +14,26 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from kdbench.data.decoded.batches import Normalise, epoch_order, slice_of
+from kdbench.data.decoded.batches import Normalize, batch_slice, epoch_order
 from kdbench.data.encoded.crops import DRAWS, FLIP
 from kdbench.data.encoded.images import EncodedImages
-from kdbench.data.encoded.workers import TASK, Chunk, DecodePool, Decoder, Task
+from kdbench.data.encoded.workers import TASK_SIZE, Chunk, DecodePool, Decoder, Task
 from kdbench.seeds import generator
 from kdbench.suite.suite import Suite
 
 IGNORE_INDEX = -100
-"""Label of an image that could not be shown: wrong whatever is predicted, and without a loss."""
+"""Label of an image that could not be decoded. It counts as misclassified and adds no loss."""
 
 Parts = list[tuple[Task, Chunk]]
 
 
 class EncodedTrainingBatches:
-    """V random crops of shuffled training images, in whole global batches.
+    """Batches of V random crops of shuffled training images, in whole global batches.
 
-    With several processes each takes its slice of every global batch.
+    With several processes, each takes its slice of every global batch.
 
     Raises:
-        UserError: the global batch cannot be shared out evenly.
+        UserError: the number of processes does not divide the global batch size.
     """
 
     def __init__(
@@ -50,73 +50,75 @@ class EncodedTrainingBatches:
         self.views = views
         self.batch_size = suite.batch_size
         self.flips = suite.augmentation.horizontal_flip
-        self.mine = slice_of(suite, rank, processes)
+        self.local_slice = batch_slice(suite, rank, processes)
         self.waited_seconds: float | None = 0.0
-        """For batches that were not ready. On a GPU an upper bound: a wait counts in full if the
-        device had nothing left to do at its end. Starting the workers does not count."""
+        """Seconds spent waiting for batches that were not ready, without the start of the workers.
+        On a GPU it is an upper bound: a wait counts in full if the device is idle at its end."""
         self.undecodable: dict[str, str] = {}
-        """Reasons by name, of all that were met."""
+        """Names of the images that could not be decoded so far, with reasons."""
         self.notes = images.notes
-        self._share = self.mine.stop - self.mine.start
+        self._share = self.local_slice.stop - self.local_slice.start
         self._pool = DecodePool(_decoder(images, suite), self._share)
-        self._finish = BatchAssembler(images, suite)
-        self._warm = False
+        self._assemble = BatchAssembler(images, suite)
+        self._workers_started = False
 
     def __len__(self) -> int:
         return len(self.images) // self.batch_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """(V, B, 3, H, W) float32 views in channels-last memory and (B,) labels, step by step.
+        """Yield the views and labels of each step from step `start` on.
 
-        From step `start` on they are those of the whole epoch.
+        Views are (V, B, 3, H, W) float32 in channels-last memory, labels are (B,). `start` does not
+        change what the remaining steps yield.
 
         Raises:
-            LoaderError: a worker died or hangs, or the disk does not give an image.
+            LoaderError: a worker died or hangs, or an image cannot be read from disk.
         """
         chunks = self._pool.run(self._tasks(epoch, start))
-        while parts := self._wait(chunks):
-            _note(parts, self.undecodable)
-            yield self._finish(parts)
+        while parts := self._wait_for_batch(chunks):
+            _record_undecodable(parts, self.undecodable)
+            yield self._assemble(parts)
 
     def _tasks(self, epoch: int, first: int = 0) -> Iterator[Task]:
         order = epoch_order(self.seed, epoch, len(self.images), self.batch_size)
         for step in range(first, len(self)):
-            chosen = order[step][self.mine].numpy()
+            positions = order[step][self.local_slice].numpy()
             draws = self._draws(epoch, step).numpy()
-            for start in range(0, self._share, TASK):
-                part = slice(start, start + TASK)
-                yield Task(chosen[part], draws[:, part])
+            for start in range(0, self._share, TASK_SIZE):
+                part = slice(start, start + TASK_SIZE)
+                yield Task(positions[part], draws[:, part])
 
     def _draws(self, epoch: int, step: int) -> Tensor:
-        """(V, B, DRAWS) of this process's slice."""
+        """Draw (V, B, DRAWS) numbers in [0, 1) for this process's slice of a batch."""
         shape = (self.batch_size, DRAWS)
-        views = [
-            torch.rand(shape, generator=generator(self.seed, "view", epoch, view, step))[self.mine]
-            for view in range(self.views)
-        ]
+        views = []
+        for view in range(self.views):
+            source = generator(self.seed, "view", epoch, view, step)
+            views.append(torch.rand(shape, generator=source)[self.local_slice])
         draws = torch.stack(views)
         if not self.flips:
             draws[:, :, FLIP] = 1
         return draws
 
-    def _wait(self, chunks: Iterator[tuple[Task, Chunk]]) -> Parts:
-        """The parts of the next batch; none after the last."""
-        asked = _mark(self.images.device)
+    def _wait_for_batch(self, chunks: Iterator[tuple[Task, Chunk]]) -> Parts:
+        """Return the parts of the next batch, or an empty list after the last."""
+        queued_work = _record_event(self.images.device)
         started = time.perf_counter()
-        parts = list(islice(chunks, ceil(self._share / TASK)))
+        parts = list(islice(chunks, ceil(self._share / TASK_SIZE)))
         waited = time.perf_counter() - started
-        idle = asked is None or asked.query()
-        if self._warm and idle and self.waited_seconds is not None:
+        is_idle = queued_work is None or queued_work.query()
+        if self._workers_started and is_idle and self.waited_seconds is not None:
             self.waited_seconds += waited
-        self._warm = True
+        self._workers_started = True
         return parts
 
 
 class EncodedEvaluationBatches:
-    """The centre of all images once, in order; with several processes each takes every n-th.
+    """Batches of the center crops of all images once, in order.
 
-    An image that cannot be decoded is grey and IGNORE_INDEX; with `substitute` another of its class
-    stands in, as in training.
+    With n processes, each takes every n-th image. An image that cannot be decoded becomes gray with
+    the label IGNORE_INDEX. With `substitute`, another image of its class replaces it, as in
+    training.
     """
 
     def __init__(
@@ -131,33 +133,33 @@ class EncodedEvaluationBatches:
         self.batch_size = suite.evaluation_batch_size
         self.undecodable: dict[str, str] = {}
         self._pool = DecodePool(_decoder(images, suite, substitute), self.batch_size)
-        self._finish = BatchAssembler(images, suite)
+        self._assemble = BatchAssembler(images, suite)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         chunks = self._pool.run(self._tasks())
-        while parts := list(islice(chunks, ceil(self.batch_size / TASK))):
-            _note(parts, self.undecodable)
-            views, labels = self._finish(parts)
+        while parts := list(islice(chunks, ceil(self.batch_size / TASK_SIZE))):
+            _record_undecodable(parts, self.undecodable)
+            views, labels = self._assemble(parts)
             yield views[0], labels
 
     def _tasks(self) -> Iterator[Task]:
         for batch in self.positions.split(self.batch_size):
-            yield from (Task(part.numpy()) for part in batch.split(TASK))
+            yield from (Task(part.numpy()) for part in batch.split(TASK_SIZE))
 
 
 def _decoder(images: EncodedImages, suite: Suite, substitute: bool = True) -> Decoder:
     data, crop = suite.data, suite.augmentation.random_resized_crop
-    assert data.resize is not None and crop is not None  # the suite was validated
+    assert data.resize is not None and crop is not None  # guaranteed by the suite's validation
     return Decoder(images, data.image_size, data.resize, crop, substitute)
 
 
-def _note(parts: Parts, undecodable: dict[str, str]) -> None:
+def _record_undecodable(parts: Parts, undecodable: dict[str, str]) -> None:
     for _, chunk in parts:
         undecodable.update(chunk.undecodable)
 
 
-def _mark(device: torch.device) -> torch.cuda.Event | None:
-    """All that the device was asked to do so far; None where it does things at once."""
+def _record_event(device: torch.device) -> torch.cuda.Event | None:
+    """Record an event after all queued work, or return None if the device runs synchronously."""
     if device.type != "cuda":
         return None
     event = torch.cuda.Event()
@@ -165,14 +167,17 @@ def _mark(device: torch.device) -> torch.cuda.Event | None:
     return event
 
 
-AHEAD = 2
-"""Batches that wait on a device at most: a step is one launch where it was recorded, and the host
-would fill the device's memory with what it cannot train on yet."""
+MAX_QUEUED_BATCHES = 2
+"""Maximum number of batches queued on a device. With CUDA graphs a step is a single launch, so
+without a limit the host would fill the device's memory with batches."""
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """OpenMP's threads spin after each operation, on cores that other processes decode on."""
+    """Run torch on one thread.
+
+    OpenMP threads spin after each operation and would take cores from the decoding workers.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -182,25 +187,25 @@ def _one_thread() -> Iterator[None]:
 
 
 class BatchAssembler:
-    """Puts a batch together on the device, beside what the device still does for the last step."""
+    """Assembly of batches on the device, concurrently with the device's work on the last step."""
 
     def __init__(self, images: EncodedImages, suite: Suite):
         self.labels = images.labels
         self.device = images.device
         self.size = suite.data.image_size
-        self.normalise = Normalise(suite.augmentation, self.device, repeat=self.size)
+        self.normalize = Normalize(suite.augmentation, self.device, repeat=self.size)
         self.stream: torch.cuda.Stream | None = None
         if self.device.type == "cuda":
             self.stream = torch.cuda.Stream(self.device)
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        self._asked: deque[torch.cuda.Event] = deque()
+        self._queued: deque[torch.cuda.Event] = deque()
 
     def __call__(self, parts: Parts) -> tuple[Tensor, Tensor]:
-        """(V, B, 3, H, W) float32 views in channels-last memory and (B,) labels."""
+        """Return (V, B, 3, H, W) float32 views in channels-last memory and (B,) labels."""
         if self.stream is not None:
-            self._asked.append(torch.cuda.current_stream(self.device).record_event())
-            if len(self._asked) > AHEAD:
-                self._asked.popleft().synchronize()
+            self._queued.append(torch.cuda.current_stream(self.device).record_event())
+            if len(self._queued) > MAX_QUEUED_BATCHES:
+                self._queued.popleft().synchronize()
         with nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
             with _one_thread():
                 views = self._views(parts)
@@ -217,17 +222,17 @@ class BatchAssembler:
         shape = (len(parts[0][1].pixels), count, self.size, self.size, 3)
         views = torch.empty(shape, device=self.device)
         start = 0
-        for task, chunk in parts:  # a part of a batch fits into a CPU's cache
+        for task, chunk in parts:  # one part at a time, because a part fits into the CPU's cache
             pixels = chunk.pixels.to(self.device, non_blocking=True)
             stop = start + len(task.positions)
-            self.normalise(pixels.flatten(3), out=views[:, start:stop].flatten(3))
+            self.normalize(pixels.flatten(3), out=views[:, start:stop].flatten(3))
             start = stop
         return views
 
     def _labels(self, parts: Parts) -> Tensor:
         labels = []
         for task, chunk in parts:
-            own = self.labels[torch.from_numpy(task.positions)]
-            own[chunk.blank] = IGNORE_INDEX
-            labels.append(own)
+            task_labels = self.labels[torch.from_numpy(task.positions)]
+            task_labels[chunk.blank] = IGNORE_INDEX
+            labels.append(task_labels)
         return torch.cat(labels)

@@ -1,7 +1,7 @@
-"""Random boxes of torchvision's RandomResizedCrop, as a pure function of uniform draws.
+"""Random boxes of torchvision's RandomResizedCrop as a pure function of uniform draws.
 
-Draws are made where the order is made and travel with it, so that the worker that decodes an image
-decides nothing.
+The main process makes the draws together with the image order and sends them to the workers, so
+that crops do not depend on which worker decodes an image.
 """
 
 import math
@@ -11,10 +11,10 @@ from kdbench.data.encoded.decode import Box
 from kdbench.suite.sections import RandomResizedCrop
 
 ATTEMPTS = 10
-"""At a box inside the image, before the largest one of an allowed shape in its centre is taken."""
+"""Attempts at a box inside the image before the largest allowed central box is used."""
 
 DRAWS = 2 * ATTEMPTS + 3
-"""Uniform draws per view: area and shape of each attempt, top, left, and the flip."""
+"""Number of uniform draws per view: area and shape of each attempt, top, left, and flip."""
 
 FLIP = DRAWS - 1
 
@@ -22,12 +22,12 @@ FLIP = DRAWS - 1
 def random_resized_box(
     height: int, width: int, draws: Sequence[float], crop: RandomResizedCrop
 ) -> Box:
-    """A box inside an image of this size, from DRAWS numbers in [0, 1)."""
+    """Return a box inside an image of this size from DRAWS numbers in [0, 1)."""
     shapes = tuple(math.log(bound) for bound in crop.ratio)
     top, left = draws[2 * ATTEMPTS : FLIP]
     for attempt in range(ATTEMPTS):
-        area = height * width * _between(crop.scale, draws[2 * attempt])
-        shape = math.exp(_between(shapes, draws[2 * attempt + 1]))
+        area = height * width * _interpolate(crop.scale, draws[2 * attempt])
+        shape = math.exp(_interpolate(shapes, draws[2 * attempt + 1]))
         columns, rows = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
         if 0 < columns <= width and 0 < rows <= height:
             return (
@@ -40,7 +40,7 @@ def random_resized_box(
 
 
 def _central_box(height: int, width: int, crop: RandomResizedCrop) -> Box:
-    """The largest box of an allowed shape."""
+    """Return the largest centered box of an allowed shape."""
     low, high = crop.ratio
     rows, columns = height, width
     if width / height < low:
@@ -50,6 +50,6 @@ def _central_box(height: int, width: int, crop: RandomResizedCrop) -> Box:
     return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
-def _between(bounds: Sequence[float], draw: float) -> float:
+def _interpolate(bounds: Sequence[float], draw: float) -> float:
     low, high = bounds
     return low + draw * (high - low)

@@ -1,8 +1,8 @@
-"""Encoded images to crops of uint8 pixels, as fast as one core can.
+"""Decoding of images to crops of uint8 pixels.
 
-Plain JPEG goes through simplejpeg, everything else through Pillow. Both bring libjpeg-turbo and run
-it alike: their pixels are equal, so who decoded changes no number. torchcodec gives the same pixels
-a little slower, and its wheel loads only beside the CUDA build of torch that it was made for.
+simplejpeg decodes plain JPEG images and Pillow all others. Both use libjpeg-turbo in the same way,
+so their pixels are equal. torchcodec gives the same pixels a little slower, and its wheel only
+loads with the CUDA build of torch that it was made for.
 """
 
 import io
@@ -22,9 +22,10 @@ Box = tuple[int, int, int, int]
 """Top, left, height and width in pixels."""
 
 MAX_PIXELS = 89_478_485
-"""Of a decoded image, Pillow's own bound: 256 MiB of RGB."""
+"""Maximum number of pixels of an image, which is Pillow's own limit (256 MiB of RGB)."""
 ORIENTATION = 0x0112
-TURNS = {
+"""EXIF tag of the orientation."""
+TRANSPOSITIONS = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
     4: Transpose.FLIP_TOP_BOTTOM,
@@ -33,94 +34,100 @@ TURNS = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
-"""What makes an image upright, by the orientation that EXIF gives."""
+"""Transposition that makes an image upright, by EXIF orientation."""
 START_OF_IMAGE, START_OF_SCAN, EXIF = b"\xff\xd8", b"\xff\xda", b"Exif\0\0"
 
 
 class UndecodableError(Exception):
-    """The bytes are no image, or not a whole one; the message is the reason, without a path."""
+    """Raised for bytes that are not a complete image; the message is the reason, without a path."""
 
 
 def decoder_name() -> str:
-    """Which libraries make pixels, with versions, for the notes of a result."""
+    """Return the names and versions of the decoding libraries, for the notes of a result."""
     return f"simplejpeg {simplejpeg.__version__}, Pillow {PIL.__version__}"
 
 
 def decode_crop(encoded: bytes, boxes: Callable[[int, int], Sequence[Box]], size: int) -> Tensor:
-    """V crops of one image, decoded once: (V, size, size, 3) uint8, bilinear with antialias.
+    """Decode an image once and return V crops of it.
 
-    `boxes` gets the upright image's height and width and returns V boxes inside it.
+    Args:
+        encoded: the encoded image.
+        boxes: returns V boxes inside an upright image of the given height and width.
+        size: side of the crops in pixels.
+
+    Returns:
+        Crops (V, size, size, 3) uint8, resized bilinearly with antialiasing.
 
     Raises:
-        UndecodableError: it is no whole image.
+        UndecodableError: The bytes are not a complete image.
     """
     pixels = decode(encoded)
     height, width, _ = pixels.shape
     views = []
     for top, left, rows, columns in boxes(height, width):
         crop = pixels[top : top + rows, left : left + columns]
-        views.append(resized(crop, size, size))
+        views.append(resize_pixels(crop, size, size))
     return torch.stack(views)
 
 
 def decode_center(encoded: bytes, resize: int, size: int) -> Tensor:
-    """The shorter side to `resize`, then the centre: (size, size, 3) uint8.
+    """Resize the shorter side to `resize` and return the center crop, (size, size, 3) uint8.
 
     Raises:
-        UndecodableError: it is no whole image.
+        UndecodableError: The bytes are not a complete image.
     """
     pixels = decode(encoded)
     height, width = shorter_side_to(resize, *pixels.shape[:2])
     if height * width > MAX_PIXELS:
         raise UndecodableError(f"it is too narrow to be resized to {width} x {height} pixels")
-    pixels = resized(pixels, height, width)
+    pixels = resize_pixels(pixels, height, width)
     top, left = round((height - size) / 2), round((width - size) / 2)
     return pixels[top : top + size, left : left + size].contiguous()
 
 
 def decode(encoded: bytes) -> Tensor:
-    """The whole image, upright: (H, W, 3) uint8, contiguous. An alpha channel is dropped.
+    """Return the whole upright image, (H, W, 3) uint8, contiguous, without alpha channel.
 
     Raises:
-        UndecodableError: it is no whole image.
+        UndecodableError: The bytes are not a complete image.
     """
     pixels = _plain_jpeg(encoded) if encoded.startswith(START_OF_IMAGE) else None
-    if pixels is None or _may_be_turned(encoded):
-        pixels = _with_pillow(encoded, pixels)
+    if pixels is None or _may_be_rotated(encoded):
+        pixels = _decode_with_pillow(encoded, pixels)
     return torch.from_numpy(pixels)
 
 
-def resized(pixels: Tensor, height: int, width: int) -> Tensor:
-    """(H, W, 3) uint8 to (height, width, 3), bilinear with antialias; the same where it fits."""
+def resize_pixels(pixels: Tensor, height: int, width: int) -> Tensor:
+    """Resize (H, W, 3) uint8 pixels to (height, width, 3), bilinearly with antialiasing."""
     if pixels.shape[:2] == (height, width):
         return pixels
-    # The batch axis comes first, or torch misses that channels lie last and takes a slower way.
+    # With a batch axis, torch recognizes the channels-last layout, which is faster.
     batch = pixels[None].permute(0, 3, 1, 2)
     batch = F.interpolate(batch, size=(height, width), mode="bilinear", antialias=True)
     return batch.permute(0, 2, 3, 1)[0]
 
 
 def shorter_side_to(length: int, height: int, width: int) -> tuple[int, int]:
-    """(height, width) with the shorter side at `length`, rounded as torchvision's Resize does."""
+    """Return (height, width) with the shorter side at `length`, rounded like torchvision."""
     shorter, longer = min(height, width), int(length * max(height, width) / min(height, width))
     return (length, longer) if shorter == height else (longer, length)
 
 
 def _plain_jpeg(encoded: bytes) -> np.ndarray | None:
-    """The pixels of a JPEG without peculiarities; None where Pillow must look."""
+    """Return the pixels of a plain JPEG image; None if Pillow must decode it."""
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(encoded)
         if space in ("CMYK", "YCCK") or height * width > MAX_PIXELS:
             return None
         return simplejpeg.decode_jpeg(encoded)
-    except ValueError as error:  # also of what libjpeg only warns of
-        if "premature end" in str(error).lower():  # Pillow may take it, grey where data lack
-            raise UndecodableError("its data end before the image does") from None
+    except ValueError as error:  # also raised where libjpeg only warns
+        if "premature end" in str(error).lower():  # Pillow might fill the rest with gray
+            raise UndecodableError("its data is truncated") from None
         return None
 
 
-def _may_be_turned(encoded: bytes) -> bool:
-    """Whether a JPEG's header holds EXIF, or cannot be walked through to the first scan."""
+def _may_be_rotated(encoded: bytes) -> bool:
+    """Return True if a JPEG's header has EXIF, or cannot be parsed up to the first scan."""
     at = 2
     while encoded[at : at + 1] == b"\xff":
         if encoded[at : at + 2] == START_OF_SCAN:
@@ -131,8 +138,8 @@ def _may_be_turned(encoded: bytes) -> bool:
     return True
 
 
-def _with_pillow(encoded: bytes, known: np.ndarray | None = None) -> np.ndarray:
-    """Upright pixels; of those that are `known`, as they lie in the file, nothing is decoded."""
+def _decode_with_pillow(encoded: bytes, known: np.ndarray | None = None) -> np.ndarray:
+    """Return upright pixels, decoded by Pillow or turned from already decoded pixels."""
     if not encoded:
         raise UndecodableError("it is empty")
     try:
@@ -140,23 +147,23 @@ def _with_pillow(encoded: bytes, known: np.ndarray | None = None) -> np.ndarray:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(encoded))
-            # Pillow's own exif_transpose writes EXIF anew, and fails where that is damaged.
-            turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+            # Pillow's exif_transpose rewrites EXIF data, which fails if it is damaged.
+            turn = TRANSPOSITIONS.get(image.getexif().get(ORIENTATION, 1))
             if known is not None:
                 return known if turn is None else np.array(Image.fromarray(known).transpose(turn))
             return _eight_bits(image if turn is None else image.transpose(turn))
     except UnidentifiedImageError:
-        raise UndecodableError("it is in no known image format") from None
+        raise UndecodableError("it is not in a known image format") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UndecodableError(f"it claims more than {MAX_PIXELS:,} pixels") from None
     except UndecodableError:
         raise
-    except Exception as error:  # of damaged files Pillow's plug-ins raise a dozen kinds
+    except Exception as error:  # damaged files raise many kinds of errors
         raise UndecodableError(str(error).rstrip(".") or type(error).__name__) from error
 
 
 def _eight_bits(image: Image.Image) -> np.ndarray:
-    """RGB of any image; 16-bit grey is scaled, where Pillow's own conversion clips it."""
+    """Return any image as RGB. 16-bit gray is scaled, because Pillow would clip it."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:

@@ -1,8 +1,9 @@
-"""Imported by the server that decoding processes are forked from: signals are the run's to answer.
+"""A module that makes the forkserver of the decoding workers ignore signals when it is imported.
 
-Cluster managers send them to all processes of a run, and workers end with their server.
+Cluster managers send signals to all processes of a run. The run alone must handle them: if the
+forkserver ended, its workers would end too.
 """
 
-from kdbench.signals import leave_to_the_run
+from kdbench.signals import ignore_stop_signals
 
-leave_to_the_run()
+ignore_stop_signals()

@@ -1,4 +1,4 @@
-"""A data set of images that stay encoded on the disk: checked, and the part of it that is used."""
+"""Image sets that stay encoded on disk, validated and reduced to the images that are used."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,68 +15,68 @@ from kdbench.data.sources.readers import Reader, open_reader
 from kdbench.data.sources.selection import first_per_class, stratified_holdout
 from kdbench.suite.sections import Split
 
-PROBES = 64
-"""Images that a digest reads."""
+DIGEST_SAMPLES = 64
+"""Number of images that a digest reads."""
 
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """N images of a split."""
+    """Encoded images of a split."""
 
     split: str
     reader: Reader
     rows: Tensor
-    """(N,), int64: where the reader has them."""
+    """Rows of the images in the reader, (N,) int64."""
     labels: Tensor
-    """(N,), int64: classes of the suite."""
+    """Classes in the suite, (N,) int64."""
     device: torch.device
-    """That batches go to."""
+    """Device that batches go to."""
     workers: int
-    """Processes that decode; 0 decodes in the one that asks."""
+    """Number of processes that decode; 0 means that the calling process decodes."""
     notes: Mapping[str, str]
-    """For results: what pixels come of."""
+    """Notes for results on the decoder and the kind of images."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, position: int) -> bytes:
-        """One encoded image.
+        """Return one encoded image.
 
         Raises:
-            OSError: the disk does not give it.
+            OSError: The image cannot be read.
         """
         return self.reader.read(int(self.rows[position]))
 
     def name(self, position: int) -> str:
-        """What to call an image in messages."""
+        """Return the name of an image for messages."""
         return f"{self.split}: {self.reader.name(int(self.rows[position]))}"
 
     def digest(self) -> str:
-        """Of labels, of what makes the pixels, and of images here and there: all would take long.
+        """Return a SHA-256 hash of labels, notes and a sample of the images.
 
         Raises:
-            OSError: the disk does not give them.
+            OSError: An image cannot be read.
         """
         digest = hashlib.sha256(repr(sorted(self.notes.items())).encode())
         digest.update(self.labels.numpy().data)
-        for position in range(0, len(self), max(1, len(self) // PROBES)):
+        for position in range(0, len(self), max(1, len(self) // DIGEST_SAMPLES)):
             digest.update(self.read(position))
         return digest.hexdigest()
 
     def hold_out(self, share: float) -> tuple["EncodedImages", "EncodedImages"]:
-        """The last images of each class apart from the rest: (rest, held out)."""
+        """Split off the last images of each class; return the rest and the held-out images."""
         held = stratified_holdout(self.labels, share)
-        return self._only(~held), self._only(held)
+        return self._select(~held), self._select(held)
 
-    def _only(self, chosen: Tensor) -> "EncodedImages":
+    def _select(self, chosen: Tensor) -> "EncodedImages":
         return replace(self, rows=self.rows[chosen], labels=self.labels[chosen])
 
 
 def open_encoded(source: Source, split: Split, device: torch.device, workers: int) -> EncodedImages:
-    """A split, checked as far as that can be done without decoding it.
+    """Open a split and validate it as far as possible without decoding.
 
     Raises:
-        UserError: it cannot be read, or is not the data set the suite names.
+        UserError: The split cannot be read, or does not match the suite.
     """
     reader, found = open_reader(source, split)
     _check(source, split, found)
@@ -88,17 +88,19 @@ def open_encoded(source: Source, split: Split, device: torch.device, workers: in
     if split.per_class is None:
         return images
     if labels.bincount().min() < split.per_class:
-        raise source.refusal(f"a class of '{split.split}' has fewer than {split.per_class} images")
-    return images._only(first_per_class(labels, split.per_class))
+        raise source.mismatch_error(
+            f"a class of '{split.split}' has fewer than {split.per_class} images"
+        )
+    return images._select(first_per_class(labels, split.per_class))
 
 
 def _notes(source: Source) -> dict[str, str]:
     manifest = None if source.folder is None else read_manifest(source.folder)
-    needed = source.data.resize
-    if manifest is not None and needed is not None and manifest.settings.shorter_side < needed:
-        raise source.refusal(
+    required = source.data.resize
+    if manifest is not None and required is not None and manifest.settings.shorter_side < required:
+        raise source.mismatch_error(
             f"its images were prepared with a shorter side of {manifest.settings.shorter_side} "
-            f"pixels, and the suite evaluates at {needed}; prepare them for this suite"
+            f"pixels, but the suite evaluates at {required}; prepare them for this suite"
         )
     return {
         "decoder": decoder_name(),
@@ -107,13 +109,17 @@ def _notes(source: Source) -> dict[str, str]:
 
 
 def _check(source: Source, split: Split, labels: np.ndarray) -> None:
-    """As many images as the suite says, of all its classes and no others."""
+    """Check the number of images, and that their labels are exactly the suite's classes."""
     classes = source.data.classes * source.data.class_stride
     if len(labels) != split.images:
-        raise source.refusal(f"'{split.split}' has {len(labels)} images, not {split.images}")
+        raise source.mismatch_error(
+            f"'{split.split}' has {len(labels)} images instead of {split.images}"
+        )
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
-        raise source.refusal(f"the label {wrong[0]} is none of the classes 0 to {classes - 1}")
+        raise source.mismatch_error(f"label {wrong[0]} is not in 0 to {classes - 1}")
     absent = np.setdiff1d(np.arange(classes), labels)
     if len(absent):
-        raise source.refusal(f"'{split.split}' has no image of class {absent[0]} of {classes}")
+        raise source.mismatch_error(
+            f"'{split.split}' has no image of class {absent[0]} of {classes}"
+        )

@@ -1,4 +1,7 @@
-"""Ends processes that keep this one waiting, where waiting itself has no time-out."""
+"""A watchdog that kills processes on which this process has waited too long.
+
+It serves waits that have no timeout themselves.
+"""
 
 import threading
 import time
@@ -7,34 +10,37 @@ from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Self
 
-LOOKS = 4
-"""In the time that it has patience for."""
+POLLS_PER_TIMEOUT = 4
+"""Number of times that the watchdog checks the wait within its timeout."""
 
 
 class Watchdog(threading.Thread):
-    """Kills the processes once this one has waited for them that long; inside `with` it looks."""
+    """A thread that kills `processes` if this process waits longer than `seconds` for them.
+
+    It runs while its context is open.
+    """
 
     def __init__(self, processes: Sequence[BaseProcess], seconds: float):
         super().__init__(daemon=True)
-        self.has_bitten = False
+        self.timed_out = False
         self._processes, self._seconds = processes, seconds
-        self._since: float | None = None
+        self._wait_started: float | None = None
         self._ended = threading.Event()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Inside, this process waits."""
-        self._since = time.monotonic()
+        """Mark the body of the `with` statement as waiting for the processes."""
+        self._wait_started = time.monotonic()
         try:
             yield
         finally:
-            self._since = None
+            self._wait_started = None
 
     def run(self) -> None:
-        while not self._ended.wait(self._seconds / LOOKS):
-            since = self._since
-            if since is not None and time.monotonic() - since > self._seconds:
-                self.has_bitten = True
+        while not self._ended.wait(self._seconds / POLLS_PER_TIMEOUT):
+            started = self._wait_started
+            if started is not None and time.monotonic() - started > self._seconds:
+                self.timed_out = True
                 for process in self._processes:
                     process.kill()
 

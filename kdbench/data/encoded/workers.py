@@ -1,7 +1,7 @@
-"""Processes that read, decode and crop; which image and which crop is decided by who asks.
+"""Worker processes that read, decode and crop images as their tasks say.
 
-They are forked from a server that has imported what they need and nothing else: a fork of a process
-that trains may hang, and one that imports everything anew takes seconds.
+Workers are forked from a server process that has imported what they need. Forking the training
+process may hang, and spawning a fresh process takes seconds.
 """
 
 import atexit
@@ -23,56 +23,59 @@ from kdbench.data.encoded.crops import FLIP, random_resized_box
 from kdbench.data.encoded.decode import Box, UndecodableError, decode_center, decode_crop
 from kdbench.data.encoded.images import EncodedImages
 from kdbench.data.encoded.watchdog import Watchdog
-from kdbench.signals import end_with_parent, leave_to_the_run
+from kdbench.signals import exit_with_parent, ignore_stop_signals
 from kdbench.suite.sections import RandomResizedCrop
 
-TASK = 32
-"""Images at a time: many small tasks spread a batch over all workers."""
+TASK_SIZE = 32
+"""Number of images per task. Small tasks spread a batch over all workers."""
 
 POLL_SECONDS = 5
-PATIENCE_SECONDS = 60
-"""Without an image; TASK of them take a tenth of a second."""
+"""Interval in seconds at which the loader checks that its workers are alive."""
 
-DIED = (
-    "a process that decodes images died: it was killed, or memory (/dev/shm included) ran out; "
-    "fewer --workers need less"
+TIMEOUT_SECONDS = 60
+"""Time in seconds without an image after which loading fails. A task takes about 0.1 s."""
+
+WORKER_DIED = (
+    "a process that decodes images died, because it was killed or ran out of memory (/dev/shm "
+    "included); use fewer --workers"
 )
 
-GREY = 128
+GRAY = 128
+"""Pixel value of images that could not be decoded."""
 
 
 class LoaderError(Exception):
-    """Images cannot be read any more; the message is the reason."""
+    """Raised when images can no longer be loaded; the message is the reason."""
 
 
 class Task(NamedTuple):
-    """Up to TASK images to decode."""
+    """Up to TASK_SIZE images to decode."""
 
     positions: np.ndarray
-    """(B,), in the image set."""
+    """Positions in the image set, (B,)."""
     draws: np.ndarray | None = None
-    """(V, B, DRAWS) in [0, 1) for random crops; None for the centre."""
+    """Draws in [0, 1) for random crops, (V, B, DRAWS); None for center crops."""
 
 
 class Chunk(NamedTuple):
-    """What became of a task."""
+    """Result of a task."""
 
     pixels: Tensor
-    """(V, B, S, S, 3), uint8."""
+    """Crops, (V, B, S, S, 3) uint8."""
     blank: list[int]
-    """Columns without a picture."""
+    """Indices of images that could not be decoded or replaced."""
     undecodable: list[tuple[str, str]]
-    """Names and reasons."""
+    """Names of images that could not be decoded, and reasons."""
     failure: str | None = None
-    """Why there are no pixels: the disk did not give an image, or none of a class is one."""
+    """Reason for the failure of the task: an image cannot be read, or a class has no valid one."""
 
 
 class Decoder(Dataset[Chunk]):
-    """Carries out tasks.
+    """Dataset that maps tasks to decoded chunks.
 
-    An image that cannot be decoded is replaced by the next of its class that can be, as the order
-    of the set has them: the class keeps its weight, and every run takes the same one. Where
-    `substitute` is false, as in evaluation, its place stays blank.
+    With `substitute`, an image that cannot be decoded is replaced with the next valid image of its
+    class, which keeps the class balance and is the same in every run. Otherwise, as in evaluation,
+    it stays blank.
     """
 
     def __init__(
@@ -105,13 +108,13 @@ class Decoder(Dataset[Chunk]):
                 return chunk._replace(failure=f"no image of class {label} can be decoded")
             if crops is None:
                 chunk.blank.append(column)
-            chunk.pixels[:, column] = GREY if crops is None else crops
+            chunk.pixels[:, column] = GRAY if crops is None else crops
         return chunk
 
     def _crops(
         self, position: int, draws: list[list[float]] | None, undecodable: list[tuple[str, str]]
     ) -> Tensor | None:
-        """(V, S, S, 3) of the image or its substitute; None without one."""
+        """Return crops (V, S, S, 3) of the image or its substitute, or None without one."""
 
         def boxes(height: int, width: int) -> list[Box]:
             return [random_resized_box(height, width, d, self.crop) for d in draws or ()]
@@ -123,7 +126,7 @@ class Decoder(Dataset[Chunk]):
                     return decode_center(encoded, self.resize, self.size)
                 crops = decode_crop(encoded, boxes, self.size)
                 for crop, numbers in zip(crops, draws, strict=True):
-                    if numbers[FLIP] < 0.5:  # half of them; here a crop is still in a cache
+                    if numbers[FLIP] < 0.5:  # flip here, while the crop is in the CPU's cache
                         crop.copy_(crop.flip(1))
                 return crops
             except UndecodableError as error:
@@ -131,17 +134,17 @@ class Decoder(Dataset[Chunk]):
         return None
 
     def _candidates(self, position: int) -> Iterator[int]:
-        """The image, and those after it that may stand in."""
+        """Yield the image and its possible substitutes."""
         yield position
         if self.substitute:
             labels = self.images.labels
-            mates = torch.nonzero(labels == labels[position]).flatten()
-            start = int(torch.searchsorted(mates, position))
-            yield from torch.cat([mates[start + 1 :], mates[:start]]).tolist()
+            same_class = torch.nonzero(labels == labels[position]).flatten()
+            index = int(torch.searchsorted(same_class, position))
+            yield from torch.cat([same_class[index + 1 :], same_class[:index]]).tolist()
 
 
 class _Tasks(Sampler[Task]):
-    """The tasks of one pass after the other, to a loader that stays."""
+    """Sampler that yields the tasks of the current pass to a persistent loader."""
 
     def __init__(self) -> None:
         self.source: Iterable[Task] = ()
@@ -155,110 +158,111 @@ _pools: "weakref.WeakSet[DecodePool]" = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    """Before multiprocessing asks its processes to end by a signal, which workers leave to the run,
-    and waits for them for ever.
+    """Stop all workers before multiprocessing does.
+
+    It would send them a signal, which they ignore, and wait forever.
     """
     for pool in list(_pools):
         pool.close()
 
 
 class DecodePool:
-    """Workers that stay for all passes; they start with the first. One pass at a time."""
+    """Worker processes that persist over all passes; they start with the first pass."""
 
     def __init__(self, decoder: Decoder, batch_size: int):
         self.decoder = decoder
         self.batch_size = batch_size
         self._tasks = _Tasks()
         self._loader: DataLoader[Chunk] | None = None
-        self._end: Callable[[], object] = bool
+        self._stop: Callable[[], object] = bool
         self._busy = False
         _pools.add(self)
 
     def close(self) -> None:
-        """End the workers; the next pass starts others."""
+        """Stop the workers; the next pass starts new ones."""
         self._loader = None
-        self._end()
+        self._stop()
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Chunk]]:
-        """What becomes of each task, in order.
+        """Yield each task with its chunk, in order. Only one pass may run at a time.
 
         Raises:
-            LoaderError: a worker died or hangs, the disk does not give an image, or none of a
+            LoaderError: A worker died or timed out, an image cannot be read, or no image of a
                 class can be decoded.
         """
         if self._busy:
-            raise RuntimeError("one pass over the images is not at its end")
+            raise RuntimeError("another pass over the images has not finished")
         pending: deque[Task] = deque()
-        self._tasks.source = _noted(tasks, pending)
+        self._tasks.source = _track_pending(tasks, pending)
         try:
             chunks = self._start()
-        except RuntimeError:  # a worker died since the last pass; none has a task of this one yet
+        except RuntimeError:  # a worker died since the last pass, before it got a new task
             self.close()
             chunks = self._start()
         self._busy = True
-        # The loader's own time-out does not hold while it fetches pixels from a worker that hangs.
+        # The loader's own timeout does not cover fetching pixels from a worker that hangs.
         processes = getattr(chunks, "_workers", [])
         try:
-            with Watchdog(processes, PATIENCE_SECONDS + POLL_SECONDS) as watchdog:
+            with Watchdog(processes, TIMEOUT_SECONDS + POLL_SECONDS) as watchdog:
                 while (chunk := _next(chunks, watchdog)) is not None:
                     if chunk.failure is not None:
                         raise LoaderError(chunk.failure)
                     yield pending.popleft(), chunk
         except BaseException:
-            self.close()  # workers that died, hang or still decode serve no other pass
+            self.close()  # these workers cannot be used for another pass
             raise
         finally:
             self._busy = False
             self._tasks.source = ()
 
     def _start(self) -> Iterator[Chunk]:
-        """A pass, by workers that are there or by new ones."""
+        """Start a pass, with existing or new workers."""
         if self._loader is not None:
             return iter(self._loader)
         self._loader = self._make_loader()
         chunks = iter(self._loader)
         if self.decoder.images.workers:
-            # It holds what it ends: once they are garbage themselves, nothing reaches the workers.
-            self._end = weakref.finalize(self, _end_workers, chunks)
+            # The finalizer keeps a reference to the iterator, so that it can stop the workers.
+            self._stop = weakref.finalize(self, _stop_workers, chunks)
         return chunks
 
     def _make_loader(self) -> DataLoader[Chunk]:
         images = self.decoder.images
         options: dict[str, Any] = {}
         if images.workers:
-            ahead = 2 * ceil(self.batch_size / TASK)  # two whole batches
+            ahead = 2 * ceil(self.batch_size / TASK_SIZE)  # two whole batches
             options = {
                 "num_workers": images.workers,
                 "persistent_workers": True,
                 "multiprocessing_context": _context(),
                 "prefetch_factor": max(2, ceil(ahead / images.workers)),
                 "timeout": POLL_SECONDS,
-                "worker_init_fn": _begin,
+                "worker_init_fn": _init_worker,
             }
         return DataLoader(
             self.decoder,
             batch_size=None,
             sampler=self._tasks,
             pin_memory=images.device.type == "cuda",
-            generator=torch.Generator(),  # or each pass would draw from the run's
+            generator=torch.Generator(),  # the default would change the run's random state
             **options,
         )
 
 
-def _begin(worker: int) -> None:
-    """A worker leaves signals to the run, and ends with it."""
-    leave_to_the_run()
-    end_with_parent()
+def _init_worker(worker: int) -> None:
+    """Make a worker ignore signals and exit together with the run."""
+    ignore_stop_signals()
+    exit_with_parent()
 
 
-def _end_workers(iterator: Any) -> None:
-    """Ask them, then make them."""
+def _stop_workers(iterator: Any) -> None:
+    """Ask the workers to exit, then kill them."""
     iterator._shutdown_workers()
     for process in iterator._workers:
         process.kill()
 
 
-def _noted(tasks: Iterable[Task], pending: deque[Task]) -> Iterator[Task]:
+def _track_pending(tasks: Iterable[Task], pending: deque[Task]) -> Iterator[Task]:
     for task in tasks:
         pending.append(task)
         yield task
@@ -275,28 +279,34 @@ def _context() -> BaseContext:
 
 
 def _next(chunks: Iterator[Chunk], watchdog: Watchdog) -> Chunk | None:
-    """The next chunk; None after the last.
+    """Return the next chunk, or None after the last.
 
-    The loader notices a dead worker only when it looks up, so it is made to look up often.
+    The loader checks for dead workers only when its timeout expires, so the timeout is short.
     """
     started = time.monotonic()
     while True:
         try:
             with watchdog.waiting():
                 return next(chunks, None)
-        except (EOFError, OSError) as error:  # it died while its pixels were fetched
-            raise LoaderError(_hangs() if watchdog.has_bitten else DIED) from error
+        except (EOFError, OSError) as error:  # the worker died while its pixels were fetched
+            raise LoaderError(_timeout_message() if watchdog.timed_out else WORKER_DIED) from error
         except RuntimeError as error:
             if "exited unexpectedly" in str(error):
-                raise LoaderError(_hangs() if watchdog.has_bitten else DIED) from error
+                raise LoaderError(
+                    _timeout_message() if watchdog.timed_out else WORKER_DIED
+                ) from error
             if "timed out" not in str(error):
                 raise
-            if time.monotonic() - started >= PATIENCE_SECONDS:
-                raise LoaderError(_hangs()) from error
+            if time.monotonic() - started >= TIMEOUT_SECONDS:
+                raise LoaderError(_timeout_message()) from error
 
 
-def _hangs() -> str:
+def _failure_message(watchdog: Watchdog) -> str:
+    return _timeout_message() if watchdog.timed_out else WORKER_DIED
+
+
+def _timeout_message() -> str:
     return (
-        f"no image was decoded for {PATIENCE_SECONDS} seconds: the disk or a process that decodes "
-        "hangs"
+        f"no image was decoded for {TIMEOUT_SECONDS} seconds, because the disk or a process that "
+        "decodes images hangs"
     )

@@ -1,1 +1,1 @@
-"""The one-time preparation of a large data set: smaller JPEG images in Parquet shards."""
+"""One-time preparation of a large dataset: smaller JPEG images in Parquet shards."""

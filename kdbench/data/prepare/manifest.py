@@ -1,4 +1,4 @@
-"""What a folder of prepared images says of itself: how it was made, and whether it is whole."""
+"""The manifest of a folder of prepared images: how they were made, and which shards exist."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -10,37 +10,37 @@ from pydantic import ValidationError
 from kdbench.atomic import atomic_write
 from kdbench.errors import UserError
 from kdbench.results.schema import Record
-from kdbench.validation import describe, sentence
+from kdbench.validation import describe_problems, join_problems
 
 MANIFEST = "kdbench-prepared.json"
 
 
 class Originals(Record):
-    """What was prepared; other originals have other images, or the same in another order."""
+    """Description of the original images, which tells different originals apart."""
 
     data: str
-    """The data set's name."""
+    """Name of the dataset."""
     layout: str
     files: int
-    """On this machine; 0 on the hub."""
+    """Number of local files; 0 for a dataset on the hub."""
     bytes: int
-    """Of those files together."""
+    """Total size of these files."""
     splits: dict[str, int]
-    """Images by split."""
+    """Number of images by split."""
 
     @property
     def images(self) -> int:
-        """Of all splits."""
+        """Number of images in all splits."""
         return sum(self.splits.values())
 
 
 class Settings(Record):
-    """What decides the bytes that are kept of an image, and which file they are in."""
+    """Settings that determine the stored bytes of each image and its shard."""
 
     shorter_side: int
-    """Pixels; images that are not larger keep their bytes."""
+    """Shorter side in pixels; images that are not larger keep their bytes."""
     quality: int
-    """Of the JPEG files that are made."""
+    """JPEG quality."""
     images_per_shard: int
 
     def __str__(self) -> str:
@@ -55,46 +55,46 @@ class Shard(Record):
     bytes: int
     sha256: str
     undecodable: dict[int, str]
-    """Images that keep their bytes and cannot be decoded: index in the split, reason."""
+    """Reasons why images could not be decoded, by index in the split; they keep their bytes."""
 
 
 class Manifest(Record):
-    """How a folder of prepared images was made, and what is in it so far."""
+    """Manifest of a folder of prepared images."""
 
     version: Literal[1] = 1
     made_by: str
-    """kdbench and the libraries that decoded and encoded."""
+    """Versions of kdbench and of the decoding libraries."""
     originals: Originals
     settings: Settings
     shards: dict[str, Shard]
-    """By file name."""
+    """Finished shards by file name."""
 
     @property
     def summary(self) -> str:
-        """For the notes of a result: these pixels are not the originals'."""
+        """Description for the notes of a result."""
         return f"prepared: {self.settings}"
 
     @property
     def images(self) -> int:
-        """Images in finished shards."""
+        """Number of images in finished shards."""
         return sum(shard.rows for shard in self.shards.values())
 
     def images_of(self, split: str) -> int:
-        """Of a split, in finished shards."""
+        """Return the number of images of a split in finished shards."""
         return sum(shard.rows for shard in self.shards.values() if shard.split == split)
 
     @property
     def bytes(self) -> int:
-        """Of finished shards."""
+        """Total size of the finished shards in bytes."""
         return sum(shard.bytes for shard in self.shards.values())
 
     @property
     def is_complete(self) -> bool:
-        """Whether every image of every split is in a finished shard."""
+        """True if every image of every split is in a finished shard."""
         return self.images == self.originals.images
 
     def undecodable(self) -> list[tuple[str, int, str]]:
-        """Split, index in it and reason of every image that cannot be decoded."""
+        """Return split, index and reason of every image that cannot be decoded."""
         return sorted(
             (shard.split, index, reason)
             for shard in self.shards.values()
@@ -103,10 +103,10 @@ class Manifest(Record):
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """What `kdbench data prepare` noted in the folder; None where it never wrote.
+    """Read the manifest of a folder; return None if there is none.
 
     Raises:
-        UserError: the note cannot be read, or is none.
+        UserError: The manifest cannot be read or is not valid.
     """
     file = folder / MANIFEST
     try:
@@ -114,26 +114,26 @@ def read_manifest(folder: Path) -> Manifest | None:
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        problems = sentence(describe(error, Manifest)[:1]).rstrip(".")
+        problems = join_problems(describe_problems(error, Manifest)[:1]).rstrip(".")
         raise UserError(
-            f"'{file}' is damaged ({problems}): delete the folder and prepare the images again."
+            f"'{file}' is damaged ({problems}); delete the folder and prepare the images again."
         ) from error
     except OSError as error:
         raise UserError(f"'{file}' cannot be read: {error.strerror or error}.") from error
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Replace the folder's manifest, in one step.
+    """Replace the manifest of a folder atomically.
 
     Raises:
-        UserError: the folder or the disk does not take it.
+        UserError: The file cannot be written.
     """
     with atomic_write(folder / MANIFEST) as stream:
         stream.write(manifest.model_dump_json(indent=1).encode() + b"\n")
 
 
 def sha256(file: Path) -> str:
-    """Of a file's bytes."""
+    """Return the SHA-256 hash of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -141,10 +141,10 @@ def sha256(file: Path) -> str:
 def verify_shards(
     folder: Path, manifest: Manifest, on_shard: Callable[[Shard], None] = lambda shard: None
 ) -> Iterator[str]:
-    """What is wrong with the folder's shards, one sentence each; reads them whole."""
+    """Read all shards of a folder and yield one sentence per problem."""
     for name, shard in manifest.shards.items():
         try:
-            problem = "" if sha256(folder / name) == shard.sha256 else "has another SHA-256"
+            problem = "" if sha256(folder / name) == shard.sha256 else "has a different SHA-256"
         except FileNotFoundError:
             problem = "is missing"
         except OSError as error:

@@ -1,7 +1,7 @@
-"""A one-time cache of a data set's images: smaller, as JPEG, in Parquet shards of the hub's layout.
+"""Preparation of a dataset: its images are stored once as smaller JPEGs, in Parquet shards.
 
-Every image keeps its index and label. One that is small already, or cannot be decoded, keeps its
-bytes, so that counts are those of the data set and a run treats it as it would the original.
+Every image keeps its index and label. Images that are small already or cannot be decoded keep their
+bytes, so counts stay those of the dataset and runs treat these images like the originals.
 """
 
 import shutil
@@ -25,7 +25,7 @@ from kdbench.data.prepare.manifest import (
     write_manifest,
 )
 from kdbench.data.prepare.shards import ShardWriter
-from kdbench.data.prepare.shrink import keep, shrinking
+from kdbench.data.prepare.shrink import shrink_pool, shrink_rows
 from kdbench.data.sources.locate import Source
 from kdbench.data.sources.stream import encoded_rows
 from kdbench.errors import PlanInterruptedError, UserError
@@ -33,25 +33,26 @@ from kdbench.suite.sections import Split
 from kdbench.suite.suite import Suite
 
 QUALITY = 90
-"""As FFCV's ImageNet; at 4:2:0 a 256-pixel image takes about a quarter of its original's bytes."""
+"""JPEG quality, the same as FFCV's ImageNet. A 256-pixel image takes about a quarter of the
+original's bytes."""
 IMAGES_PER_SHARD = 10_000
-SAMPLE = 64
-"""Images of each split that an estimate is made from."""
+SAMPLE_SIZE = 64
+"""Number of images per split on which an estimate is based."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is left to do, from a sample of each split."""
+    """Estimate of the remaining work, from a sample of each split."""
 
     images: int
     bytes: int
     seconds: float
-    """With all workers, each on a core of its own."""
+    """Time with all workers, if each has its own core."""
     free: int
-    """Bytes on the disk of the output folder."""
+    """Free bytes on the disk of the output folder."""
 
     def describe(self, manifest: Manifest, output: Path, workers: int) -> str:
-        """For `--dry-run`."""
+        """Return the text that `--dry-run` prints."""
         originals = manifest.originals
         minutes = max(1, round(self.seconds / 60))
         return "\n".join(
@@ -59,98 +60,102 @@ class Estimate:
                 f"{originals.data} ({originals.layout}) to {manifest.settings}",
                 f"{self.images:,} of {originals.images:,} images to prepare",
                 f"about {decimal(self.bytes)} in '{output}' ({decimal(self.free)} free)",
-                f"about {minutes:,} min with --workers {workers}, reading the originals aside",
+                f"about {minutes:,} min with --workers {workers}, not counting disk reads",
             ]
         )
 
     def check_disk(self, output: Path) -> None:
-        """Fail before hours of work rather than after.
+        """Check that the disk has enough space.
 
         Raises:
-            UserError: the disk has too little space.
+            UserError: It does not.
         """
         if self.bytes > self.free:
             raise UserError(
-                f"The prepared images need about {decimal(self.bytes)}, and the disk of "
-                f"'{output}' has {decimal(self.free)}: free some, or name another folder."
+                f"The prepared images need about {decimal(self.bytes)}, but the disk of "
+                f"'{output}' has {decimal(self.free)} free; free some space or name another "
+                "folder with --output."
             )
 
 
 def shorter_side(suite: Suite) -> int:
-    """What a suite resizes images to before it evaluates them, in pixels.
+    """Return the size in pixels to which a suite resizes images in evaluation.
 
     Raises:
-        UserError: its images are small, and stay as they are.
+        UserError: The suite uses small images, which need no preparation.
     """
     if suite.data.resize is None:
         raise UserError(
-            f"Suite '{suite.name}' trains on small images, which are kept decoded: "
-            "there is nothing to prepare."
+            f"Suite '{suite.name}' trains on small images, which are kept in memory; there is "
+            "nothing to prepare."
         )
     return suite.data.resize
 
 
-def begin(source: Source, shorter_side: int, output: Path) -> Manifest:
-    """What is prepared in the folder so far, to go on from; nothing is written.
+def load_or_create_manifest(source: Source, shorter_side: int, output: Path) -> Manifest:
+    """Return the manifest of the images prepared so far, or a new one; writes nothing.
 
     Raises:
-        UserError: the source is prepared itself, or the folder holds something else, or is the
-            originals' own.
+        UserError: The source is already prepared, or the output folder contains something else or
+            is inside the folder of the originals.
     """
     if output.exists() and not output.is_dir():
-        raise UserError(f"'{output}' is no folder: name another with --output.")
+        raise UserError(f"'{output}' is not a folder; name another one with --output.")
     if source.folder is not None and read_manifest(source.folder) is not None:
         raise UserError(
-            f"The images in '{source.folder}' are prepared already: name the folder of the "
+            f"The images in '{source.folder}' are already prepared; name the folder of the "
             "originals with --data-dir."
         )
     if source.folder is not None and output.resolve().is_relative_to(source.folder.resolve()):
         raise UserError(
-            f"'{output}' lies in the folder of the originals: name one outside it with --output."
+            f"'{output}' is inside the folder of the originals; name another one with --output."
         )
-    originals = _originals(source)
+    originals = _describe_originals(source)
     settings = Settings(
         shorter_side=shorter_side, quality=QUALITY, images_per_shard=IMAGES_PER_SHARD
     )
-    found = read_manifest(output)
-    if found is None:
+    existing = read_manifest(output)
+    if existing is None:
         if any(output.glob("*.parquet")):
             raise UserError(
-                f"'{output}' holds Parquet files that this command did not write: "
+                f"'{output}' contains Parquet files that this command did not write; "
                 "name another folder with --output."
             )
         made_by = f"kdbench {__version__}, {decoder_name()}"
         return Manifest(made_by=made_by, originals=originals, settings=settings, shards={})
-    if (found.originals, found.settings) != (originals, settings):
-        difference = _difference(found, originals, settings)
+    if (existing.originals, existing.settings) != (originals, settings):
+        difference = _describe_difference(existing, originals, settings)
         raise UserError(
-            f"'{output}' holds images that were prepared {difference}: "
+            f"'{output}' contains images that were prepared {difference}; "
             "name another folder with --output."
         )
-    whole = {name: shard for name, shard in found.shards.items() if _is_there(output / name, shard)}
-    return found.model_copy(update={"shards": whole})
+    complete = {
+        name: shard for name, shard in existing.shards.items() if _has_size(output / name, shard)
+    }
+    return existing.model_copy(update={"shards": complete})
 
 
 def estimate(source: Source, manifest: Manifest, output: Path, workers: int) -> Estimate:
-    """What the images without a finished shard will take.
+    """Estimate size and time of the images that have no finished shard yet.
 
     Raises:
-        UserError: the data set cannot be read, or is another than the suite says.
+        UserError: The dataset cannot be read, or does not match the suite.
     """
     images, size, seconds = 0, 0.0, 0.0
     settings = manifest.settings
     for split in _splits(source):
-        left = split.images - manifest.images_of(split.split)
-        if not left:
+        remaining = split.images - manifest.images_of(split.split)
+        if not remaining:
             continue
-        sample = list(islice(encoded_rows(source, split), SAMPLE))
+        sample = list(islice(encoded_rows(source, split), SAMPLE_SIZE))
         started = time.perf_counter()
-        kept = keep(sample, settings.shorter_side, settings.quality)
-        per_image = left / max(1, len(sample))
-        images += left
-        seconds += per_image * (time.perf_counter() - started) / workers
-        size += per_image * sum(len(row.encoded) for row in kept)
-    return Estimate(images, round(size), seconds, shutil.disk_usage(_existing(output)).free)
+        shrunk = shrink_rows(sample, settings.shorter_side, settings.quality)
+        scale = remaining / max(1, len(sample))
+        images += remaining
+        seconds += scale * (time.perf_counter() - started) / workers
+        size += scale * sum(len(row.encoded) for row in shrunk)
+    free = shutil.disk_usage(_nearest_existing_folder(output)).free
+    return Estimate(images, round(size), seconds, free)
 
 
 def prepare(
@@ -160,13 +165,18 @@ def prepare(
     workers: int,
     on_images: Callable[[int], None] = lambda count: None,
 ) -> Manifest:
-    """Write what shards the manifest lacks, and the manifest after each.
+    """Write all missing shards, and update the manifest after each.
 
-    `on_images` hears of every image that is done, those done before included.
+    Args:
+        source: the originals.
+        manifest: the images prepared so far.
+        output: folder for the shards.
+        workers: number of processes.
+        on_images: called with the number of images done, including those done before.
 
     Raises:
-        UserError: the data set is another than the suite says, or the disk does not take it.
-        PlanInterruptedError: Ctrl-C.
+        UserError: The dataset does not match the suite, or a shard cannot be written.
+        PlanInterruptedError: The user pressed Ctrl-C.
     """
     settings = manifest.settings
     if manifest.is_complete:
@@ -174,33 +184,35 @@ def prepare(
         return manifest
     write_manifest(output, manifest)
     try:
-        with shrinking(settings.shorter_side, settings.quality, workers) as keep_all:
-            writer = ShardWriter(source, output, keep_all, on_images)
+        with shrink_pool(settings.shorter_side, settings.quality, workers) as shrink_all:
+            writer = ShardWriter(source, output, shrink_all, on_images)
             for split in _splits(source):
                 for name, shard in writer.write(split, manifest):
                     shards = dict(sorted((manifest.shards | {name: shard}).items()))
                     manifest = manifest.model_copy(update={"shards": shards})
                     write_manifest(output, manifest)
     except KeyboardInterrupt:
-        raise PlanInterruptedError(f"Stopped. {_how_to_go_on(manifest)}") from None
+        raise PlanInterruptedError(f"Stopped. {_resume_hint(manifest)}") from None
     except UserError as error:
-        raise UserError(f"{error} {_how_to_go_on(manifest)}") from error
+        raise UserError(f"{error} {_resume_hint(manifest)}") from error
     return manifest
 
 
-def check(output: Path, on_images: Callable[[int], None] = lambda count: None) -> list[str]:
-    """What is wrong with a folder of prepared images, a sentence each; reads every shard.
+def check_prepared(
+    output: Path, on_images: Callable[[int], None] = lambda count: None
+) -> list[str]:
+    """Read all shards of a folder and return one sentence per problem.
 
     Raises:
-        UserError: nothing was prepared there.
+        UserError: The folder has no prepared images.
     """
     manifest = read_manifest(output)
     if manifest is None:
-        raise UserError(f"'{output}' holds no prepared images.")
+        raise UserError(f"'{output}' has no prepared images.")
     return list(verify_shards(output, manifest, lambda shard: on_images(shard.rows)))
 
 
-def _originals(source: Source) -> Originals:
+def _describe_originals(source: Source) -> Originals:
     files = source.files()
     return Originals(
         data=source.data.name,
@@ -211,10 +223,10 @@ def _originals(source: Source) -> Originals:
     )
 
 
-def _difference(found: Manifest, originals: Originals, settings: Settings) -> str:
-    if found.settings != settings:
-        return f"with other settings ({found.settings}; now {settings})"
-    before, now = found.originals, originals
+def _describe_difference(existing: Manifest, originals: Originals, settings: Settings) -> str:
+    if existing.settings != settings:
+        return f"with other settings ({existing.settings}; now {settings})"
+    before, now = existing.originals, originals
     return (
         f"from other originals ({before.data}, {before.layout}, {before.files} files of "
         f"{before.bytes:,} bytes; now {now.data}, {now.layout}, {now.files} files of "
@@ -226,17 +238,17 @@ def _splits(source: Source) -> tuple[Split, Split]:
     return source.data.train, source.data.test
 
 
-def _is_there(file: Path, shard: Shard) -> bool:
+def _has_size(file: Path, shard: Shard) -> bool:
     return file.is_file() and file.stat().st_size == shard.bytes
 
 
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that exists."""
+def _nearest_existing_folder(folder: Path) -> Path:
+    """Return the folder, or its suggest parent that exists."""
     return next(place for place in [folder, *folder.absolute().parents] if place.is_dir())
 
 
-def _how_to_go_on(manifest: Manifest) -> str:
+def _resume_hint(manifest: Manifest) -> str:
     return (
         f"{manifest.images:,} of {manifest.originals.images:,} images are prepared; "
-        "the same command goes on from there."
+        "run the same command again to continue."
     )

@@ -1,4 +1,4 @@
-"""Parquet shards of encoded images in the hub's layout."""
+"""Parquet shards of encoded images, in the layout of the hub."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,28 +11,28 @@ import pyarrow.parquet as pq
 
 from kdbench.atomic import atomic_write
 from kdbench.data.prepare.manifest import Manifest, Shard, sha256
-from kdbench.data.prepare.shrink import KeepAll
+from kdbench.data.prepare.shrink import ShrinkAll
 from kdbench.data.sources.locate import Source
 from kdbench.data.sources.stream import Row, encoded_rows
 from kdbench.suite.sections import Split
 
 ROWS_PER_GROUP = 100
-"""As the hub's: who wants one row reads no more."""
-# JPEG compresses no further, no two images are the same, and nobody asks for the largest.
-PARQUET = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+"""Rows per row group, the same as on the hub."""
+# Compression, dictionaries and statistics are useless for JPEG images.
+PARQUET_OPTIONS = {"compression": "none", "use_dictionary": False, "write_statistics": False}
 
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """Images `start` to `stop` of a split, and the file they go into."""
+    """A range of images of a split, and the file they are written to."""
 
     name: str
     start: int
     stop: int
 
 
-def plan(split: Split, images_per_shard: int) -> list[PlannedShard]:
-    """A split's shards, in the hub's naming, as even as can be."""
+def plan_shards(split: Split, images_per_shard: int) -> list[PlannedShard]:
+    """Return the shards of a split, of about equal size, with the hub's file names."""
     count = -(-split.images // images_per_shard)
     return [
         PlannedShard(
@@ -46,30 +46,30 @@ def plan(split: Split, images_per_shard: int) -> list[PlannedShard]:
 
 @dataclass(frozen=True)
 class ShardWriter:
-    """Writes the smaller images of a source into a folder, each shard whole or not at all."""
+    """Writes the smaller images of a source to a folder, each shard atomically."""
 
     source: Source
     output: Path
-    keep_all: KeepAll
+    shrink_all: ShrinkAll
     on_images: Callable[[int], None]
-    """Hears how many images more are done, those done before included."""
+    """Function that is called with the number of images done, including those done before."""
 
     def write(self, split: Split, manifest: Manifest) -> Iterator[tuple[str, Shard]]:
-        """Name and content of each of the split's shards that the manifest lacks, once written.
+        """Write the missing shards of a split; yield name and description of each.
 
         Raises:
-            UserError: the data set is another than the suite says, or the disk does not take it.
+            UserError: The dataset does not match the suite, or a shard cannot be written.
         """
         rows: Iterator[Row] | None = None
-        for shard in plan(split, manifest.settings.images_per_shard):
+        for shard in plan_shards(split, manifest.settings.images_per_shard):
             if shard.name in manifest.shards:
                 self.on_images(shard.stop - shard.start)
                 rows = None
                 continue
             if rows is None:
                 rows = encoded_rows(self.source, split, shard.start)
-            mine = islice(rows, shard.stop - shard.start)
-            yield shard.name, self._write_shard(split, shard, mine)
+            shard_rows = islice(rows, shard.stop - shard.start)
+            yield shard.name, self._write_shard(split, shard, shard_rows)
 
     def _write_shard(self, split: Split, planned: PlannedShard, rows: Iterator[Row]) -> Shard:
         file = self.output / planned.name
@@ -80,14 +80,17 @@ class ShardWriter:
         schema = datasets.Features(columns).arrow_schema
         undecodable: dict[int, str] = {}
         index = planned.start
-        with atomic_write(file) as stream, pq.ParquetWriter(stream, schema, **PARQUET) as writer:
-            for group in self.keep_all(_groups(rows)):
+        with (
+            atomic_write(file) as stream,
+            pq.ParquetWriter(stream, schema, **PARQUET_OPTIONS) as writer,
+        ):
+            for group in self.shrink_all(_groups(rows)):
                 images = [{"bytes": row.encoded, "path": row.path} for row in group]
                 labels = [row.label for row in group]
                 writer.write_table(pa.table([images, labels], schema=schema))
                 undecodable |= {
-                    index + place: row.undecodable
-                    for place, row in enumerate(group)
+                    index + offset: row.undecodable
+                    for offset, row in enumerate(group)
                     if row.undecodable is not None
                 }
                 index += len(group)

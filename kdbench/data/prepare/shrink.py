@@ -1,4 +1,4 @@
-"""Encoded images made smaller, in several processes."""
+"""Resizing of encoded images, in several processes."""
 
 import contextlib
 import multiprocessing
@@ -13,109 +13,112 @@ from typing import NamedTuple
 import simplejpeg
 import torch
 
-from kdbench.data.encoded.decode import UndecodableError, decode, resized, shorter_side_to
+from kdbench.data.encoded.decode import UndecodableError, decode, resize_pixels, shorter_side_to
 from kdbench.data.sources.stream import Row
 from kdbench.errors import UserError
-from kdbench.signals import end_with_parent
+from kdbench.signals import exit_with_parent
 
-LONGEST_JPEG = 65_535
+MAX_JPEG_SIDE = 65_535
+"""Maximum height and width in pixels that the JPEG format allows."""
 
 
-class Kept(NamedTuple):
-    """What is kept of a row."""
+class ShrunkRow(NamedTuple):
+    """A row with a smaller image."""
 
     encoded: bytes
     label: int
     path: str | None
     undecodable: str | None
-    """Why the image cannot be decoded, and its path."""
+    """Reason why the image cannot be decoded, with its path."""
 
 
-KeepAll = Callable[[Iterable[Sequence[Row]]], Iterator[list[Kept]]]
-"""Chunks of rows to what is kept of them, in order."""
+ShrinkAll = Callable[[Iterable[Sequence[Row]]], Iterator[list[ShrunkRow]]]
+"""Function that maps chunks of rows to rows with smaller images, in order."""
 
 
 def shrink(encoded: bytes, shorter_side: int, quality: int) -> bytes:
-    """The image as JPEG (4:2:0) with its shorter side at `shorter_side` pixels.
+    """Return an image as JPEG (4:2:0) with the given shorter side in pixels.
 
-    One that is not larger keeps its bytes.
+    Images that are not larger are returned unchanged.
 
     Raises:
-        UndecodableError: it is no whole image.
+        UndecodableError: The bytes are not a complete image.
     """
     pixels = decode(encoded)
     height, width = shorter_side_to(shorter_side, *pixels.shape[:2])
-    if height >= len(pixels) or max(height, width) > LONGEST_JPEG:
+    if height >= len(pixels) or max(height, width) > MAX_JPEG_SIDE:
         return encoded
-    small = resized(pixels, height, width).numpy()
+    small = resize_pixels(pixels, height, width).numpy()
     return simplejpeg.encode_jpeg(small, quality=quality, colorsubsampling="420")
 
 
-def keep(rows: Sequence[Row], shorter_side: int, quality: int) -> list[Kept]:
-    """Rows with smaller images; one that cannot be decoded keeps its bytes."""
+def shrink_rows(rows: Sequence[Row], shorter_side: int, quality: int) -> list[ShrunkRow]:
+    """Return rows with smaller images; images that cannot be decoded keep their bytes."""
     kept = []
     for encoded, label, path in rows:
         try:
-            kept.append(Kept(shrink(encoded, shorter_side, quality), label, path, None))
+            kept.append(ShrunkRow(shrink(encoded, shorter_side, quality), label, path, None))
         except UndecodableError as error:
             reason = f"{path}: {error}" if path else str(error)
-            kept.append(Kept(encoded, label, path, reason))
+            kept.append(ShrunkRow(encoded, label, path, reason))
     return kept
 
 
 @contextlib.contextmanager
-def shrinking(shorter_side: int, quality: int, workers: int) -> Iterator[KeepAll]:
-    """Shrinks the images of chunks of rows in `workers` processes; in this one where that is 1.
+def shrink_pool(shorter_side: int, quality: int, workers: int) -> Iterator[ShrinkAll]:
+    """Return a context with a function that shrinks chunks of rows in `workers` processes.
+
+    One worker means this process.
 
     Raises:
-        UserError: a process was killed.
+        UserError: A process was killed.
     """
-    work = partial(keep, shorter_side=shorter_side, quality=quality)
+    shrink_chunk = partial(shrink_rows, shorter_side=shorter_side, quality=quality)
     if workers == 1:
-        yield partial(map, work)
+        yield partial(map, shrink_chunk)
         return
-    # Forked after torch has run, a process may hang.
+    # A process that is forked after torch was used may hang.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_init_worker)
     try:
-        with _ctrl_c_ignored():  # which the processes inherit; Ctrl-C is this one's to answer
+        with _ctrl_c_ignored():  # inherited by the processes; only this one handles Ctrl-C
             for _ in range(workers):
                 pool.submit(int)  # starts a process
-        yield partial(_in_order, pool, work, 2 * workers)
+        yield partial(_map_in_order, pool, shrink_chunk, 2 * workers)
     except BrokenProcessPool as error:
         raise UserError(
-            "A process was killed, perhaps since memory ran out: try fewer --workers."
+            "A process was killed, perhaps because it ran out of memory; use fewer --workers."
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _in_order(
+def _map_in_order(
     pool: ProcessPoolExecutor,
-    work: Callable[[Sequence[Row]], list[Kept]],
-    ahead: int,
+    shrink_chunk: Callable[[Sequence[Row]], list[ShrunkRow]],
+    max_pending: int,
     chunks: Iterable[Sequence[Row]],
-) -> Iterator[list[Kept]]:
-    """Results in the chunks' order; no more than `ahead` chunks are in memory."""
-    waiting: deque[Future[list[Kept]]] = deque()
+) -> Iterator[list[ShrunkRow]]:
+    """Yield results in the order of the chunks, with at most `max_pending` chunks in memory."""
+    pending: deque[Future[list[ShrunkRow]]] = deque()
     for chunk in chunks:
-        waiting.append(pool.submit(work, chunk))
-        if len(waiting) == ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+        pending.append(pool.submit(shrink_chunk, chunk))
+        if len(pending) == max_pending:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 @contextlib.contextmanager
 def _ctrl_c_ignored() -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
 
-def _begin() -> None:
-    """A process of the pool: one thread, and never without its parent."""
+def _init_worker() -> None:
+    """Make a process of the pool use one thread and exit with its parent."""
     torch.set_num_threads(1)
-    end_with_parent()
+    exit_with_parent()

@@ -1,1 +1,1 @@
-"""Data sets in a folder or on the hub: locating them and reading their images."""
+"""Locating datasets in a folder or on the hub, and reading their images."""

@@ -1,8 +1,8 @@
-"""Random access to the encoded images of a split; readers can be sent to other processes.
+"""Random access to the encoded images of a split. Readers can be sent to other processes.
 
-Arrow files are memory-mapped and read in 0.02 ms an image. Parquet has no random access: a row
-group of the hub's files (100 images) takes longer to read than to decode one of them, so `datasets`
-makes Arrow files of it, once.
+Memory-mapped Arrow files take 0.02 ms per image. Parquet has no random access, and reading a row
+group of the hub's files (100 images) takes longer than decoding one image. `datasets` therefore
+converts Parquet to Arrow files once.
 """
 
 import os
@@ -22,21 +22,21 @@ EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
 
 
 class Reader(Protocol):
-    """Encoded images by row."""
+    """Interface for access to encoded images by row."""
 
     def read(self, row: int) -> bytes:
-        """The encoded image.
+        """Return an encoded image.
 
         Raises:
-            OSError: the disk does not give it.
+            OSError: The image cannot be read.
         """
 
     def name(self, row: int) -> str:
-        """What to call it in messages: no folder of this machine."""
+        """Return the name of an image for messages, without local folders."""
 
 
 class ArrowReader:
-    """Of Arrow stream files, memory-mapped."""
+    """Reader of memory-mapped Arrow stream files."""
 
     def __init__(self, files: tuple[str, ...], column: str):
         self.files = files
@@ -45,7 +45,7 @@ class ArrowReader:
         self._images = pa.concat_tables(tables).column(column)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.files, self.column)  # another process maps the files itself
+        return type(self), (self.files, self.column)  # each process maps the files itself
 
     def read(self, row: int) -> bytes:
         image: bytes | None = self._images[row]["bytes"].as_py()
@@ -57,12 +57,12 @@ class ArrowReader:
 
 
 class FolderReader:
-    """Of image files below a folder."""
+    """Reader of image files below a folder."""
 
     def __init__(self, folder: Path, names: pa.BinaryArray):
         self.folder = folder
         self.names = names
-        """Relative to the folder; a million of them take little memory so."""
+        """Paths relative to the folder, in an Arrow array to save memory."""
 
     def read(self, row: int) -> bytes:
         return (self.folder / self.name(row)).read_bytes()
@@ -72,10 +72,10 @@ class FolderReader:
 
 
 def open_reader(source: Source, split: Split) -> tuple[Reader, np.ndarray]:
-    """A split and the label of each of its rows, as the source has them: int64 (N,).
+    """Open a split; return its reader and the labels of its rows, int64 (N,).
 
     Raises:
-        UserError: it cannot be read, or is not the data set the suite names.
+        UserError: The split cannot be read, or does not match the suite.
     """
     try:
         if source.layout == "imagefolder":
@@ -84,7 +84,7 @@ def open_reader(source: Source, split: Split) -> tuple[Reader, np.ndarray]:
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
-            f"The '{split.split}' split of data set '{source.data.name}' ({source.describe()}) "
+            f"The '{split.split}' split of dataset '{source.data.name}' ({source.describe()}) "
             f"cannot be read: {reason}."
         ) from error
 
@@ -94,9 +94,11 @@ def _open_arrow(source: Source, split: Split) -> tuple[Reader, np.ndarray]:
     dataset = source.dataset(split, cache_folder() / "arrow")
     labels, images = (dataset.data.column(name) for name in (data.label_column, data.image_column))
     if not pa.types.is_integer(labels.type) or labels.null_count:
-        raise source.refusal(f"its column '{data.label_column}' holds no class numbers")
+        raise source.mismatch_error(
+            f"column '{data.label_column}' does not contain integer class labels"
+        )
     if not pa.types.is_struct(images.type) or images.type.get_field_index("bytes") < 0:
-        raise source.refusal(f"its column '{data.image_column}' holds no encoded images")
+        raise source.mismatch_error(f"column '{data.image_column}' does not contain encoded images")
     files = tuple(file["filename"] for file in dataset.cache_files)
     return ArrowReader(files, data.image_column), labels.to_numpy().astype(np.int64)
 
@@ -106,16 +108,16 @@ def _open_folder(source: Source, split: Split) -> tuple[Reader, np.ndarray]:
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     expected = source.data.classes * source.data.class_stride
     if len(classes) != expected:
-        hint = "; sort its images into a folder for each class" if not classes else ""
-        raise source.refusal(
-            f"'{folder.name}' has {len(classes)} class folders, not {expected}{hint}"
+        hint = "; sort the images into one folder per class" if not classes else ""
+        raise source.mismatch_error(
+            f"'{folder.name}' has {len(classes)} class folders instead of {expected}{hint}"
         )
     names: list[bytes] = []
     counts = []
     for name in classes:
-        found = [os.fsencode(f"{name}/{file}") for file in _image_files(folder / name)]
-        names += found
-        counts.append(len(found))
+        class_files = [os.fsencode(f"{name}/{file}") for file in _image_files(folder / name)]
+        names += class_files
+        counts.append(len(class_files))
     labels = np.repeat(np.arange(len(classes)), counts)
     return FolderReader(folder, pa.array(names, pa.binary())), labels
 

@@ -1,19 +1,19 @@
-"""Which images of a split are used, by their labels."""
+"""Selection of images by their labels."""
 
 import torch
 from torch import Tensor
 
 
 def first_per_class(labels: Tensor, count: int) -> Tensor:
-    """Positions of the first `count` images of each class, in the order of `labels` (N,)."""
+    """Return the positions of the first `count` images of each class, in ascending order."""
     order = torch.argsort(labels, stable=True)
     starts = torch.searchsorted(labels[order], labels.unique())
-    keep = (starts[:, None] + torch.arange(count)).flatten()
-    return order[keep].sort().values
+    positions = (starts[:, None] + torch.arange(count)).flatten()
+    return order[positions].sort().values
 
 
 def stratified_holdout(labels: Tensor, share: float) -> Tensor:
-    """Mask (N,) of the last images of each class: its share, at least one."""
+    """Return a mask (N,) of the last images of each class: a share of them, at least one."""
     held = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
     for label, count in enumerate(torch.bincount(labels).tolist()):
         members = torch.nonzero(labels == label).flatten()
