@@ -233,7 +233,7 @@ def test_every_method_needs_a_file_and_a_name_of_its_own(tmp_path):
     files = [str(write_method(tmp_path / name, GOOD)) for name in ("a", "b")]
     with pytest.raises(BrokenMethodError, match="'mine'"):
         find_methods(files)
-    with pytest.raises(BrokenMethodError, match="'dml' is taken"):
+    with pytest.raises(BrokenMethodError, match="'dml'"):
         find_methods([str(write_method(tmp_path, GOOD, "dml"))])
     with pytest.raises(UserError, match=r"'\./missing\.py' does not exist"):
         find_methods(["./missing.py"])
