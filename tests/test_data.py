@@ -1,4 +1,4 @@
-"""Where a data set may lie, and what is said when it is not there, damaged or another one."""
+"""Locating a dataset, and the errors if it is missing, corrupt or another one."""
 
 import hashlib
 import logging
@@ -29,6 +29,7 @@ from tiny_data import (
     load,
     on_the_hub,
     same,
+    unreachable_hub,  # noqa: F401
     write_parquet,
     write_saved,
 )
@@ -36,6 +37,7 @@ from tiny_data import (
 from kdbench.data import Source, is_cached, load_images, locate
 from kdbench.suite.sections import Split
 
+pytestmark = pytest.mark.usefixtures("unreachable_hub")
 OPEN = SimpleNamespace(gated=False)
 CIFAR_LIKE = changed(
     TINY,
@@ -47,21 +49,13 @@ CIFAR_LIKE = changed(
 
 
 @pytest.fixture(autouse=True)
-def _alone(tmp_path, monkeypatch):
-    """An empty cache, no data folder named, and a hub that never answers."""
-
-    def silent(*_args, **_options):
-        raise ConnectionError("Name or service not known")
-
+def _empty_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("KDBENCH_DATA", raising=False)
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", silent)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
 
 
 @pytest.fixture
 def write_original(monkeypatch):
-    """Writes CIFAR_LIKE in torchvision's layout, its sums as if they had been published."""
+    """Return a function that writes torchvision's layout and registers its MD5 sums."""
 
     def write(folder: Path) -> dict[str, np.ndarray]:
         folder.mkdir(parents=True)
@@ -84,7 +78,7 @@ def write_original(monkeypatch):
 
 @pytest.fixture
 def library_log():
-    """What the `datasets` library logs."""
+    """Records that the `datasets` library logs."""
     records = []
     handler = logging.Handler()
     handler.emit = records.append
@@ -184,7 +178,7 @@ def test_offline_mode_without_a_copy_is_told_with_the_layouts(monkeypatch):
 
 
 def column(name: str, change):
-    """Damage: every value of a column of the training split is changed."""
+    """Return a function that changes every value of a column of the training split."""
 
     def damage(folder: Path):
         for file in folder.glob("train-*"):
@@ -196,7 +190,7 @@ def column(name: str, change):
 
 
 def second(change):
-    """Damage: the second training file is changed."""
+    """Return a function that changes the second training file."""
     return lambda folder: pq.write_table(change(pq.read_table(folder / SECOND)), folder / SECOND)
 
 
@@ -256,7 +250,7 @@ def test_a_damaged_folder_is_refused_with_its_cause(tmp_path, library_log, damag
     folder = write_parquet(tmp_path / "data")
     damage(folder)
     assert re.search(cause, complaint(TINY, folder))
-    assert library_log == []  # the sentence is all that is said
+    assert library_log == []
 
 
 @pytest.mark.parametrize(

@@ -295,7 +295,7 @@ def test_held_out_images_are_the_last_of_each_class_and_no_others_stand_in(suite
 
 
 class Faulty:
-    """A reader that does something else than read, at one row."""
+    """A reader that calls `fault` before it reads one row."""
 
     def __init__(self, reader, row: int, fault):
         self.reader, self.row, self.fault = reader, row, fault
@@ -319,23 +319,40 @@ def hang() -> None:
     time.sleep(60)
 
 
-def run_with(images, suite, fault, accelerator, folder) -> tuple[str, float]:
-    """The reason that a run failed for, and how long that took."""
-    train = replace(images[0], reader=Faulty(images[0].reader, 3, fault), workers=1)
+def train_baseline(suite, images, folder, accelerator) -> str:
+    """Return the reason for which a run failed."""
     (entry,) = find_methods(["baseline"])
     spec = RunSpec(suite, "resnet8", entry, entry.options({}), 0)
-    started = time.monotonic()
-    result = run_one(spec, train, images[1], folder, accelerator, Watcher())
+    result = run_one(spec, *images, folder, accelerator, Watcher())
     assert result.status == "failed"
-    return result.reason, time.monotonic() - started
+    return result.reason
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_fails_the_run_soon_and_with_its_reason(
-    suite, images, accelerator, tmp_path
+@pytest.mark.parametrize(
+    ("fault", "reason", "max_seconds"),
+    [
+        (die_once, "a process that decodes images died", 30),
+        (hang, "no image was decoded for 6 seconds", 40),
+    ],
+)
+def test_a_worker_that_dies_or_hangs_fails_the_run_with_its_reason(
+    suite, images, accelerator, tmp_path, monkeypatch, fault, reason, max_seconds
 ):
-    reason, seconds = run_with(images, suite, die_once, accelerator, tmp_path)
-    assert "a process that decodes images died" in reason and seconds < 30
+    monkeypatch.setattr(workers, "POLL_SECONDS", 1)
+    monkeypatch.setattr(workers, "TIMEOUT_SECONDS", 6)
+    train = replace(images[0], reader=Faulty(images[0].reader, 3, fault), workers=1)
+    started = time.monotonic()
+    assert reason in train_baseline(suite, (train, images[1]), tmp_path, accelerator)
+    assert time.monotonic() - started < max_seconds
+
+
+def test_a_worker_that_hangs_is_killed_after_the_timeout(suite, images, monkeypatch):
+    monkeypatch.setattr(workers, "POLL_SECONDS", 1)
+    monkeypatch.setattr(workers, "TIMEOUT_SECONDS", 2)
+    train = replace(images[0], reader=Faulty(images[0].reader, 3, hang), workers=1)
+    with pytest.raises(LoaderError, match="no image was decoded for 2 seconds"):
+        epoch(train, suite)
 
 
 def test_after_a_worker_died_others_start(suite, images):
@@ -358,30 +375,15 @@ def test_a_signal_to_all_processes_of_a_run_spares_those_that_decode(suite, imag
     assert psutil.Process(server).status() != psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.slow
-def test_a_worker_that_hangs_fails_the_run_with_its_reason(
-    suite, images, accelerator, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(workers, "POLL_SECONDS", 1)
-    monkeypatch.setattr(workers, "TIMEOUT_SECONDS", 6)
-    reason, seconds = run_with(images, suite, hang, accelerator, tmp_path)
-    assert "no image was decoded for 6 seconds" in reason and seconds < 40
-
-
 @pytest.mark.parametrize("number", [0, 1])
 def test_an_image_that_the_disk_does_not_give_is_named(suite, accelerator, tmp_path, number):
     folder = write_folders(Path("root"))
     images = opened(suite, folder, workers=number)
     victim = next(folder.glob("train/n00000001/*"))
     victim.unlink()
-    (entry,) = find_methods(["baseline"])
-    spec = RunSpec(suite, "resnet8", entry, entry.options({}), 0)
-    result = run_one(spec, *images, tmp_path, accelerator, Watcher())
-    assert result.status == "failed"
-    assert (
-        result.reason
-        == f"train: {victim.parent.name}/{victim.name} cannot be read: No such file or directory"
-    )
+    reason = train_baseline(suite, images, tmp_path, accelerator)
+    name = f"{victim.parent.name}/{victim.name}"
+    assert reason == f"train: {name} cannot be read: No such file or directory"
 
 
 LEAVES = """

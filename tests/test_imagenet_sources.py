@@ -1,4 +1,4 @@
-"""Images that stay encoded: where they may lie, which of them a suite takes, what is refused."""
+"""Sources of encoded images: layouts, selection of images, and errors."""
 
 import re
 import shutil
@@ -10,6 +10,7 @@ import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny_data
 import torch
 from encoded_data import (
     CLASSES,
@@ -22,6 +23,7 @@ from encoded_data import (
     write_saved,
 )
 from huggingface_hub.errors import GatedRepoError
+from tiny_data import unreachable_hub  # noqa: F401
 
 from kdbench.data import locate
 from kdbench.data.encoded.images import EncodedImages
@@ -29,17 +31,7 @@ from kdbench.data.prepare.manifest import Manifest, Originals, Settings, write_m
 from kdbench.errors import UserError
 from kdbench.suite.suite import Suite
 
-
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch):
-    """No data folder named, and a hub that never answers."""
-
-    def silent(*_args, **_options):
-        raise ConnectionError("Name or service not known")
-
-    monkeypatch.delenv("KDBENCH_DATA", raising=False)
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", silent)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+pytestmark = pytest.mark.usefixtures("unreachable_hub")
 
 
 @pytest.fixture
@@ -52,13 +44,7 @@ def pairs(images: EncodedImages) -> list[tuple[bytes, int]]:
 
 
 def complaint(suite: Suite, folder: Path | None) -> str:
-    """The message of the UserError: one line that names the data set and ends in one full stop."""
-    with pytest.raises(UserError) as caught:
-        opened(suite, folder)
-    message = str(caught.value)
-    assert "\n" not in message and message.endswith(".") and not message.endswith("..")
-    assert "'photos'" in message
-    return message
+    return tiny_data.complaint(suite.data, folder, lambda _, folder: opened(suite, folder))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

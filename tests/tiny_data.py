@@ -1,10 +1,12 @@
-"""A data set of 40 training and 20 test images, in every layout, and what loading it gives."""
+"""A dataset of 40 training and 20 test images in every layout, with the expected tensors."""
 
+from collections.abc import Callable
 from functools import cache
 from io import BytesIO
 from pathlib import Path
 
 import datasets
+import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +21,7 @@ from kdbench.suite.load import load_suite
 from kdbench.suite.sections import Data, Split
 
 DIGITS = load_suite("digits").data
-# The first 4 training and 2 test images of each digit, as if they lay on the hub.
+# The first 4 training and 2 test images of each digit, as if they were on the hub.
 TINY = DIGITS.model_copy(
     update={
         "name": "tiny",
@@ -51,7 +53,7 @@ def table(split: str) -> pa.Table:
 
 
 def write_parquet(folder: Path) -> Path:
-    """In the hub's layout, the training split in two files."""
+    """Write the hub's layout, with the training split in two files."""
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(table("train").slice(0, 25), folder / FIRST)
     pq.write_table(table("train").slice(25), folder / SECOND)
@@ -64,7 +66,7 @@ def on_the_hub() -> datasets.DatasetDict:
 
 
 def write_saved(folder: Path) -> Path:
-    """As the `datasets` library saves it."""
+    """Write the layout of `save_to_disk` of the `datasets` library."""
     on_the_hub().cast_column("image", datasets.Image()).save_to_disk(folder)
     return folder
 
@@ -76,7 +78,7 @@ def load(data: Data, folder: Path | None = None) -> tuple[Images, Images]:
 
 @cache
 def expected() -> tuple[Images, Images]:
-    """The same images without kdbench."""
+    """Load the same images without kdbench."""
     parts = []
     for split in PER_CLASS:
         rows = table(split).to_pylist()
@@ -93,11 +95,23 @@ def same(left: tuple[Images, ...], right: tuple[Images, ...]) -> bool:
     )
 
 
-def complaint(data: Data, folder: Path | None = None) -> str:
-    """The message of the UserError: one line that names the data set and ends in one full stop."""
+def complaint(data: Data, folder: Path | None = None, load: Callable = load) -> str:
+    """Return the message of the UserError: one sentence that names the dataset."""
     with pytest.raises(UserError) as caught:
         load(data, folder)
     message = str(caught.value)
     assert "\n" not in message and message.endswith(".") and not message.endswith("..")
     assert f"'{data.name}'" in message
     return message
+
+
+@pytest.fixture
+def unreachable_hub(monkeypatch):
+    """Unset the data folder and make the hub never answer."""
+
+    def silent(*_args, **_options):
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.delenv("KDBENCH_DATA", raising=False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", silent)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
