@@ -1,4 +1,4 @@
-"""Tiny photographs of four classes that stay encoded, in every layout, and a suite for them."""
+"""Tiny encoded photographs of four classes in every layout, and a suite for them."""
 
 import io
 from functools import cache
@@ -17,7 +17,7 @@ from kdbench.suite.load import load_suite
 from kdbench.suite.suite import Suite
 
 CLASSES, TRAIN, TEST = 4, 20, 10
-"""Classes, and training and test images; labels go round the classes."""
+"""Numbers of classes, training images and test images. Labels cycle through the classes."""
 
 SUITE = f"""
 version = 1
@@ -47,7 +47,7 @@ warmup_epochs = 0
 
 @cache
 def photo(split: str, index: int) -> bytes:
-    """A JPEG of smooth shapes, of a size of its own."""
+    """Return a JPEG of smooth shapes whose size depends on `index`."""
     noise = np.random.default_rng([index, len(split)])
     small = Image.fromarray(noise.integers(0, 256, (5, 5, 3), dtype=np.uint8))
     stream = io.BytesIO()
@@ -60,7 +60,7 @@ Content = dict[str, list[tuple[bytes, int]]]
 
 
 def content() -> Content:
-    """Split to encoded images and labels."""
+    """Return the encoded images and labels of each split."""
     counts = {"train": TRAIN, "validation": TEST}
     return {
         split: [(photo(split, index), index % CLASSES) for index in range(count)]
@@ -74,7 +74,7 @@ def table(rows: list[tuple[bytes, int]]) -> pa.Table:
 
 
 def write_parquet(folder: Path, rows: Content | None = None) -> Path:
-    """As on the hub, the training split in two files."""
+    """Write the hub's layout, with the training split in two files."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, images in (rows or content()).items():
         half = len(images) // 2 if split == "train" else len(images)
@@ -86,7 +86,7 @@ def write_parquet(folder: Path, rows: Content | None = None) -> Path:
 
 
 def write_saved(folder: Path, rows: Content | None = None) -> Path:
-    """As the `datasets` library saves it."""
+    """Write the layout of `save_to_disk` of the `datasets` library."""
     splits = {split: datasets.Dataset(table(part)) for split, part in (rows or content()).items()}
     saved = datasets.DatasetDict(splits).cast_column("image", datasets.Image(decode=False))
     saved.save_to_disk(folder)
@@ -94,7 +94,7 @@ def write_saved(folder: Path, rows: Content | None = None) -> Path:
 
 
 def write_folders(folder: Path, rows: Content | None = None, validation: str = "val") -> Path:
-    """A folder for each class; the images of a class keep their order."""
+    """Write one folder per class; the images of a class keep their order."""
     for split, images in (rows or content()).items():
         for index, (image, label) in enumerate(images):
             name = validation if split == "validation" else split
@@ -108,7 +108,7 @@ LAYOUTS = {"parquet": write_parquet, "save_to_disk": write_saved, "imagefolder":
 
 
 def photo_suite(**changes: object) -> Suite:
-    """The suite, as `photos.toml` in the working folder gives it."""
+    """Write `photos.toml` to the working folder and load it."""
     Path("photos.toml").write_text(SUITE)
     return load_suite("photos.toml").model_copy(update=changes)
 

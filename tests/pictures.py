@@ -1,4 +1,4 @@
-"""Pictures like photographs, in every encoding a data set may hold, good and bad."""
+"""Synthetic photographs in every valid or invalid encoding that a dataset may contain."""
 
 import io
 import struct
@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 
 def photo(height: int = 120, width: int = 160, seed: int = 0) -> Image.Image:
-    """Smooth colours with some grain."""
+    """Return an image of smooth colors with some noise."""
     draws = np.random.default_rng(seed)
     coarse = draws.integers(0, 256, (6, 8, 3), dtype=np.uint8)
     smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
@@ -24,7 +24,7 @@ def encode(image: Image.Image, form: str = "JPEG", **options: object) -> bytes:
 
 
 def turned(image: Image.Image, orientation: int = 6) -> bytes:
-    """As a camera held otherwise stores it: the upright picture is what EXIF says to make of it."""
+    """Encode an upright image as a rotated camera stores it, with its EXIF orientation."""
     back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # of Image.Transpose
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -33,7 +33,7 @@ def turned(image: Image.Image, orientation: int = 6) -> bytes:
 
 
 def ycck(image: Image.Image) -> bytes:
-    """JPEG as Photoshop writes CMYK: inverted, and its first three channels as YCbCr."""
+    """Encode CMYK as Photoshop does: inverted, with the first three channels as YCbCr."""
     inks = ImageOps.invert(image)
     stored = [*inks.convert("YCbCr").split(), Image.new("L", image.size, 255)]
     cmyk = Image.merge("CMYK", [band.point(lambda value: 255 - value) for band in stored])
@@ -43,13 +43,13 @@ def ycck(image: Image.Image) -> bytes:
 
 
 def sixteen_bits() -> bytes:
-    """Greys from 0 to 65,535, from left to right, in 256 steps."""
+    """Return a 16-bit PNG with a gray gradient from 0 to 65,535 in 256 steps."""
     row = np.arange(256, dtype=np.uint16) * 257
     return encode(Image.fromarray(np.tile(row, (16, 1))), "PNG")
 
 
 def claims(height: int, width: int) -> bytes:
-    """A PNG that consists of little but a header."""
+    """Return a PNG whose header claims a size that its data does not have."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = b"IDAT" + zlib.compress(bytes(1000))
     chunks = [
@@ -60,7 +60,7 @@ def claims(height: int, width: int) -> bytes:
 
 
 def claims_jpeg(height: int, width: int) -> bytes:
-    """A JPEG whose header says another size than its content has."""
+    """Return a JPEG whose header claims a size that its data does not have."""
     encoded = encode(photo())
     size = encoded.index(b"\xff\xc0") + 5
     return encoded[:size] + struct.pack(">HH", height, width) + encoded[size + 4 :]

@@ -1,4 +1,4 @@
-"""Encoded images to pixels: near to PIL's, upright, of any kind; and what is no image."""
+"""Decoding: agreement with Pillow, orientation, image formats and invalid files."""
 
 import contextlib
 import io
@@ -20,9 +20,9 @@ from kdbench.data.encoded.decode import (
 )
 
 NEAR = 0.05
-"""Mean difference to PIL's resize of the same pixels, in grey levels of 255."""
+"""Maximum mean difference from Pillow's resize of the same pixels, in gray levels of 255."""
 JPEG_NEAR = 6.0
-"""And to the picture before JPEG and CMYK lost some of it."""
+"""Maximum mean difference from the image before lossy compression, in gray levels of 255."""
 
 
 def difference(pixels: torch.Tensor, image: Image.Image) -> float:

@@ -1,4 +1,4 @@
-"""Batches of encoded images: crops, order, processes, workers, and what goes wrong with files."""
+"""Batches of encoded images: crops, order, processes, workers and unreadable files."""
 
 import gc
 import io
@@ -76,7 +76,7 @@ def same(left: Epoch, right: Epoch) -> bool:
 
 
 def normalised(suite: Suite, pixels: np.ndarray) -> Tensor:
-    """(H, W, 3) by the book."""
+    """Normalize an (H, W, 3) image with plain arithmetic."""
     image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255
     mean, std = torch.tensor([suite.augmentation.mean, suite.augmentation.std])[:, :, None, None]
     return (image - mean) / std
@@ -122,7 +122,7 @@ def test_boxes_are_spread_as_torchvisions_are():
 
 
 def test_a_view_is_a_crop_of_its_image_resized_flipped_and_normalised(suite, images):
-    """Every view is found again among the boxes of the draws, made by Pillow."""
+    """Each view equals the crop that Pillow makes of the box of its draws."""
     batches = training_batches(images[0], suite, 0, 2)
     tasks = list(batches._tasks(0))
     flips = 0
@@ -410,7 +410,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.parametrize("end", ["ended", "killed"])
 def test_a_process_that_ends_amid_a_pass_waits_for_no_worker_and_leaves_none(end):
-    """Workers leave signals to the run, so what asks them by one waits for ever."""
+    """Workers ignore SIGTERM, so a handler that sends it and waits would never return."""
     Path("leaves.py").write_text(LEAVES)
     folders = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
@@ -427,7 +427,7 @@ def test_a_process_that_ends_amid_a_pass_waits_for_no_worker_and_leaves_none(end
 
 
 def test_workers_end_with_the_batches_they_were_for_and_with_a_pass_that_broke(suite, images):
-    """Also where these are garbage in a circle, as what a run was made of is."""
+    """Workers also end if their batches are part of a reference cycle, as in a run."""
     before = set(multiprocessing.active_children())
     circle = [training_batches(replace(images[0], workers=2), suite, 0, 1)]
     list(circle[0].epoch(0))

@@ -1,4 +1,4 @@
-"""Runs on images that stay encoded: end to end, resumed, with bad files, and what they say."""
+"""Runs on encoded images: end to end, resumed, with undecodable files, and their messages."""
 
 import gc
 import json
@@ -41,7 +41,7 @@ from kdbench.results.schema import Cost, Result
 
 @pytest.fixture
 def make(accelerator, tmp_path):
-    """Builds a run of a method on images of the tiny suite, decoded in this process."""
+    """Return a function that builds a run on the tiny suite, with decoding in this process."""
 
     def build(images, method="baseline", folder="run", watcher=None, **settings) -> Run:
         (entry,) = find_methods([method])
@@ -63,7 +63,7 @@ def result_of(method: str, results: str = "results") -> Result:
 
 @pytest.mark.slow
 def test_two_methods_end_to_end_whatever_the_layout_and_the_workers(kdbench):
-    """KDCL has a view for each network."""
+    """KDCL has one view per network."""
     photo_suite()
     run = ("run", "--suite", "photos.toml", "--methods", "kdcl,dml")
     write_parquet(Path("parquet"))

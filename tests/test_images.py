@@ -1,4 +1,4 @@
-"""A split in memory: the embedded digits, the cache, subsets, and the real CIFAR-100."""
+"""Images in memory: the embedded digits, the cache, subsets and the real CIFAR-100."""
 
 import io
 import os
@@ -57,7 +57,7 @@ def test_the_second_load_does_not_touch_the_source(folder, monkeypatch):
 
 
 def unknown_compression(content: bytes) -> bytes:
-    """The directory of the archive names a compression that zipfile does not know."""
+    """Set a compression method that zipfile does not know in the archive's directory."""
     place = content.rindex(b"PK\x01\x02") + 10
     return content[:place] + b"\xff" + content[place + 1 :]
 
@@ -117,7 +117,7 @@ def test_a_full_disk_does_not_stop_and_leaves_no_half_file(folder, monkeypatch):
 
 
 def numbered(labels: list[int]) -> Images:
-    """Images whose pixel is their number."""
+    """Return images whose only pixel is their index."""
     return Images(torch.arange(len(labels))[:, None, None, None], torch.tensor(labels))
 
 

@@ -1,4 +1,4 @@
-"""`kdbench data prepare`: what it makes, how it goes on after a stop, what it refuses."""
+"""`kdbench data prepare`: its output, resuming after a stop, and errors."""
 
 import io
 import json
@@ -28,7 +28,7 @@ from kdbench.errors import PlanInterruptedError, UserError
 
 SIDE = 36
 NEAR = 6.0
-"""Mean grey levels of 255 that JPEG of quality 90 may cost a picture of few pixels."""
+"""Maximum mean error in gray levels (of 255) of small JPEG images of quality 90."""
 KILLED = """
 import sys, time
 from kdbench import cli

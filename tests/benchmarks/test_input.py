@@ -33,7 +33,7 @@ ROUNDS = 5
 
 
 def photographs() -> Iterator[bytes]:
-    """IMAGES JPEG files of about 110 KB."""
+    """Yield IMAGES JPEG files of about 110 KB each."""
     sample = DATA / "imagenet-sample" / "validation-00000-of-00001.parquet"
     if sample.is_file():
         rows = pq.read_table(sample)["image"].to_pylist()
@@ -54,7 +54,7 @@ def photographs() -> Iterator[bytes]:
 
 @pytest.fixture(scope="module")
 def suite() -> Suite:
-    """ImageNet's augmentation over few images."""
+    """Return a suite with ImageNet's augmentation and few images."""
     imagenet = load_suite("imagenet")
     train = imagenet.data.train.model_copy(update={"images": IMAGES})
     test = imagenet.data.test.model_copy(update={"images": CLASSES})
