@@ -49,7 +49,7 @@ class LoaderError(Exception):
 
 
 class Task(NamedTuple):
-    """Up to TASK_SIZE images to decode."""
+    """A request to decode at most TASK_SIZE images."""
 
     positions: np.ndarray
     """Positions in the image set, (B,)."""
