@@ -51,7 +51,7 @@ def estimate_seconds(
             try:
                 known[key] = _time_step(run.spec, device, processes)
             except Exception as error:  # a method may raise anything, and would in the run
-                what = run.spec.entry.blame(error).split("\n")[0]
+                what = run.spec.entry.locate_error(error).split("\n")[0]
                 raise UserError(f"Method '{run.spec.entry.name}' fails: {what}.") from error
         remaining = run.spec.suite.total_steps - steps if run.state == "to run" else 0
         seconds.append(remaining * known.get(key, 0.0))

@@ -211,7 +211,7 @@ def _reason(error: Exception, spec: RunSpec, run: Run | None) -> str:
     if is_loss_of_a_process(error):
         minutes = COLLECTIVE_TIMEOUT.total_seconds() / 60
         return f"another process is gone, or stuck for {minutes:.0f} minutes"
-    reason = spec.entry.blame(error)
+    reason = spec.entry.locate_error(error)
     if is_out_of_memory(error):
         peak = f", peak {run.memory.peak() / 2**20:,.0f} MiB" if run else ""
         reason = f"out of memory at batch size {spec.suite.batch_size}{peak}: {reason}"

@@ -44,5 +44,5 @@ def _flops(spec: RunSpec) -> int:
     try:
         return training_flops(spec, torch.device("cpu"))
     except Exception as error:  # a method may raise anything, and would in the run
-        what = spec.entry.blame(error).split("\n")[0]
+        what = spec.entry.locate_error(error).split("\n")[0]
         raise UserError(f"Method '{spec.entry.name}' fails: {what}.") from error
