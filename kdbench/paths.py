@@ -12,7 +12,7 @@ REPOSITORY = PACKAGE.parent
 
 
 def _shipped(folder: str, marker: str) -> Path:
-    """Return the folder inside the package (wheel) or beside it (checkout, editable install)."""
+    """Return the folder inside the package (wheel) or next to it (checkout, editable install)."""
     inside = PACKAGE / folder
     return inside if (inside / marker).is_file() else REPOSITORY / folder
 

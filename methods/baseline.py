@@ -1,4 +1,4 @@
-"""One network, cross-entropy: what every other number is compared with."""
+"""One network trained with cross-entropy, the reference of all comparisons."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

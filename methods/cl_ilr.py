@@ -14,22 +14,22 @@ from kdbench.method import Cohort, Method, MethodOptions, network_roles, share_t
 
 
 class RescaledGradient(torch.autograd.Function):
-    """The identity, whose gradient is divided by a number."""
+    """Identity function whose gradient is divided by a number."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, divisor: int) -> Tensor:
-        """Any shape; returned as it is."""
+        """Return `x` unchanged; any shape."""
         ctx.divisor = divisor
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """The gradient of `x`; the divisor has none."""
+        """Return the gradient of `x`; the divisor has none."""
         return gradient / ctx.divisor, None
 
 
 def consensus(logits: Sequence[Tensor]) -> list[Tensor]:
-    """For each of K heads, the mean of the other heads' logits: K of (B, C) -> K of (B, C)."""
+    """Compute for each of K heads the mean logits of the other heads, K tensors (B, C)."""
     total = torch.stack(list(logits)).sum(dim=0)
     return [(total - z) / (len(logits) - 1) for z in logits]
 

@@ -15,10 +15,16 @@ from kdbench.method import Cohort, Method, MethodOptions, ParameterGroup, networ
 
 
 def shifted_attention(attention_map: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The attention a peer should move to: the weakest third stays weak, the rest is mirrored.
+    """Compute the attention that a peer should move to.
 
-    Takes (B, 1, h, w); returns the normalised map u and its shifted form v, both (B, h*w), and
-    the norm n (B, 1) with u = a / n.
+    The weakest third stays weak, the rest is mirrored.
+
+    Args:
+        attention_map: (B, 1, h, w).
+
+    Returns:
+        The normalized map u and its shifted form v, both (B, h*w), and the norm n (B, 1) with
+        u = a / n.
     """
     flat = attention_map.flatten(1)
     norm = flat.norm(dim=1, keepdim=True)
@@ -30,13 +36,13 @@ def shifted_attention(attention_map: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def diversity(features: Tensor, previous: Tensor) -> Tensor:
-    """How far a student's attention is from the shifted attention of the one before it."""
+    """Compute the distance of a student's attention from its predecessor's shifted attention."""
     target = shifted_attention(attention(previous.detach()))[1]
     return F.mse_loss(F.normalize(attention(features).flatten(1), dim=1), target)
 
 
 def shift(features: Tensor) -> Tensor:
-    """A map (B, c, h, w) whose attention is shifted, the difference spread over its channels."""
+    """Shift the attention of a map (B, c, h, w), spreading the difference over its channels."""
     unit, shifted, norm = shifted_attention(attention(features))
     height, width = features.shape[2:]
     difference = (shifted - unit) * norm / features.shape[1]
@@ -44,12 +50,12 @@ def shift(features: Tensor) -> Tensor:
 
 
 def attention_distance(x: Tensor, y: Tensor) -> Tensor:
-    """Normalised distance of the attention maps of two feature maps."""
+    """Compute the normalized distance of the attention maps of two feature maps."""
     return normalised_distance(attention(x), attention(y))
 
 
 class Remix(nn.Sequential):
-    """Depthwise 3x3, BN, ReLU, 1x1 to other channels, BN, ReLU: fusion and transfer modules."""
+    """Fusion and transfer module: depthwise 3x3, BN, ReLU, 1x1 to other channels, BN, ReLU."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(
@@ -63,7 +69,7 @@ class Remix(nn.Sequential):
 
 
 class Fusion(nn.Module):
-    """Concatenated last stages of m students -> one map of c channels and its logits."""
+    """Fusion of the concatenated last stages of m students to one map and its logits."""
 
     def __init__(self, students: int, channels: int, num_classes: int):
         super().__init__()
@@ -76,7 +82,7 @@ class Fusion(nn.Module):
 
 
 class Rebuild(nn.Module):
-    """One block of a self-distillation module: twice the size, the shallower stage's channels."""
+    """Block of a self-distillation module that doubles the size and sets the channels."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -86,7 +92,7 @@ class Rebuild(nn.Module):
         self.bn = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor, as_target: bool) -> Tensor:
-        # The mode is an argument: flipping train() inside a step would break compiled graphs.
+        # The mode is an argument, because switching train() within a step breaks compiled graphs.
         y = F.batch_norm(
             self.conv(x),
             self.bn.running_mean,
@@ -101,7 +107,7 @@ class Rebuild(nn.Module):
 
 
 class SelfDistillation(nn.Module):
-    """Rebuilds the shallower stages of a network from its last one, deepest first."""
+    """Module that rebuilds the shallower stages of a network from its last one, deepest first."""
 
     def __init__(self, channels: Sequence[int]):
         super().__init__()
@@ -109,7 +115,7 @@ class SelfDistillation(nn.Module):
         self.blocks = nn.ModuleList(Rebuild(deep, shallow) for deep, shallow in pairs)
 
     def forward(self, last: Tensor, as_target: bool) -> list[Tensor]:
-        """All shallower stages, shallowest first; as a target with the running statistics."""
+        """Return all shallower stages, shallowest first; targets use running statistics."""
         maps = [last]
         for block in self.blocks:
             maps.append(block(maps[-1], as_target))
@@ -120,7 +126,7 @@ class SelfDistillation(nn.Module):
             return self(last, as_target=True)
 
     def reconstruction(self, features: Features) -> Tensor:
-        """Its own loss, on its own network's detached maps."""
+        """Compute the module's own loss on the detached maps of its network."""
         stages = [stage.detach() for stage in features.stages]
         rebuilt = self(stages[-1], as_target=False)
         return torch.stack(
@@ -132,7 +138,7 @@ class SelfDistillation(nn.Module):
 
 
 def imitate(features: Features, targets: Sequence[Tensor]) -> Tensor:
-    """Sum over the shallower stages of the attention distance to the rebuilt ones."""
+    """Sum the attention distances between the shallower stages and the rebuilt ones."""
     distances = [
         attention_distance(stage, target)
         for stage, target in zip(features.stages[:-1], targets, strict=True)
@@ -214,7 +220,7 @@ class FFSD(Method):
                 continue
             previous = students[i - 1].stages[-1].detach()
             distiller = cast(SelfDistillation, self.student_distillers[i - 1])
-            # The target first: it uses the statistics from before this step's update.
+            # Compute the target first, so that it uses the statistics before this step's update.
             targets = distiller.target(shift(previous))
             terms[f"diversity/peer{i}"] = weight * diversity(features.stages[-1], previous)
             terms[f"self_distillation/peer{i}"] = weight * imitate(features, targets)

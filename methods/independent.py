@@ -1,4 +1,4 @@
-"""K networks side by side, no knowledge shared: the control that costs what K networks cost."""
+"""K networks that share no knowledge, the control with the cost of K networks."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -12,26 +12,26 @@ from kdbench.losses import kl
 from kdbench.method import VIEW_PER_NETWORK, Cohort, Method, MethodOptions, network_roles
 
 STEP_LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.02, 0.0)
-"""Tried in each step of `linear_weights`, as shares of the way to the edge of the simplex."""
+"""Step lengths tried in each step of `linear_weights`, relative to the edge of the simplex."""
 
 Target = Callable[[Tensor, Tensor], Tensor]
 
 
 def naive_target(logits: Tensor, labels: Tensor) -> Tensor:
-    """Per sample the logits of the network with the lowest cross-entropy: (K, B, C) -> (B, C)."""
+    """Select for each sample the logits with the lowest cross-entropy: (K, B, C) -> (B, C)."""
     losses = torch.stack([F.cross_entropy(z, labels, reduction="none") for z in logits])
     best = losses.argmin(dim=0)
     return logits[best, torch.arange(len(labels), device=labels.device)]
 
 
 def minlogit_target(logits: Tensor, labels: Tensor) -> Tensor:
-    """t_c = min_i (z_i,c - z_i,y): (K, B, C) -> (B, C)."""
+    """Compute the minimum logits t_c = min_i (z_i,c - z_i,y): (K, B, C) -> (B, C)."""
     index = labels.expand(len(logits), -1).unsqueeze(2)
     return (logits - logits.gather(2, index)).amin(dim=0)
 
 
 def linear_weights(logits: Tensor, labels: Tensor, steps: int = 20) -> Tensor:
-    """Weights on the simplex, (B, K), that minimise CE(sum_i a_i z_i, y) for each sample.
+    """Compute weights on the simplex, (B, K), that minimize CE(sum_i a_i z_i, y) for each sample.
 
     The problems are convex with K unknowns. All are solved at once by a barrier method: a Newton
     step for each halving of the barrier, so that K * 2^-20 bounds the distance to the optimum.
@@ -41,7 +41,7 @@ def linear_weights(logits: Tensor, labels: Tensor, steps: int = 20) -> Tensor:
     samples, _, networks = scores.shape
     own = scores[torch.arange(samples, device=labels.device), labels]  # (B, K)
     weights = scores.new_full((samples, networks), 1 / networks)
-    # Filled on the device: a list would be copied there, which no captured step may do.
+    # Filled on the device, because a captured step must not copy from the host.
     shrink = torch.stack([scores.new_full((), part) for part in STEP_LENGTHS])
     identity = torch.eye(networks, dtype=scores.dtype, device=scores.device)
 
@@ -58,7 +58,7 @@ def linear_weights(logits: Tensor, labels: Tensor, steps: int = 20) -> Tensor:
         centred = scores - mean.unsqueeze(1)
         hessian = torch.einsum("bci,bc,bcj->bij", centred, p, centred)
         gradient = mean - own - barrier / weights
-        # Scaled by the weights, the barrier's own curvature is the identity: well conditioned.
+        # Scaling by the weights makes the barrier's curvature the identity (well conditioned).
         scaled = weights.unsqueeze(2) * hessian * weights.unsqueeze(1) + barrier * identity
         sides = torch.stack([weights * gradient, weights], dim=2)
         solved = torch.linalg.solve_ex(scaled, sides).result * weights.unsqueeze(2)
@@ -74,12 +74,12 @@ def linear_weights(logits: Tensor, labels: Tensor, steps: int = 20) -> Tensor:
 
 
 def linear_target(logits: Tensor, labels: Tensor) -> Tensor:
-    """The best convex combination of the networks' logits, per sample: (K, B, C) -> (B, C)."""
+    """Compute the best convex combination of the logits for each sample: (K, B, C) -> (B, C)."""
     return torch.einsum("kbc,bk->bc", logits, linear_weights(logits, labels))
 
 
 def error_correlation(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """C_ij = mean over samples of <p_i - y, p_j - y>: (K, N, C), (N,) -> (K, K)."""
+    """Compute C_ij, the mean over N samples of <p_i - y, p_j - y>: (K, N, C), (N,) -> (K, K)."""
     errors = probabilities - F.one_hot(labels, probabilities.shape[2])
     return torch.einsum("inc,jnc->ij", errors, errors) / len(labels)
 

@@ -1,4 +1,4 @@
-"""One network with smoothed labels: many gains of distillation vanish beside it."""
+"""One network with smoothed labels, a control that many gains of distillation do not exceed."""
 
 import torch.nn.functional as F
 from pydantic import Field

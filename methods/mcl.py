@@ -13,7 +13,7 @@ from kdbench.method import Cohort, Method, MethodOptions, network_roles
 
 
 class Projection(nn.Module):
-    """Embeddings (B, D) -> unit vectors (B, E) that are contrasted; used in training only."""
+    """Projection of embeddings (B, D) to unit vectors (B, E), used in training only."""
 
     def __init__(self, width: int, size: int):
         super().__init__()
@@ -24,7 +24,7 @@ class Projection(nn.Module):
 
 
 def contrastive_loss(similarity: Tensor, labels: Tensor) -> Tensor:
-    """Supervised contrastive loss of B anchors against B samples, the anchor's own left out.
+    """Compute the supervised contrastive loss of B anchors against B samples, without the anchor.
 
     Args:
         similarity: (B, B), anchors by samples, divided by the temperature.
@@ -101,7 +101,7 @@ class MCL(Method):
         return self.networks[0]
 
     def _contrast(self, units: list[Tensor], labels: Tensor) -> dict[str, list[Tensor]]:
-        """The four losses of each network, weighted; units are K of (B, E)."""
+        """Compute the four weighted losses of each network from K unit embeddings (B, E)."""
         o, count = self.options, len(units)
         s = [[a @ b.T / o.contrast_temperature for b in units] for a in units]
         own = [contrastive_loss(s[i][i], labels) for i in range(count)]
@@ -121,5 +121,5 @@ class MCL(Method):
 
 
 def sum_of(losses: list[Tensor]) -> Tensor:
-    """Sum of scalars."""
+    """Sum a list of scalars."""
     return torch.stack(losses).sum()

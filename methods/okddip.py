@@ -12,11 +12,11 @@ from kdbench.losses import kl, ramp
 from kdbench.method import Cohort, Method, MethodOptions, network_roles, share_trunk
 
 EPSILON = 1e-7
-"""Added to target probabilities in the authors' code."""
+"""Constant that the authors' code adds to target probabilities."""
 
 
 class PeerAttention(nn.Module):
-    """How much each peer listens to each: embeddings (A, B, D) -> weights (B, A, A) over peers."""
+    """Attention of each peer to all peers: maps embeddings (A, B, D) to weights (B, A, A)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -29,7 +29,7 @@ class PeerAttention(nn.Module):
 
 
 def mixed_targets(weights: Tensor, logits: Tensor) -> Tensor:
-    """Target of each peer, t_a = sum_b alpha_ab z_b: (B, A, A), (A, B, C) -> (A, B, C)."""
+    """Compute the target of each peer, t_a = sum_b alpha_ab z_b: (A, B, C)."""
     return torch.einsum("bac,cbk->abk", weights, logits)
 
 

@@ -12,11 +12,11 @@ from kdbench.losses import kl, ramp
 from kdbench.method import Cohort, Method, MethodOptions, network_roles, share_trunk
 
 EPSILON = 1e-7
-"""Added to target probabilities in the authors' code."""
+"""Constant that the authors' code adds to target probabilities."""
 
 
 class Gate(nn.Module):
-    """Weights of K branches from the trunk's map: (B, c, h, w) -> (B, K), rows sum to one."""
+    """Gate that maps the trunk's map (B, c, h, w) to weights of K branches, (B, K)."""
 
     def __init__(self, channels: int, branches: int):
         super().__init__()
@@ -29,7 +29,7 @@ class Gate(nn.Module):
 
 
 def gated_logits(gates: Tensor, logits: list[Tensor]) -> Tensor:
-    """Sum over branches of g_i z_i: gates (B, K), K logits (B, C) -> (B, C)."""
+    """Compute the gated sum of K branches' logits, (B, C), from gates (B, K)."""
     return torch.einsum("bk,kbc->bc", gates, torch.stack(logits))
 
 
