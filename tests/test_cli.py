@@ -287,7 +287,7 @@ def test_new_writes_a_method_that_trains_and_refuses_to_overwrite(kdbench, run_t
         ("my_idea", "exists"),
         ("ffsd", "exists"),
         ("my-idea", "not a valid method name"),
-        ("f", "would hide"),
+        ("f", "conflicts with a name"),
     ):
         code, _, err = kdbench("new", name)
         assert code == 2 and is_one_sentence(err) and words in err

@@ -36,7 +36,7 @@ def test_runs_in_the_background_equal_others_and_one_that_fails_ends_none(kdbenc
     assert "Submitted 2 runs to the background of this machine" in out and "kdbench cancel" in out
     assert "2 runs: 2 queued." in kdbench("status")[1]
     code, out, _ = send("--methods", methods)
-    assert code == 0 and "2 runs under way already: not sent again." in out
+    assert code == 0 and "2 runs already submitted." in out
     code, _, err = kdbench("run", "--suite", "tiny.toml", "--methods", "baseline")
     assert code == 2 and is_one_sentence(err) and "1 run of these were sent to a cluster" in err
     code, watched, _ = kdbench("status", "--watch")  # until all are over
@@ -49,7 +49,7 @@ def test_runs_in_the_background_equal_others_and_one_that_fails_ends_none(kdbenc
     alone = ("--methods", "baseline", "--results-dir", "alone", "--runs-dir", "other")
     assert kdbench("run", "--suite", "tiny.toml", *alone)[0] == 0
     assert numbers_of("baseline") == numbers_of("baseline", results="alone")
-    assert "Nothing to send" in send("--methods", "baseline")[1]
+    assert "Nothing to submit" in send("--methods", "baseline")[1]
 
 
 @pytest.mark.slow

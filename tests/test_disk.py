@@ -75,7 +75,7 @@ def test_a_disk_that_fills_up_costs_checkpoints_and_no_run_under_way(run_tiny, d
     said = err.splitlines()
     assert len(said) == 2, said
     full = "Cannot write to 'disk/runs/tiny/resnet8/fills/seed0': No space left on device"
-    assert said[0].startswith(f"kdbench: {full}; the run goes on")
+    assert said[0].startswith(f"kdbench: {full}. The run continues")
     assert "baseline resnet8 seed 0 failed: Cannot write" in said[1]
     assert result_of("fills")["status"] == "finished" and "1 failed" in out
     assert "No space left on device" in result_of("baseline")["reason"]
@@ -165,7 +165,7 @@ def test_a_disk_that_becomes_read_only_ends_no_run(run_tiny, disk):
     code, _, err = run_tiny("--methods", method, "--runs-dir", "disk/runs")
     subprocess.run(["umount", str(disk)], check=True)
     assert code == 0 and is_one_sentence(err)
-    assert "Read-only file system; the run goes on" in err
+    assert "Read-only file system. The run continues" in err
     assert result_of("closes")["status"] == "finished" and all_whole(disk)
 
 
@@ -175,7 +175,7 @@ def test_files_that_may_not_grow_cost_checkpoints(kdbench):
     limited = ["bash", "-c", 'ulimit -f 256; exec "$@"', "bash", *COMMAND]
     code, _, said = finish([*limited, "--methods", "baseline"], OMP_NUM_THREADS="1")
     assert code == 0
-    assert len(said) == 1 and "File too large; the run goes on" in said[0]
+    assert len(said) == 1 and "File too large. The run continues" in said[0]
     free = ["--results-dir", "free", "--runs-dir", "elsewhere"]
     assert finish([*COMMAND, "--methods", "baseline", *free], OMP_NUM_THREADS="1")[0] == 0
     assert numbers_of("baseline") == numbers_of("baseline", results="free")
@@ -204,7 +204,7 @@ def test_a_status_that_cannot_be_written_ends_no_run(run_tiny):
                           f" or os.mkdir('{status}')")  # fmt: skip
     code, _, err = run_tiny("--methods", method)
     assert code == 0 and "Traceback" not in err
-    assert f"Cannot write to '{folder_of('takes')}': Is a directory; the run goes on" in err
+    assert f"Cannot write to '{folder_of('takes')}': Is a directory. The run continues" in err
     assert result_of("takes")["status"] == "finished"
 
 
@@ -300,7 +300,7 @@ def test_a_report_names_a_folder_that_it_may_not_read(subject):
     closed = "results/tiny/resnet8/baseline"
     code, out, said = subject("report", closing=Path(closed), mode=0)
     assert code == 2 and "independent" in out
-    assert said == [f"kdbench: '{closed}' is not valid and was left out: Permission denied."]
+    assert said == [f"kdbench: '{closed}' is not valid and was skipped: Permission denied."]
 
 
 def test_results_that_vanish_while_they_are_listed_are_none(tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ def test_an_array_whose_killed_runs_are_recorded_equals_a_local_run(controller, 
     assert (code, err) == (0, "")
     assert "Submitted 4 runs to Slurm as job" in out and "kdbench status" in out
     code, out, _ = send("--methods", methods, "--seeds", "2")
-    assert code == 0 and "4 runs under way already" in out and "Nothing to send" in out
+    assert code == 0 and "4 runs already submitted" in out and "Nothing to submit" in out
     over = {"finished", "failed"}
     runs = [(method, seed) for method in ("baseline", "killed") for seed in (0, 1)]
     assert eventually(lambda: all(status_of(*run).state in over for run in runs), seconds=300)
