@@ -85,7 +85,7 @@ def write_checkpoint(folder: Path, content: dict[str, Any], step: int) -> None:
     with atomic_write(file) as stream:
         stream.write(hashlib.sha256(buffer.getbuffer()).digest())
         stream.write(buffer.getbuffer())
-    # Later ones are of a run before that went another way, or damaged.
+    # Later checkpoints belong to an earlier run with other settings, or are damaged.
     others = [other for other in _files(folder) if other != file]
     before = next((other for other in others if other < file), None)
     for other in others:

@@ -49,6 +49,7 @@ def failing(fault: Fault | None, tests: list[str]) -> list[str]:
     """The node ids of those that fail."""
     with planted(fault, *COPIED) as copy:
         command = [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider"]
+        command += ["-m", "", "-n", "0"]  # slow tests as well, in one process
         command += [f"tests/{test}" for test in tests]
         environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)

@@ -87,7 +87,7 @@ def _read_revision(
     with tempfile.TemporaryDirectory() as place, tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         try:
             tar.extractall(place, filter="data")
-        except tarfile.TarError as error:  # a link out of the folder
+        except tarfile.TarError as error:  # for instance a link to a file outside the folder
             raise UserError(f"Revision '{name}' cannot be read: {error}.") from error
         good, damaged = load_results(Path(place) / inside)
         files = [item.file.relative_to(place).as_posix() for item in damaged]
