@@ -1,4 +1,4 @@
-"""A page opened in an installed Chromium, which may not fetch anything."""
+"""Opens a page in an installed Chromium that must not fetch anything."""
 
 import shutil
 from collections.abc import Iterator

@@ -34,7 +34,7 @@ def load(name: str) -> Archive:
 
 
 def tensors(archive: Archive, *prefixes: str) -> dict[str, Tensor]:
-    """The entries below some prefixes, in their order, as tensors; floats as float64."""
+    """Return the entries with the given prefixes as tensors, in order; floats become float64."""
     found = {k: v for p in prefixes for k, v in archive.items() if k.startswith(p)}
     assert found, f"no reference value below {prefixes}"
     values = {k: torch.from_numpy(v) for k, v in found.items()}
@@ -43,17 +43,17 @@ def tensors(archive: Archive, *prefixes: str) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Certificate:
-    """How a reference trace maps onto one of our methods."""
+    """Mapping of a reference trace to a method of kdbench."""
 
     name: str
     trace: str
     build: Callable[[], Method]
     first_epoch: int
-    """What the reference calls its first epoch: we count from 0."""
+    """Number of the first epoch in the reference; kdbench counts from 0."""
     parts: Callable[[Method], dict[tuple[str, ...], nn.Module]]
-    """Reference prefixes -> our module with the same tensors in the same order."""
+    """Function that maps reference prefixes to modules with the same tensors in the same order."""
     losses: Callable[[Archive, Trace], dict[str, tuple[np.ndarray, np.ndarray]]]
-    """Name -> (ours, the reference's), a value a step."""
+    """Function that maps loss names to pairs of kdbench's and the reference's values per step."""
     weight_decay: float = 1e-4
 
 
@@ -88,7 +88,7 @@ def agreement(certificate: Certificate) -> Agreement:
 
 
 def replay(method: Method, archive: Archive, weight_decay: float) -> Trace:
-    """Three training steps as the harness does them; every loss term, a value a step."""
+    """Run three training steps like the harness; return the values of every loss term by step."""
     recipe = OptimizerRecipe(
         learning_rate=0.1, momentum=0.9, nesterov=True, weight_decay=weight_decay
     )
@@ -106,7 +106,7 @@ def replay(method: Method, archive: Archive, weight_decay: float) -> Trace:
 
 
 def state(module: nn.Module) -> list[Tensor]:
-    """Parameters and running statistics in registration order."""
+    """Return the parameters and running statistics in registration order."""
     items = module.state_dict().items()
     return [value for key, value in items if not key.endswith("num_batches_tracked")]
 
@@ -118,7 +118,7 @@ def copy_in_order(module: nn.Module, values: dict[str, Tensor]) -> None:
 
 
 def largest_difference(module: nn.Module, values: dict[str, Tensor]) -> float:
-    """Of a module's tensors to the reference's, each relative to its tensor's largest value."""
+    """Return the largest difference from the reference, relative to each tensor's largest value."""
     pairs = zip(state(module), values.values(), strict=True)
     return max(float((mine - ref).abs().max() / ref.abs().max()) for mine, ref in pairs)
 
@@ -128,7 +128,7 @@ def cohort(size: int) -> Cohort:
 
 
 def summed(trace: Trace, *terms: str) -> np.ndarray:
-    """Sum of the terms that start with one of the prefixes, a value a step."""
+    """Return the sum of the terms with the given prefixes, one value per step."""
     chosen = [values for name, values in trace.items() if name.startswith(terms)]
     assert chosen, terms
     return np.sum(chosen, axis=0)

@@ -1,4 +1,4 @@
-"""Shared by all tests: a tiny suite on the embedded digits, and folders of their own."""
+"""Fixtures of all tests: a tiny suite on the embedded digits, and temporary folders."""
 
 import math
 import os
@@ -62,14 +62,14 @@ warmup_epochs = 0
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
-    """No test reads or writes the user's cache, data or working folder."""
+    """Give each test its own cache and working folder."""
     monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
 
 
 @pytest.fixture(scope="session")
 def suite() -> Suite:
-    """Digits, three epochs of four steps, evaluation in uneven batches."""
+    """Return a suite of the digits: three epochs of four steps, evaluation in uneven batches."""
     digits = load_suite("digits")
     train = digits.data.train.model_copy(update={"per_class": 16})
     data = digits.data.model_copy(update={"train": train})
@@ -89,7 +89,7 @@ def accelerator() -> Accelerator:
 
 
 class Watcher:
-    """An observer that remembers, and can stop a run after a number of steps."""
+    """An observer that records everything and can stop a run after a number of steps."""
 
     def __init__(self, stop_after: int | None = None):
         self.steps = 0
@@ -114,7 +114,7 @@ class Watcher:
 
 
 class Stopper(Watcher):
-    """Asks for a stop after a number of steps, or never."""
+    """An observer that requests a stop after a number of steps, or never."""
 
     def __init__(self, after: int | None):
         super().__init__()
@@ -128,7 +128,7 @@ class Stopper(Watcher):
 
 
 class Completing(Run):
-    """Its last checkpoint is written, also where it is left as if by a kill."""
+    """A run that finishes writing its last checkpoint even if it is left as if killed."""
 
     def train(self) -> Result:
         try:
@@ -142,7 +142,7 @@ class Completing(Run):
 
 @pytest.fixture
 def make_run(suite, images, accelerator, tmp_path):
-    """Builds a run of a method by name, in a folder of its own."""
+    """Return a function that builds a run of a method in a separate folder."""
 
     def build(
         method: str,
@@ -165,7 +165,7 @@ def make_run(suite, images, accelerator, tmp_path):
 
 @pytest.fixture
 def kdbench(monkeypatch, capsys):
-    """Runs a command in this process: exit code, standard output, standard error."""
+    """Return a function that runs a command here and returns exit code, output and errors."""
     Path("tiny.toml").write_text(TINY)
     monkeypatch.setattr(display, "LOG_SECONDS", math.inf)  # a slow machine says nothing more
 
@@ -191,7 +191,7 @@ def is_one_sentence(error: str) -> bool:
 def finish(
     command: list[str], seconds: float = 150, **environment: str
 ) -> tuple[int, str, list[str]]:
-    """Exit code, standard output, and the sentences of kdbench's among what launchers print."""
+    """Return exit code, standard output, and kdbench's messages among the launcher's output."""
     process = subprocess.Popen(
         command,
         env=os.environ | environment,

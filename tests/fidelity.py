@@ -1,4 +1,4 @@
-"""How closely each method agrees with its certificate; running this writes docs/fidelity.md."""
+"""Agreement of each method with its certificate; running this file writes docs/fidelity.md."""
 
 import inspect
 from pathlib import Path
@@ -17,7 +17,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "fidelity.md"
 
 
 def formula_differences() -> dict[str, float]:
-    """Largest relative differences of methods that are certified by formulas, in float64."""
+    """Return the largest relative differences of methods certified by formulas, in float64."""
     terms = tensors(load("terms"), "")
     logits, labels = terms["logits"], terms["labels"]
     log_p = F.log_softmax(logits[0], dim=1)
@@ -56,13 +56,13 @@ SECOND_IMPLEMENTATIONS = {
 
 
 def deviations(method: type[Method]) -> str:
-    """What the docstring says after "Deviations", on one line."""
+    """Return the deviations that a method's docstring lists, on one line."""
     text = inspect.getdoc(method) or ""
     return " ".join(text.partition("Deviations")[2].partition(":")[2].split())
 
 
 def fidelity() -> str:
-    """The page: what certifies each method, how closely it agrees, where it deviates on purpose."""
+    """Return the page: certificates, agreement and deliberate deviations of each method."""
     rows = []
     for certificate in CERTIFICATES:
         found = agreement(certificate)

@@ -1,4 +1,4 @@
-"""The evidence for each question of docs/findings.md, from results/; running this fills it in."""
+"""The tables of docs/findings.md, computed from results/; running this file updates them."""
 
 import math
 import re
@@ -23,11 +23,11 @@ PAGE = ROOT / "docs" / "findings.md"
 SUITE = "cifar100-reduced"
 
 Accuracies = Mapping[int, float]
-"""By seed, per cent."""
+"""Accuracy in percent by seed."""
 
 
 def tables(results: Path = ROOT / "results") -> dict[str, str]:
-    """By the name of their place in the page."""
+    """Return the tables by the name of their place in the page."""
     found, damaged = load_results(results)
     assert not damaged
     every = runs_frame(found)
@@ -46,7 +46,7 @@ def tables(results: Path = ROOT / "results") -> dict[str, str]:
 
 
 def finished(runs: pd.DataFrame, suite: str) -> pd.DataFrame:
-    """Of one suite, all of one version of it and of each method."""
+    """Return the finished runs of a suite, which must be of one version."""
     found = runs[(runs.suite == suite) & (runs.status == "finished")]
     versions = found.groupby("method").method_hash.nunique()
     assert found.suite_hash.nunique() == 1 and versions.max() == 1
@@ -54,7 +54,7 @@ def finished(runs: pd.DataFrame, suite: str) -> pd.DataFrame:
 
 
 def sharing(runs: pd.DataFrame) -> str:
-    """Students and ensembles against those of as many networks that share nothing."""
+    """Compare students and ensembles with those of independent networks."""
     others = [method for method in sorted(set(runs.method)) if method != "independent"]
     rows: dict[str, dict[str, str]] = {method: {"method": method} for method in others}
     for role in ("student", "ensemble"):
@@ -66,7 +66,7 @@ def sharing(runs: pd.DataFrame) -> str:
 
 
 def leader(runs: pd.DataFrame) -> str:
-    """The network that a method deploys against the mean of its others."""
+    """Compare the network that a method deploys with the mean of its others."""
     found = {
         method: paired(by_seed(runs, method, "student_top1"), by_seed(runs, method, "peers_top1"))
         for method in sorted(set(runs.method))
@@ -78,7 +78,7 @@ def leader(runs: pd.DataFrame) -> str:
 
 
 def cost(runs: pd.DataFrame) -> str:
-    """Of a leaderboard's row, those of one network being 1."""
+    """Return the costs of each method relative to one network."""
     board = leaderboard(runs).set_index("method").sort_values("cost", kind="stable")
     memory = runs.groupby("method").peak_memory_bytes.median()
     one = board.loc["baseline"]
@@ -98,7 +98,7 @@ def cost(runs: pd.DataFrame) -> str:
 
 
 def at_equal_cost(found: pd.DataFrame, runs: pd.DataFrame, every: pd.DataFrame) -> str:
-    """Each method against one network that was trained for as many FLOPs, and so for longer."""
+    """Compare each method with one network that was trained longer, for equal FLOPs."""
     longer = found[(found.suite == SUITE) & (found.control_epochs > found.epochs)]
     rows: dict[str, dict[str, str]] = {}
     for method, epochs in zip(longer.method, longer.control_epochs, strict=True):
@@ -146,7 +146,7 @@ def stability(runs: pd.DataFrame) -> str:
 
 
 def precision(runs: pd.DataFrame, in_bf16: pd.DataFrame) -> str:
-    """Students trained under autocast against those that were not."""
+    """Compare students trained with autocast and without."""
     methods = sorted(set(in_bf16.method))
     rows: dict[str, dict[str, str]] = {}
     found = {}
@@ -159,7 +159,7 @@ def precision(runs: pd.DataFrame, in_bf16: pd.DataFrame) -> str:
 
 
 def whole_schedule(runs: pd.DataFrame, published: Iterable[Source]) -> str:
-    """What methods come to, and what was published of the same recipe."""
+    """Return the accuracies of methods and the published numbers of the same recipe."""
     beside = published_cells(list(published), leaderboard(runs))
     theirs = {c["method"]: c["top-1 %"] for c in beside if c["weight decay"] == "0.0001"}
     columns = {
@@ -197,7 +197,7 @@ def by_seed(runs: pd.DataFrame, method: str, column: str) -> Accuracies:
 def describe(
     rows: Mapping[str, dict[str, str]], found: Mapping[str, Difference | None], heading: str
 ) -> None:
-    """Add a difference with its interval, and what Holm leaves of its p, to the rows."""
+    """Add a difference with its interval and its p, adjusted by Holm, to the rows."""
     known = {method: difference for method, difference in found.items() if difference}
     adjusted = dict(zip(known, holm([d.p for d in known.values()]), strict=True))
     for method, row in rows.items():
@@ -216,7 +216,7 @@ def table(rows: Iterable[Mapping[str, str]]) -> str:
 
 
 def filled(page: str) -> str:
-    """The page with today's tables in their places."""
+    """Return the page with the current tables."""
     for name, text in tables().items():
         place = re.compile(rf"<!-- {name} -->\n.*?<!-- /{name} -->", flags=re.DOTALL)
         page, places = place.subn(lambda _: f"<!-- {name} -->\n{text}\n<!-- /{name} -->", page)  # noqa: B023

@@ -1,4 +1,4 @@
-"""Methods that misbehave or take their time, and what is left of runs in other processes."""
+"""Misbehaving and slow methods, and helpers for runs in other processes."""
 
 import contextlib
 import json
@@ -33,7 +33,7 @@ class {name}(Baseline):
 """
 KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
 PACED = "time.sleep(float(Path('pace').read_text()) if time.monotonic() < END else 0)"
-"""A step takes as long as the file says, and the numbers are the same."""
+"""A method whose steps take as long as a file says, with unchanged numbers."""
 
 
 DRAWING = '''
@@ -65,7 +65,7 @@ def write_method(name: str, statement: str) -> str:
 
 
 def carry_out(command: list[str], folder: Path, at_its_end: Callable[[], object]) -> None:
-    """A command in the process that this is called in, and for good: in a folder, into its log."""
+    """Run a command in this process, in a folder and with its output in a log, and exit."""
     os.chdir(folder)
     sys.argv = ["kdbench", *command]
     with Path("log").open("a") as log, contextlib.redirect_stdout(log):
@@ -91,14 +91,14 @@ def result_of(method: str, seed: int = 0, suite: str = "tiny", results: str = "r
 
 
 def numbers_of(method: str, seed: int = 0, results: str = "results") -> dict:
-    """A result without what depends on the machine's load."""
+    """Return a result without the fields that depend on the machine's load."""
     result = result_of(method, seed, results=results)
     del result["cost"]
     return result
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 120) -> bool:
-    """Generous: a worker's imports take long on a busy machine."""
+    """Wait until a condition holds, with a long timeout for busy machines."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -114,7 +114,7 @@ def free_port() -> int:
 
 
 def group_exists(group: int) -> bool:
-    """Whether a process of it is left."""
+    """Return True if a process of it is still running."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -130,7 +130,7 @@ def _is_zombie(process: psutil.Process) -> bool:
 
 
 def left_here() -> list[psutil.Process]:
-    """Processes of this working folder, and dead ones that nobody waited for, this one left out."""
+    """Return other processes in this working folder, including zombies."""
     here, children = str(Path.cwd()), psutil.Process().children(recursive=True)
     zombies = [child for child in children if _is_zombie(child)]
     working = [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == here]

@@ -1,4 +1,4 @@
-"""Results of any accuracy, made of one that is committed; nothing is trained for them."""
+"""Results of any accuracy, created from a committed one without training."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ FLOPS = 10**12
 
 
 def committed(method: str) -> Result:
-    """A real result, to make others of."""
+    """A real result from which others are created."""
     found = read_result(COMMITTED / method / "seed0.json")
     assert isinstance(found, Result)
     return found
@@ -28,7 +28,7 @@ def metrics(top1: float) -> Metrics:
 
 
 def one_epoch(last: dict[str, Metrics]) -> dict[str, Any]:
-    """What a run of one epoch has come to, by field of its result."""
+    """Return the result fields of a run with one epoch."""
     epoch = Epoch(epoch=1, learning_rate=0.1, losses={"ce/student": 1.0}, metrics=last)
     return {"last": last, "history": [epoch], "best_on_test": best_on_test([epoch])}
 
@@ -44,7 +44,7 @@ def made(
     environment: dict[str, Any] | None = None,
     **identity: str,
 ) -> Result:
-    """A finished run on a CPU, of the suite's protocol if one is given."""
+    """Return a finished run on a CPU, with the suite's protocol if one is given."""
     template = committed("baseline")
     assert template.cost is not None
     changes: dict[str, Any] = {"method": method, "seed": seed}
@@ -64,7 +64,7 @@ def made(
 
 
 def made_seeds(method: str, top1s: list[float], **changes: Any) -> list[Result]:
-    """A run for each accuracy, from seed 0."""
+    """Return one run per accuracy, with seeds from 0."""
     return [made(method, seed, top1, **changes) for seed, top1 in enumerate(top1s)]
 
 
@@ -114,7 +114,7 @@ def drawable(
 
 
 def saved(results: Path, change: Any = None) -> Path:
-    """A result on the disk, after a change to its JSON."""
+    """Write a result after a change to its JSON."""
     file = write_result(results, made("dml"))
     if change is not None:
         content = json.loads(file.read_text())

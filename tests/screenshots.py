@@ -1,4 +1,4 @@
-"""Pictures of the page for the docs; running this writes docs/page-*.png."""
+"""Screenshots of the page; running this file writes docs/page-*.png."""
 
 import sys
 import tempfile

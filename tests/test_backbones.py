@@ -56,7 +56,7 @@ def backbone(name: str, expected: Expected) -> Backbone:
 
 @pytest.fixture
 def images(expected: Expected) -> Tensor:
-    """Small ones: 64x64 for ImageNet's networks."""
+    """Return small images: 64x64 pixels for ImageNet's networks."""
     size = min(expected.image_size, 64)
     return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
 

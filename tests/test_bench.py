@@ -1,4 +1,4 @@
-"""kdbench bench: what it counts, what it compares with what, what it prints."""
+"""Tests of `kdbench bench`: counts, ratios and output."""
 
 import json
 import re
@@ -102,7 +102,7 @@ class Hungry(Baseline):
 
 @pytest.mark.parametrize("enough", [0, 12])
 def test_what_runs_out_of_memory_is_named_and_the_others_are_measured(bench, enough):
-    """At once, or after it was prepared."""
+    """A method that runs out of memory at once, or after its preparation."""
     Path("hungry.py").write_text(HUNGRY.format(enough=enough))
     code, out, err = bench("--methods", "./hungry.py,baseline", "--format", "json")
     assert code == 1 and is_one_sentence(err)

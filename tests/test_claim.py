@@ -23,7 +23,7 @@ COUNTS = (
     "self.seen = getattr(self, 'seen', None) or next(self.parameters()).sum().item(); "
     "Path(f'trained-{self.seen}-{os.getpid()}').touch()"
 )
-"""Initial weights tell the seed."""
+"""The initial weights identify the seed."""
 COMMAND = [sys.executable, "-m", "kdbench", "run", "--suite", "tiny.toml"]
 
 

@@ -1,4 +1,4 @@
-"""Runs sent away, as far as no Slurm is needed: on this machine, and what cannot be asked for."""
+"""Submitted runs without Slurm: in the background of this machine, and invalid requests."""
 
 import os
 import signal

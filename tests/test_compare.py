@@ -1,4 +1,4 @@
-"""`kdbench compare`: two folders, two revisions, two methods."""
+"""Tests of `kdbench compare` with folders, revisions and methods."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def template() -> Result:
 
 @pytest.fixture
 def save(template):
-    """Writes results of a method with these accuracies, by seed."""
+    """Return a function that writes results of a method with given accuracies by seed."""
 
     def write(
         folder: str,
@@ -51,7 +51,7 @@ def save(template):
 
 @pytest.fixture
 def compared():
-    """Rows by method, or by architecture where two methods are compared."""
+    """Return the rows by method, or by architecture if methods are compared."""
 
     def rows(a: str = "a", b: str = "b"):
         found = compare(a, b, Path("results"))

@@ -1,4 +1,4 @@
-"""Accuracy against training FLOPs, and controls at equal cost."""
+"""Tests of accuracy against training FLOPs, and of controls at equal cost."""
 
 import math
 
@@ -27,7 +27,7 @@ def make(
     cost: dict | None = None,
     **identity: str,
 ) -> list[Result]:
-    """Results of a method with these accuracies, by seed."""
+    """Return results of a method with given accuracies by seed."""
     work = {"training_flops": flops and round(flops), **(cost or {})}
     chosen = suite.with_epochs(epochs)
     return made_seeds(method, [*top1], suite=chosen, cost=work, environment=made, **identity)
@@ -57,7 +57,7 @@ def test_other_recipes_and_precisions_are_other_groups():
 
 
 def test_a_key_is_that_of_results_made_before_a_setting_existed():
-    """They lack settings that came later."""
+    """Older results lack settings that were added later."""
     template = committed("dml")
     del template.protocol["data"]["encoded"]
     assert cost_frame([template]).key[0] == cost_frame(make("dml", 60.0)).key[0]
@@ -70,7 +70,7 @@ def test_two_versions_of_a_method_are_two_rows():
 
 @pytest.mark.parametrize("name", suite_files())
 def test_a_recipe_over_any_number_of_epochs_is_one_group(name):
-    """Milestones at thirds, of 90 and of 92 epochs, differ in the last bit."""
+    """Milestones at thirds of 90 and of 92 epochs differ in the last bit."""
     suite = load_suite(name)
     own = suite.schedule.epochs
     results = [
@@ -152,7 +152,7 @@ def test_the_table_shows_groups_that_have_a_control():
 
 
 def test_a_control_of_several_versions_has_the_seeds_of_all():
-    """As in the leaderboard; a stretched control is often made later than the others."""
+    """A stretched control is often trained later than the other runs."""
     first, second, third = make("baseline", 65.0, 66.0, 67.0, epochs=40, flops=4e15)
     identity = third.identity.model_copy(update={"method_hash": "another0hash"})
     results = [first, second, third.model_copy(update={"identity": identity})]
@@ -214,7 +214,7 @@ def test_tables_of_two_recipes_have_two_titles():
 
 
 def test_a_suite_of_another_name_is_not_among_the_points():
-    """Even where it is the same recipe."""
+    """The recipe may be the same."""
     results = make("baseline", 60.0) + make("ffsd", 66.0)
     mine = REDUCED.model_copy(update={"name": "mine"})
     others = make("one", 61.0, suite=mine) + make("baseline", 61.0, suite=mine, epochs=30)

@@ -1,5 +1,7 @@
-"""Disks that are full, read-only, closed or rationed: a run goes on and says so, or fails with the
-reason; files that exist stay whole, and the other runs go on.
+"""Tests of full, read-only, inaccessible and limited disks.
+
+A run continues with a warning or fails with the reason. Existing files stay intact, and other runs
+continue.
 """
 
 import contextlib
@@ -29,13 +31,13 @@ SAVED = (
     "timeout 20 sh -c 'until find . -name checkpoint-000000004.pt | grep -q .; do sleep 0.01; done'"
 )
 FILLS = f'os.system("{SAVED}; cat /dev/zero 2> /dev/null >> disk/filler") if self.epoch else 0'
-"""After the first checkpoint. `>` would empty the file first, and give another run its room."""
+"""Fill the disk after the first checkpoint. `>` would first free the filler's space."""
 FILLS_UNLESS_DONE = f"assert not Path('done').exists(); {FILLS}"
 
 
 @contextlib.contextmanager
 def mounted(name: str) -> Iterator[Path]:
-    """A disk of 3 MiB, some checkpoints of a ResNet-8."""
+    """Mount a disk of 3 MiB, which holds a few checkpoints of a ResNet-8."""
     place = Path(name).absolute()
     place.mkdir()
     mounting = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)]
@@ -59,7 +61,7 @@ def files_in(place: Path) -> dict[Path, bytes]:
 
 
 def all_whole(folder: Path) -> bool:
-    """Every file of a run is what it is taken for, and there is no half one beside it."""
+    """Check that every file of a run is valid and that there are no incomplete files."""
     logs = folder.rglob("log.jsonl")
     lines = [json.loads(line)["epoch"] for log in logs for line in log.read_text().splitlines()]
     checkpoints = list(folder.rglob("checkpoint-*.pt"))
@@ -171,7 +173,7 @@ def test_a_disk_that_becomes_read_only_ends_no_run(run_tiny, disk):
 
 @pytest.mark.slow
 def test_files_that_may_not_grow_cost_checkpoints(kdbench):
-    """As under a quota: results are small enough, checkpoints are not."""
+    """A file size limit acts like a quota: results fit, checkpoints do not."""
     limited = ["bash", "-c", 'ulimit -f 256; exec "$@"', "bash", *COMMAND]
     code, _, said = finish([*limited, "--methods", "baseline"], OMP_NUM_THREADS="1")
     assert code == 0
@@ -244,7 +246,7 @@ def test_what_ends_all_processes_ends_this_one_though_the_disk_is_full(monkeypat
 
 @pytest.fixture
 def subject(tmp_path):
-    """Runs a command, in the folder it is given, that heeds permissions although root starts it."""
+    """Return a function that runs a command without root's override of permissions."""
     drop = "-dac_override,-dac_read_search"
     heeding = ["setpriv", f"--bounding-set={drop}", f"--inh-caps={drop}"] if not os.getuid() else []
     if heeding and not shutil.which("setpriv"):

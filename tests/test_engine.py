@@ -1,4 +1,4 @@
-"""Parts of a run: optimizers, measurement, fingerprints, held-out images, TensorBoard."""
+"""Tests of parts of a run: optimizers, measurement, fingerprints, TensorBoard."""
 
 from types import SimpleNamespace
 

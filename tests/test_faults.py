@@ -1,4 +1,4 @@
-"""The list of planted faults stays one of this repository; reliability/mutations.py plants them."""
+"""Checks that the planted faults of reliability/mutations.py match the code."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Figures show what is in the results: read from the artists of matplotlib."""
+"""Figures show what the results contain, as read from matplotlib's artists."""
 
 import io
 import itertools
@@ -85,7 +85,7 @@ def test_without_the_reference_flops_are_absolute():
 
 
 def test_the_same_recipe_over_other_epochs_stands_in_the_figure_of_cost():
-    """The control at equal cost. What makes recipes the same is the frame's to say: its key."""
+    """The control at equal cost is a point; the frame's key decides which recipes are equal."""
     results = [made("baseline"), made("dml", flops=3 * FLOPS)]
     costs = cost_frame(results)
     longer = costs[costs.method == "baseline"].assign(epochs=12, training_flops=3.0 * FLOPS)

@@ -31,7 +31,7 @@ scales = st.floats(1e-3, 1e3)
 
 
 def tensors(*shape: int, largest: float = 30.0) -> st.SearchStrategy[Tensor]:
-    """float64; zeros and equal numbers are tried often."""
+    """Strategy of float64 logits in which zeros and equal numbers are frequent."""
     numbers = st.floats(-largest, largest, allow_subnormal=False)
     return arrays(np.float64, shape, elements=numbers).map(torch.from_numpy)
 
@@ -131,7 +131,7 @@ def test_the_gate_of_one_mixes_branches_that_have_no_order(maps, logits, order, 
 
 
 def far_from_zero(x: Tensor) -> Tensor:
-    """Samples whose direction is no matter of rounding."""
+    """Return samples whose direction does not depend on rounding."""
     return torch.where(x.abs() < 0.1, 0.1, x)
 
 

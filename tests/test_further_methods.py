@@ -21,7 +21,7 @@ LOSS_BOUND, PARAMETER_BOUND = 1e-9, 1e-8
 RATE, MOMENTUM, DECAY = 0.05, 0.9, 5e-4
 EPOCH = 40  # of 300: the ramps of 80 epochs are half way
 LABELS = torch.tensor([[3, 1, 3, 7, 1, 1], [0, 0, 0, 2, 9, 2], [5, 4, 4, 8, 8, 8]])
-"""Classes with one, two and three images."""
+"""Labels of classes with one, two and three images."""
 
 
 def build(kind: type[Method], size: int = 3, **options: float) -> Method:
@@ -38,7 +38,7 @@ def batch(step: int, views: int) -> tuple[Tensor, Tensor]:
 
 
 def harness_steps(method: Method, views: int) -> list[dict[str, float]]:
-    """Three steps as kdbench does them."""
+    """Run three steps of kdbench."""
     recipe = OptimizerRecipe(
         learning_rate=RATE, momentum=MOMENTUM, nesterov=True, weight_decay=DECAY
     )
@@ -57,7 +57,7 @@ def harness_steps(method: Method, views: int) -> list[dict[str, float]]:
 
 
 class Descent:
-    """Nesterov's SGD with weight decay, written out, for gradients that add up by hand."""
+    """SGD with Nesterov momentum and weight decay, written out."""
 
     def __init__(self, *modules: nn.Module):
         self.parameters = list({id(p): p for m in modules for p in m.parameters()}.values())
@@ -90,7 +90,7 @@ def hard(rows: Tensor, labels: Tensor) -> Tensor:
 
 
 def soft(targets: Tensor, rows: Tensor, temperature: float) -> Tensor:
-    """T^2 times the mean of KL(target, row); the target is a constant."""
+    """Return T^2 times the mean of KL(target, row); the target is constant."""
     total = rows.new_zeros(())
     for target, row in zip(targets.detach(), rows, strict=True):
         p, q = probabilities(target, temperature), probabilities(row, temperature)
@@ -111,7 +111,7 @@ def assert_agree(mine: list[dict[str, float]], theirs: list[dict[str, float]]) -
 
 
 def assert_same_state(mine: nn.Module, theirs: nn.Module) -> None:
-    """Parameters, running statistics and what else is saved."""
+    """Return parameters, running statistics and everything else in the state dict."""
     state, reference = mine.state_dict(), theirs.state_dict()
     assert state.keys() == reference.keys()
     for name, value in reference.items():
@@ -180,7 +180,7 @@ def test_the_trunk_of_cl_ilr_gets_a_share_of_each_heads_gradient():
 
 
 def contrast(anchors: Tensor, samples: Tensor, labels: Tensor, tau: float) -> Tensor:
-    """Mean over the anchors that have positives, as a loop over pairs."""
+    """Return the mean over anchors with positives, as a loop over pairs."""
     losses = []
     for a, anchor in enumerate(anchors):
         others = [b for b in range(len(samples)) if b != a]
@@ -252,7 +252,7 @@ def test_anchors_without_a_positive_count_for_nothing():
 
 
 def touched(method: Method, term: str, views: int) -> list[bool]:
-    """For each network, whether the term sends a gradient into what it does not share."""
+    """Return for each network True if the term trains its own parameters."""
     loss = method(*batch(0, views))[term]
     parameters = [list(network.branch.parameters()) for network in method.networks]
     found = []

@@ -1,6 +1,6 @@
-"""Damaged files: a clear error or a right answer, whatever the damage.
+"""Damaged files give a clear error or a correct result.
 
-A few of each are drawn; with `--hypothesis-profile thorough` 2,000.
+The default draws a few of each kind; `--hypothesis-profile thorough` draws 2,000.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ ACCURACY = re.compile(r'"top[15]": ([\d.]+)')
 
 @st.composite
 def damages(draw: st.DrawFn) -> Damage:
-    """Some places overwritten, cut out, doubled or filled in; sometimes the rest is gone."""
+    """Draw damage: bytes overwritten, removed, duplicated or inserted, or truncation."""
     edits = draw(
         st.lists(
             st.tuples(
@@ -67,7 +67,7 @@ def damages(draw: st.DrawFn) -> Damage:
 
 @contextlib.contextmanager
 def may_be_refused(kind: type[Exception]) -> Iterator[None]:
-    """Inside, a file is read: it is what it is taken for, or the reader says why not."""
+    """Context in which a file is read; the reader may only raise a clear error."""
     try:
         yield
     except kind as error:
@@ -147,7 +147,7 @@ def test_an_image(damage, index):
 
 @given(damage=damages())
 def test_a_parquet_shard(damage, tmp_path_factory):
-    """Opened, and every image of it read and decoded."""
+    """Open a shard, and read and decode every image."""
     suite = photo_suite()
     folder = write_parquet(tmp_path_factory.mktemp("data"))
     shard = folder / "validation-00000-of-00001.parquet"

@@ -1,4 +1,4 @@
-"""What only a GPU shows; skipped without one."""
+"""Tests that need a GPU; skipped without one."""
 
 import gc
 import json
@@ -36,7 +36,7 @@ def cuda_images(images: tuple[Images, Images]) -> tuple[Images, Images]:
 
 @pytest.fixture
 def make_run(suite, cuda_images, tmp_path, monkeypatch) -> MakeRun:
-    """A run on the GPU; exactly fp32, since TF32 rounds what two kernels sum up differently."""
+    """Return a function that builds a run on the GPU, in exact fp32 instead of TF32."""
     accelerator = make_accelerator()
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     torch.set_float32_matmul_precision("highest")
@@ -54,7 +54,7 @@ def make_run(suite, cuda_images, tmp_path, monkeypatch) -> MakeRun:
 @pytest.mark.parametrize("mode", GRAPHS)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_recorded_step_gives_the_losses_of_an_eager_one(make_run, method, mode):
-    """Along 50 steps, each from the state that the eager steps came to."""
+    """Compare 50 steps, each from the state of the eager steps."""
     torch.compiler.reset()
     watcher = Watcher()
     eager, other = make_run(method, "eager", "eager"), make_run(method, "graph", mode, watcher)
@@ -81,7 +81,7 @@ def test_a_recorded_step_gives_the_losses_of_an_eager_one(make_run, method, mode
 
 @torch.no_grad()
 def hand_over_in_place(source: Run, target: Run) -> None:
-    """The state of one training to another whose graph holds its tensors."""
+    """Copy the state of one run to another in place, because its graph holds the tensors."""
     mine = state_tensors(target.method, target.optimizers)
     theirs = state_tensors(source.method, source.optimizers)
     for tensor, other in zip(mine, theirs, strict=True):

@@ -1,4 +1,4 @@
-"""Files that are wrong by accident or on purpose: refused or escaped, and the rest is shown."""
+"""Invalid and malicious files are rejected or escaped, and the rest is shown."""
 
 import json
 import os

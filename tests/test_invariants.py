@@ -1,4 +1,4 @@
-"""The invariants of a fair comparison that one process can break; each test names its own."""
+"""Tests of the invariants of a fair comparison in one process, named by their numbers."""
 
 import getpass
 import json
@@ -24,7 +24,7 @@ from kdbench.suite.load import load_suite
 
 
 def seen_by(run) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """View 0 and labels of every training step of a run."""
+    """Return view 0 and labels of every training step of a run."""
     batches = []
     forward = run.method.forward
     run.method.forward = lambda v, y: batches.append((v[0].clone(), y.clone())) or forward(v, y)
@@ -115,7 +115,7 @@ def test_3_warm_up_rises_linearly_per_step(suite):
 
 
 class Fixed(torch.nn.Module):
-    """Predicts logits that it was given, image after image."""
+    """A method that predicts given logits, image after image."""
 
     def __init__(self, **roles: torch.Tensor):
         super().__init__()

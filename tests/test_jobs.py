@@ -1,4 +1,4 @@
-"""Several runs at a time: their numbers, their marks, and what a kill leaves of them."""
+"""Tests of concurrent runs: equal numbers, notes, and the effect of kills."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Launchers of several processes, and what is left when one of them fails."""
+"""Tests of launchers with several processes, and of failures of one process."""
 
 import os
 import re
@@ -85,11 +85,11 @@ with contextlib.suppress(UserError), ranks.together(None, print):
         raise UserError("nothing works")
 sys.exit(code if threading.active_count() == 1 else "a thread is left")
 """
-"""Two such end well, or by an error."""
+"""Two such processes end normally or by an error."""
 
 
 def write_method(name: str, statement: str, where: str = "RANK == 1", settle: float = 10.0) -> str:
-    """`settle` is what other processes wait for one that fails, in seconds."""
+    """`settle` is the time in seconds that other processes wait for a failed one."""
     source = ONE_FAILS.format(
         name=name.title(), file=name, statement=statement, where=where, settle=settle
     )
@@ -199,7 +199,7 @@ def test_under_torchrun_a_plan_is_shown_though_something_is_in_its_way(run_tiny)
 
 @pytest.mark.parametrize("code", [0, 2])
 def test_processes_that_watch_one_another_end_with_their_own_code(monkeypatch, code):
-    """No launcher: the store goes with the first of them."""
+    """Without a launcher, the store ends with the first process."""
     alike = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": free_port()}
     alone = {"MASTER_ADDR": "localhost", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": 1}
     for name, value in (alike | alone).items():  # Accelerate warns where threads are not chosen
@@ -270,7 +270,7 @@ def test_processes_that_see_other_images_or_none_are_named(kdbench):
 
 
 def started(method: str) -> tuple[subprocess.Popen, list[psutil.Process]]:
-    """A run in two processes that has trained an epoch, and what it started."""
+    """Return a run in two processes after its first epoch, and its child processes."""
     process = subprocess.Popen(
         [sys.executable, *KDBENCH, "--methods", method, "--num-processes", "2"],
         stderr=subprocess.PIPE,
@@ -298,7 +298,7 @@ def test_no_process_outlives_a_killed_command(kdbench):
     ("number", "code", "disk"), [(signal.SIGINT, 130, 0), (signal.SIGTERM, 143, 5)]
 )
 def test_two_processes_end_after_a_step_and_go_on_from_there(run_tiny, number, code, disk):
-    """However long the disk takes for a checkpoint, in seconds."""
+    """The parameter is the time in seconds that a checkpoint takes."""
     holds = "time.sleep(2 if os.path.exists('hold') else 0)"
     method = write_method("holds", holds, "True")
     with Path(method).open("a") as source:

@@ -1,4 +1,4 @@
-"""`kdbench run --match-cost`: controls that cost what a method costs."""
+"""Tests of `kdbench run --match-cost`: controls with the cost of a method."""
 
 import json
 import re
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def epochs_of(out: str) -> dict[tuple[str, str], int]:
-    """Of a dry run, by method and architecture."""
+    """Return the epochs of a dry run by method and architecture."""
     rows = re.findall(r"^(\S+) +(\S+) +\d+ +(\d+) .*seed0\.json$", out, flags=re.MULTILINE)
     return {(method, architecture): int(epochs) for method, architecture, epochs in rows}
 

@@ -1,4 +1,4 @@
-"""Runs that use one GPU at the same time, with a stand-in for the program that lets them."""
+"""Tests of runs that share a GPU, with a fake of NVIDIA's MPS."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ SHARED = Shares(jobs=2, gpus=("0",), threads=1)
 
 @pytest.fixture
 def orders(tmp_path, monkeypatch) -> Path:
-    """What the installed stand-in was told; the probe finds that it serves."""
+    """Return the commands that the fake received; the probe finds it running."""
     folder = tmp_path / "bin"
     folder.mkdir()
     program = folder / CONTROL
@@ -42,7 +42,7 @@ def orders(tmp_path, monkeypatch) -> Path:
 
 
 def use(shares: Shares) -> tuple[Shares, list[str]]:
-    """What runs get inside, and what was said."""
+    """Return the environment of runs within the context, and the messages."""
     said: list[str] = []
     with side_by_side(shares, said.append) as given:
         pass

@@ -1,4 +1,4 @@
-"""Two machines, each with a launcher of its own, and one of them dies."""
+"""Tests of two machines with separate launchers, one of which dies."""
 
 import signal
 import subprocess
@@ -19,12 +19,12 @@ SENTENCES = [
     f"kdbench: The launcher on the machine of process 0 is gone, or that machine; {RESUME_HINT}",
     f"kdbench: held resnet8 seed 0 failed: {LOSS}; {RESUME_HINT}",
 ]
-"""Of who is left, by the node that dies."""
+"""Message of the surviving node, by the node that dies."""
 
 
 @contextmanager
 def two_nodes(method: str) -> Iterator[list[subprocess.Popen]]:
-    """Their launchers; output and errors go to `node0` and `node1`."""
+    """Start the launchers, with output in `node0` and `node1`."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
     launcher += ["--master-addr=localhost", f"--master-port={free_port()}"]
     command = ["-m", "kdbench", "run", "--suite", "tiny.toml", "--methods", method]
@@ -41,7 +41,7 @@ def two_nodes(method: str) -> Iterator[list[subprocess.Popen]]:
 
 
 def kill(node: subprocess.Popen) -> None:
-    """With the processes that it started, which are in groups of their own."""
+    """Kill a launcher with its child processes, which have their own process groups."""
     if node.poll() is None:
         processes = psutil.Process(node.pid).children(recursive=True)
         for process in (node, *processes):

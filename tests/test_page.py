@@ -1,4 +1,4 @@
-"""The page: what it says, and that no result can make it do anything else."""
+"""Tests of the page: its content, and its safety against malicious results."""
 
 import html.parser
 import itertools
@@ -23,7 +23,7 @@ LINKS = {"src", "href", "action", "data", "poster", "srcset", "xlink:href"}
 
 
 class Elements(html.parser.HTMLParser):
-    """Start tags with their attributes, the text, and what stands in each script."""
+    """Parser that collects start tags, text and scripts."""
 
     def __init__(self, page: str):
         super().__init__()

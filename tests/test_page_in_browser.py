@@ -1,4 +1,4 @@
-"""The page in a browser: it opens from a file, sorts, filters, changes its theme, fits a phone."""
+"""Tests of the page in a browser: opening, sorting, filtering, themes and small screens."""
 
 from pathlib import Path
 

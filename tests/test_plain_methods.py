@@ -1,4 +1,4 @@
-"""Methods without a reference trace: each loss is its formula, sample by sample, in float64."""
+"""Losses of methods without a reference trace equal their formulas, in float64."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ LABELS = torch.tensor([3, 1, 3, 7, 1, 0])
 
 
 def views() -> Tensor:
-    """Another for each network."""
+    """Return different views for each network."""
     draws = torch.Generator().manual_seed(1)
     return torch.randn(K, B, 3, 16, 16, generator=draws, dtype=torch.float64)
 
@@ -30,14 +30,14 @@ def log_p(z: Tensor) -> Tensor:
 
 
 def ce(logits: Tensor, smoothing: float = 0.0) -> Tensor:
-    """(B, C) against LABELS."""
+    """Return the cross-entropy of logits (B, C)."""
     target = torch.full((B, C), smoothing / C, dtype=logits.dtype)
     target[range(B), LABELS] += 1 - smoothing
     return -sum(t @ log_p(z) for t, z in zip(target, logits, strict=True)) / B
 
 
 def kl(target: Tensor, logits: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(target -> logits) of (B, C), mean over samples."""
+    """Return T^2 KL(target -> logits) of (B, C) logits, as a mean over samples."""
     total = torch.zeros(())
     for t, z in zip(target / temperature, logits / temperature, strict=True):
         total = total + (log_p(t).exp() * (log_p(t) - log_p(z))).sum()
@@ -45,7 +45,7 @@ def kl(target: Tensor, logits: Tensor, temperature: float) -> Tensor:
 
 
 def smallest_margins(logits: list[Tensor]) -> Tensor:
-    """Of class c from the labelled one, by any network: KDCL's minimum logit."""
+    """Return KDCL's minimum logit of class c relative to the label, over networks."""
     rows = []
     for sample, label in enumerate(LABELS):
         margins = [z[sample] - z[sample, label] for z in logits]
@@ -73,7 +73,7 @@ CASES: dict[str, tuple[bool, float, Formula | None]] = {
     "dml": (False, 0.0, mutual),
     "kdcl": (True, 0.0, collaborative),
 }
-"""Whether each network has a view of its own, the smoothing of labels, what it learns of others."""
+"""View per network, label smoothing, and the distillation term."""
 
 
 @pytest.mark.parametrize("name", CASES)

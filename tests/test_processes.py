@@ -35,12 +35,12 @@ from kdbench.launch.shares import Shares, check_gpus, threads_are_the_users
 from kdbench.launch.torchrun import torchrun
 
 SHARED = [method for method in METHODS if method != "mcl"]
-"""Whose loss of a batch is the mean of its shares' losses."""
+"""Methods whose loss of a batch is the mean of the losses of its parts."""
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """What one process and two made of all methods: ("one" or "two", folder)."""
+    """Return the runs of all methods in one process and in two."""
     folder = tmp_path_factory.mktemp("made")
     accelerator = make_accelerator(cpu=True)
     (folder / "drawing.py").write_text(DRAWING)
@@ -177,7 +177,7 @@ def test_a_batch_that_cannot_be_shared_is_refused_before_anything_else(run_tiny)
 
 
 def refuses(graph, inputs):
-    """A backend without a compiler."""
+    """A compiler backend that always fails."""
     raise RuntimeError("no compiler")
 
 
@@ -210,7 +210,7 @@ def test_a_step_is_compiled_beneath_the_exchange_of_gradients(
 
 @pytest.fixture
 def launched(monkeypatch):
-    """Makes this process one of two that a launcher started."""
+    """Make this process one of two that a launcher started."""
 
     def launch(rank: int) -> None:
         place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2}

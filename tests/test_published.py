@@ -1,4 +1,4 @@
-"""Numbers of others stand beside ours with their protocols, and only where they may."""
+"""Tests of published numbers: shown with their protocols, and only where comparable."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the README shows works as it stands there."""
+"""The commands and outputs of the README are correct."""
 
 import os
 import re
@@ -72,7 +72,7 @@ def test_its_table_is_what_report_prints_from_the_committed_results(text):
 
 
 def test_the_page_in_the_docs_is_that_of_the_committed_results(tmp_path):
-    """But for figures, whose strokes are those of a version of matplotlib."""
+    """Figures are excluded, because they depend on the version of matplotlib."""
     write_page(README.parent / "results", None, "baseline", tmp_path)
     pages = README.parent / "docs" / "leaderboard", tmp_path
     mine, made = ((folder / "index.html").read_text(encoding="utf-8") for folder in pages)

@@ -1,4 +1,4 @@
-"""Statistics and tables from results, and results on disk."""
+"""Tests of statistics and tables, and of results on disk."""
 
 import io
 import json
@@ -23,7 +23,7 @@ from kdbench.results.schema import Result, best_on_test
 
 @pytest.fixture(scope="module")
 def template(suite, images, accelerator, tmp_path_factory) -> Result:
-    """A real result, to make others of."""
+    """A real result from which others are created."""
     (entry,) = find_methods(["independent"])
     spec = RunSpec(suite.with_epochs(1), "resnet8", entry, entry.options({}), 0)
     folder = tmp_path_factory.mktemp("template")
@@ -185,7 +185,7 @@ def test_measured_costs_are_plausible(template):
 
 
 def test_training_work_is_forward_and_backward_of_all_networks(template):
-    """Backward does the work of forward twice, but for the images' own gradient."""
+    """A backward pass costs two forward passes, without the gradient of the images."""
     seen = template.protocol["batch_size"] * 4  # steps of the one epoch
     forward = 3 * template.cost.student_forward_flops * seen
     assert 2.9 * forward < template.cost.training_flops < 3 * forward

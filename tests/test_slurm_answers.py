@@ -1,4 +1,4 @@
-"""What kdbench makes of a Slurm's answers, and what its tasks do; commands of ours stand in."""
+"""Tests of Slurm's answers and of Slurm tasks, with fake Slurm commands."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ PARTITIONS = "echo 'gpu*|1-00:00:00'; echo 'cpu|infinite'"
 
 @pytest.fixture
 def answers(tmp_path, monkeypatch):
-    """Gives commands of Slurm's by what they do, in a shell."""
+    """Return a function that defines fake Slurm commands as shell scripts."""
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
     (tmp_path / "bin").mkdir()
 
@@ -112,7 +112,7 @@ def test_runs_that_slurm_refuses_are_one_sentence(answers, run_tiny):
 
 @pytest.fixture
 def sent(suite) -> Path:
-    """The folder of a submission of one run."""
+    """Return the folder of a submission with one run."""
     (entry,) = find_methods(["baseline"])
     spec = RunSpec(suite, "resnet8", entry, entry.options({}), 0)
     folder = prepare([spec], Execution(Path("results"), Path("runs")))

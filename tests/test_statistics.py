@@ -1,4 +1,4 @@
-"""Statistics: against scipy, closed forms and brute force, and how often they are right."""
+"""Tests of statistics against SciPy, closed forms, brute force and simulations."""
 
 import itertools
 import math
@@ -20,18 +20,18 @@ DRAWS = 1000
 MANY_DRAWS = 20_000
 METHODS = 9
 EFFECTS = ((2.0, 1), (1.5, 1), (1.0, 1), (0.9, 1), (2.0, METHODS), (1.5, METHODS))
-"""Differences in sample deviations, and how many are compared."""
+"""Effects in standard deviations, and numbers of comparisons."""
 Powers = dict[tuple[float, int], tuple[int, float, float]]
 DOCUMENT = Path(kdbench.__file__).parents[1] / "docs" / "statistics.md"
 
 
 def difference_of(*points: float):
-    """Of a method from one that has no accuracy at all."""
+    """Return the difference of a method from a reference with accuracy 0."""
     return paired(dict(enumerate(points)), dict.fromkeys(range(len(points)), 0.0))
 
 
 def brute_force(counts: list[int]) -> Fraction:
-    """P of all sign flips, in whole numbers."""
+    """Return the p value of all sign flips, computed with integers."""
     sums = [
         sum(sign * count for sign, count in zip(signs, counts, strict=True))
         for signs in itertools.product((1, -1), repeat=len(counts))
@@ -40,7 +40,7 @@ def brute_force(counts: list[int]) -> Fraction:
 
 
 def closed_testing(ps: list[float]) -> list[float]:
-    """What Holm's steps are a short cut to: Bonferroni on every set that holds a hypothesis."""
+    """Return Holm's adjusted p by its definition: Bonferroni on every subset of hypotheses."""
     indices = range(len(ps))
     subsets = [s for r in range(1, len(ps) + 1) for s in itertools.combinations(indices, r)]
     level = {s: min(1.0, len(s) * min(ps[i] for i in s)) for s in subsets}
@@ -73,7 +73,7 @@ def test_figures_are_those_of_the_formulas(n):
 
 
 def test_bootstrap_interval_holds_the_percentiles_of_all_resamples():
-    """3 seeds have 27 resamples, whose means are known."""
+    """Three seeds have 27 resamples with known means."""
     sample = np.array([0.0, 1.0, 3.0])
     means = [np.mean(resample) for resample in itertools.product(sample, repeat=3)]
     # Of 9,999 draws the percentiles are those of all 27 where none lies near a step.
@@ -84,7 +84,7 @@ def test_bootstrap_interval_holds_the_percentiles_of_all_resamples():
 @pytest.mark.parametrize("n", [1, 2, 4, 6, 8])
 @pytest.mark.parametrize("total", [None, 0, 1])
 def test_p_is_that_of_all_sign_flips_where_sums_tie(n, total):
-    """Accuracies are hundredths here, as of 10,000 images: rounding must not part equal sums."""
+    """Accuracies are multiples of 0.01; rounding errors must not make equal sums differ."""
     generator = np.random.default_rng(n)
     for _ in range(30):
         counts = generator.integers(-9, 10, n)
@@ -155,7 +155,7 @@ def test_the_interval_covers_as_often_as_it_says(n, figures):
 
 @pytest.mark.parametrize("n", SIZES)
 def test_the_bootstrap_interval_covers_less_often(n, figures):
-    """Near the normal distribution's quantile with the sample deviation divided by n."""
+    """The interval is close to that of a normal distribution with the population deviation."""
     expected = 1 - 2 * stats.t.sf(stats.norm.ppf((1 + LEVEL) / 2) * math.sqrt((n - 1) / n), n - 1)
     assert figures[n]["bootstrap"] < LEVEL
     assert figures[n]["bootstrap"] == pytest.approx(expected, abs=0.03 + _error(0.9, DRAWS))
@@ -163,7 +163,7 @@ def test_the_bootstrap_interval_covers_less_often(n, figures):
 
 @pytest.mark.parametrize("n", SIZES)
 def test_false_positives_are_as_rare_as_said(n, figures):
-    """Alone exactly as rare as the steps of p allow, together no more than 1 - LEVEL."""
+    """False positives are as rare as the steps of p allow, and at most 1 - LEVEL in all."""
     attained = math.floor((1 - LEVEL) * 2**n / 2) * 2 / 2**n
     assert abs(figures[n]["alone"] - attained) <= _error(attained, DRAWS)
     assert figures[n]["together"] <= 1 - LEVEL + _error(1 - LEVEL, DRAWS)
@@ -173,14 +173,14 @@ def test_false_positives_are_as_rare_as_said(n, figures):
 
 @pytest.mark.parametrize("effect", EFFECTS)
 def test_the_seeds_needed_find_the_difference_as_often_as_said(effect, powers):
-    """And one fewer does not, but for the little that sign flips and the t-test differ."""
+    """One seed fewer is not enough, up to the difference between sign flips and t test."""
     _, fewer, power = powers[effect]
     assert power > POWER - 0.02 - _error(POWER, DRAWS)
     assert fewer < POWER + 0.02 + _error(POWER, DRAWS)
 
 
 def test_the_document_shows_what_was_measured(figures, powers):
-    """Where this fails, the tables of docs/statistics.md are those printed here."""
+    """If this fails, copy the printed tables to docs/statistics.md."""
     tables = _table(figures), _power_table(powers)
     text = DOCUMENT.read_text(encoding="utf-8")
     shown = re.findall(r"<!-- table -->\n(.*?)\n<!-- /table -->", text, flags=re.DOTALL)
@@ -189,7 +189,7 @@ def test_the_document_shows_what_was_measured(figures, powers):
 
 @pytest.fixture(scope="module")
 def figures() -> dict[int, dict[str, float]]:
-    """Shares of simulated experiments, by the number of seeds; differences are normal."""
+    """Return rates of simulated experiments with normal differences, by number of seeds."""
     return {
         n: {
             "student": _coverage(statistics._student, n, MANY_DRAWS),
@@ -202,7 +202,7 @@ def figures() -> dict[int, dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def powers() -> Powers:
-    """By effect: the seeds needed, how often one fewer find it, how often they do."""
+    """Return for each effect the seeds needed, and the power with one fewer and with these."""
     found = {}
     for effect, compared in EFFECTS:
         n = seeds_needed(effect, 1.0, compared)
@@ -212,14 +212,14 @@ def powers() -> Powers:
 
 
 def _coverage(interval, n: int, draws: int) -> float:
-    """Share of intervals that hold the true mean."""
+    """Return the share of intervals that contain the true mean."""
     samples = np.random.default_rng(n).normal(0.5, 1.0, (draws, n))
     parts = [interval(part) for part in np.array_split(samples, math.ceil(draws / 200))]
     return float(np.mean([np.mean((low <= 0.5) & (high >= 0.5)) for low, high in parts]))
 
 
 def _false_positives(n: int) -> dict[str, float]:
-    """Of methods that are no better than the reference, which all are compared with."""
+    """Simulate methods that equal the reference they are compared with."""
     accuracies = np.random.default_rng(n).normal(70.0, 1.0, (DRAWS, METHODS + 1, n))
     differences = accuracies[:, 1:] - accuracies[:, :1]
     ps = np.stack([statistics._sign_flip(differences[:, method]) for method in range(METHODS)], 1)
@@ -240,7 +240,7 @@ def _found(effect: float, compared: int, n: int) -> float:
 
 
 def _error(share: float, draws: int) -> float:
-    """Four standard errors of a share of so many draws."""
+    """Return four standard errors of a share of the given number of draws."""
     return 4 * math.sqrt(share * (1 - share) / draws)
 
 

@@ -1,4 +1,4 @@
-"""One training step in its several ways: equal numbers, and what becomes of those that fail."""
+"""Tests of training steps in all modes: equal numbers, and fallbacks."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -81,7 +81,7 @@ def test_a_compiled_step_gives_the_losses_of_an_eager_one(make_run, method):
 
 
 def hand_over(source: Run, target: Run) -> None:
-    """The state of one training to another of the same method."""
+    """Copy the state of one run to another of the same method."""
     target.method.load_state_dict(source.method.state_dict())
     for mine, theirs in zip(target.optimizers, source.optimizers, strict=True):
         mine.load_state_dict(deepcopy(theirs.state_dict()))  # it would share the tensors
@@ -172,7 +172,7 @@ def test_running_out_of_memory_is_recorded_whoever_says_so(make_run, monkeypatch
 
 
 class Recorder:
-    """Stands in for a CUDA graph: recording trains nothing, a replay fills the same tensor."""
+    """Fake of a CUDA graph: recording trains nothing, a replay fills the same tensor."""
 
     def __init__(self, run: Run):
         self.run = run
@@ -190,7 +190,7 @@ class Recorder:
 
 
 class Frozen(Recorder):
-    """A graph that trains nothing."""
+    """Fake of a CUDA graph whose replay trains nothing."""
 
     def replay(self, step: Callable[[], Tensor], output: Tensor) -> None: ...
 

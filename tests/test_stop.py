@@ -1,4 +1,4 @@
-"""Signals: a run ends after its step with a checkpoint; where no run heeds them, at once."""
+"""Tests of signals: a run stops after its step with a checkpoint."""
 
 import contextlib
 import os
@@ -152,7 +152,7 @@ def test_a_run_ends_once_its_checkpoint_is_written(make_run, tmp_path, slow_disk
 def test_a_run_that_fails_loses_no_checkpoint_that_is_being_written(
     make_run, suite, images, tmp_path, accelerator, slow_disk, monkeypatch, asked
 ):
-    """A launcher that sees a process die asks the others to end."""
+    """A launcher whose process dies asks the others to stop."""
     stop = Stop()
 
     def lost(*_: object) -> None:

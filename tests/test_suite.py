@@ -1,4 +1,4 @@
-"""Suites: the recipes that ship, inheritance, validation, scaling and hashing."""
+"""Tests of suites: built-in recipes, inheritance, validation, scaling and hashing."""
 
 import pytest
 from pydantic import ValidationError
@@ -77,7 +77,7 @@ INERT = {
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a suite file and gives its path as a user would."""
+    """Return a function that writes a suite file and returns its path."""
 
     def save(text: str | bytes, name: str = "mine") -> str:
         file = tmp_path / f"{name}.toml"
@@ -93,7 +93,7 @@ def setting(key: str, value: str) -> str:
 
 
 def complaint(name: str) -> str:
-    """The message of the UserError: one line that ends in one mark."""
+    """Return the message of the UserError after checking that it is one sentence."""
     with pytest.raises(UserError) as caught:
         load_suite(name)
     message = str(caught.value)
@@ -142,7 +142,7 @@ def test_cifar100_is_the_recipe_of_ffsd_to_the_letter():
     ],
 )
 def test_the_hash_of_a_suite_that_ships_stays(name, digest):
-    """A change here makes every stored result of the suite a stranger to it."""
+    """A change of these hashes makes all stored results of the suite stale."""
     assert load_suite(name).digest() == digest
 
 
@@ -390,7 +390,7 @@ def test_the_hash_does_not_depend_on_how_a_number_is_written(write):
 
 
 def test_every_field_is_known_to_change_numbers_or_not_to():
-    """A field that is added must be put into HASHED or INERT above."""
+    """Every new field must be added to HASHED or INERT above."""
     fields = leaves(load_suite("digits").model_dump()) | leaves(load_suite("imagenet").model_dump())
     known = {*HASHED, *HASHED_ENCODED, *INERT, "version", "name"}
     assert fields == known | {"augmentation.random_resized_crop"}  # a section that may be absent

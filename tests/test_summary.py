@@ -1,4 +1,4 @@
-"""Rank, paired statistics and cost of each row of a leaderboard."""
+"""Tests of rank, paired statistics and cost of a leaderboard's rows."""
 
 import io
 import json
@@ -165,7 +165,7 @@ def test_a_protocol_that_cannot_be_read_is_unknown():
 
 
 def test_rates_of_several_ways_are_those_of_the_way_that_most_methods_have():
-    """A mean of two devices is none of either; a way of no other method compares with nothing."""
+    """Rates of two devices are not averaged, and need another method with the same device."""
     slow, fast = {"training_seconds": 100.0}, {"training_seconds": 10.0}
     results = [
         made("a", 0, cost=slow, environment={"device": "old"}),

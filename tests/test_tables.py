@@ -1,4 +1,4 @@
-"""What leaderboards say, in the terminal, in markdown and in LaTeX."""
+"""Tests of leaderboards in the terminal, in Markdown and in LaTeX."""
 
 import os
 import pty
@@ -38,7 +38,7 @@ def several():
 
 
 def cells(board, form="markdown", **options) -> dict[str, dict[str, str]]:
-    """By method, then by heading."""
+    """Return the cells by method and heading."""
     lines = [line for line in render(board, form, **options).splitlines() if line[:1] == "|"]
     head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
     named = [dict(zip(head, row, strict=True)) for row in rows]
@@ -242,7 +242,7 @@ def test_latex_escapes_what_has_a_meaning_there():
 
 
 def compiled(body: str, folder: Path) -> str:
-    """What pdflatex says of it, on a page of two columns."""
+    """Return the output of pdflatex for a page of two columns."""
     head = r"\documentclass{article}\usepackage{booktabs}\textwidth=516pt\begin{document}"
     (folder / "t.tex").write_text(head + body + r"\end{document}", encoding="utf-8")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]

@@ -1,4 +1,4 @@
-"""Runs that test_processes.py compares, in one process or in each of two; torchrun starts this."""
+"""Runs that test_processes.py compares, in one or two processes; started by torchrun."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ from kdbench.suite.suite import Suite
 
 
 def odd_suite() -> Suite:
-    """Two epochs of four steps; 99 test images, which two processes cannot share evenly."""
+    """Return a suite of two epochs of four steps, with 99 test images for uneven shares."""
     digits = load_suite("digits")
     train = digits.data.train.model_copy(update={"per_class": 16})
     data = digits.data.model_copy(update={"train": train})
@@ -45,7 +45,7 @@ def odd_images(suite: Suite) -> tuple[Images, Images]:
 
 @contextmanager
 def normalised_per_sample() -> Iterator[None]:
-    """No image's output depends on others of its batch, and numbers are float64."""
+    """Normalize each sample by itself in this context, and compute in float64."""
 
     def per_sample(x, mean, var, weight, bias, *_: Any, **__: Any) -> Tensor:
         return F.group_norm(x, 1, weight, bias)
@@ -60,7 +60,7 @@ def normalised_per_sample() -> Iterator[None]:
 
 
 def leave(method: str, folder: Path, accelerator: Accelerator) -> None:
-    """End after seven steps, as if killed, where each step wants a checkpoint to be written."""
+    """Leave a run after seven steps as if killed, with a checkpoint due after each step."""
     often = mock.patch.object(run_module, "SAVE_SECONDS", -1)
     with often, suppress(KeyboardInterrupt):
         _run(method, folder, accelerator, Watcher(stop_after=7)).train()
@@ -80,13 +80,13 @@ def stop_and_train(method: str, folder: Path, accelerator: Accelerator) -> dict[
 
 
 def leave_and_train(method: str, folder: Path, accelerator: Accelerator) -> dict[str, Any]:
-    """A run that is killed amid an epoch, and goes on."""
+    """Kill a run within an epoch and resume it."""
     leave(method, folder, accelerator)
     return train(method, folder, accelerator)
 
 
 def train(method: str, folder: Path, accelerator: Accelerator) -> dict[str, Any]:
-    """What the run came to: factors of the rates, epochs, test images seen, states by process."""
+    """Return learning-rate factors, epochs, test images and states of a run."""
     factors: list[float] = []
     seen: list[str] = []
     watcher = Watcher()
@@ -132,7 +132,7 @@ def _run(
 
 
 def main(folder: Path) -> None:
-    """In each process: all methods with batch normalisation and without, then what is resumed."""
+    """Train all methods with batch normalization and without, and the resumed runs."""
     accelerator = make_accelerator(cpu=True)
     made: dict[str, Any] = {"processes": accelerator.num_processes}
     two = folder / "two"

@@ -1,4 +1,4 @@
-"""A step as published code takes it: what `kdbench` makes faster, with the same mathematics."""
+"""The training step of published code, for comparison; the mathematics is that of kdbench."""
 
 from collections import defaultdict
 

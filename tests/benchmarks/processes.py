@@ -20,7 +20,7 @@ COMMAND = [sys.executable, "-m", "kdbench", "run", "--suite", "cifar100-reduced"
 
 
 def cost(arguments: argparse.Namespace, processes: int, folder: Path) -> dict[str, float]:
-    """What a run of the method with so many processes costs."""
+    """Return the cost of a run with the given number of processes."""
     places = ["--results-dir", str(folder / "results"), "--runs-dir", str(folder / "runs")]
     what = ["--methods", arguments.method, "--architectures", arguments.architecture]
     what += ["--data-dir", str(arguments.data_dir)]

@@ -53,7 +53,7 @@ def seconds(make: Callable[[bytes], Tensor], images: list[bytes]) -> float:
 @pytest.mark.benchmark(group=f"decode, RandomResizedCrop {SIZE} and flip, {COUNT} images")
 @pytest.mark.parametrize("images", ["originals", "prepared"])
 def test_crops(benchmark, originals, images, request):
-    """Images per second of processor time, and their ratio to torchvision's from the originals."""
+    """Print images per CPU second, and their ratio to torchvision on the originals."""
     chosen = request.getfixturevalue(images)
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What the harness adds to the steps it runs."""
+"""Benchmark of the overhead that the harness adds to training steps."""
 
 import time
 
@@ -14,7 +14,7 @@ from kdbench.suite.load import load_suite
 
 @pytest.mark.benchmark(group="epoch of 31 steps, one ResNet-20, batch 128, no evaluation")
 def test_epoch_beside_its_steps(benchmark, accelerator, tmp_path, monkeypatch):
-    """Their ratio is in the extra information."""
+    """The ratio is in the benchmark's extra information."""
     suite = load_suite("cifar100-reduced")
     (spec,) = make_specs(suite, ["baseline"], [])
     images = random_images(suite.data, 31 * suite.batch_size)

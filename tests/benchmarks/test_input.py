@@ -82,7 +82,7 @@ def prepared(suite: Suite, originals: Path, tmp_path_factory: pytest.TempPathFac
 
 
 def torchvision_epoch(suite: Suite, folder: Path) -> Callable[[], int]:
-    """What a pass over the images by the usual loader gives; the number of images."""
+    """Read all images with torchvision's usual loader; return their number."""
     augmentation = suite.augmentation
     transform = v2.Compose(
         [
@@ -114,7 +114,7 @@ def kdbench_epoch(suite: Suite, folder: Path) -> Callable[[], int]:
 @pytest.mark.benchmark(group=f"input of {IMAGES} images, {WORKERS} workers")
 @pytest.mark.parametrize("images", ["originals", "prepared"])
 def test_input(benchmark, suite, originals, images, request):
-    """Images per second, and their ratio to torchvision's from the originals."""
+    """Print images per second, and their ratio to torchvision on the originals."""
     folder = request.getfixturevalue(images)
     ours, theirs = kdbench_epoch(suite, folder), torchvision_epoch(suite, originals)
     assert ours() == theirs() == IMAGES  # workers start

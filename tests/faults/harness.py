@@ -1,4 +1,4 @@
-"""In what trains, judges, keeps and reports."""
+"""Faults in training, evaluation, storage and reports."""
 
 from faults.planting import Fault, batches, contract, invariant, reference
 

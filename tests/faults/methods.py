@@ -1,4 +1,4 @@
-"""In methods and the formulas they share."""
+"""Faults in methods and the loss functions they share."""
 
 from faults.planting import Fault, contract, plain, reference
 

@@ -1,4 +1,4 @@
-"""A fault, and a copy of the repository with one in it."""
+"""A fault, and a copy of the repository that contains it."""
 
 import shutil
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[2]
 class Fault:
     name: str
     patches: tuple[tuple[str, str, str], ...]
-    """File, what stands there once, what is to stand there."""
+    """File, text that occurs in it exactly once, and its replacement."""
     tests: tuple[str, ...] = ()
-    """Node ids below tests/, each of which must fail; of several parameters, for some."""
+    """Node ids of the tests below tests/ that must fail, for at least some parameters."""
     methods: str = ""
-    """That the gate runs: those in which it should see the fault."""
+    """Methods that the gate runs, in which it should detect the fault."""
 
 
 def reference(name: str) -> str:
@@ -42,7 +42,7 @@ def batches(name: str) -> str:
 
 
 def function(test: str) -> str:
-    """A node id without parameters."""
+    """Return a node id without parameters."""
     return test.partition("[")[0]
 
 

@@ -1,4 +1,4 @@
-"""The heavy parts one after the other: `python tests/reliability`, hours on two cores."""
+"""Runs all heavy tests in sequence: `python tests/reliability` takes hours on two cores."""
 
 import subprocess
 import sys

@@ -50,15 +50,15 @@ FORMS: dict[str, tuple[list[str], int]] = {
     "together": (TOGETHER, 2),
     "both": ([*TOGETHER, *COMPILED], 2),
 }
-"""Options of the command and how many processes train the run."""
+"""Options of the command, and the number of processes that train the run."""
 
 Numbers = tuple[dict[str, Any], dict[str, Any]]
-"""A result without what depends on the machine's load, and the state it ended with."""
+"""A result without load-dependent fields, and the final training state."""
 
 
 @dataclass
 class Harm:
-    """What was done to the runs of one command, and what came of it."""
+    """Kills of the runs of one command, and their outcome."""
 
     command: str
     kills: int = 0
@@ -66,18 +66,18 @@ class Harm:
     finished: int = 0
     equal: int = 0
     damaged: int = 0
-    """Files of results or checkpoints that a kill left half."""
+    """Number of result and checkpoint files that a kill left incomplete."""
 
 
 Moment = tuple[int, str, int]
-"""The process that comes to it, its kind, and which of them, counted from 1."""
+"""Process, kind and number (from 1) of a moment."""
 
 RANK = int(os.environ.get("RANK", "0"))
-"""Of this process among those that train the run."""
+"""Rank of this process within the run."""
 
 
 class Moments:
-    """Counts what happens, and dies of the one that is fatal."""
+    """Counts moments, and kills the process at the fatal one."""
 
     def __init__(self, fatal: Moment | None):
         self.fatal = fatal
@@ -124,7 +124,7 @@ class Moments:
 
 
 class Halting:
-    """A stream with a moment amid each write."""
+    """A stream with a moment in the middle of each write."""
 
     def __init__(self, stream: Any, moment: Callable[[], None]):
         self.stream, self.moment = stream, moment
@@ -141,7 +141,7 @@ class Halting:
 
 
 def attempt(command: list[str], folder: Path, fatal: Moment | None) -> None:
-    """In a process of its own."""
+    """Run in a separate process."""
     torch.set_num_threads(1)
     run_module.SAVE_SECONDS = -1
     moments = Moments(fatal)
@@ -151,7 +151,7 @@ def attempt(command: list[str], folder: Path, fatal: Moment | None) -> None:
 
 
 def run(command: list[str], folder: Path, processes: int, fatal: Moment | None = None) -> bool:
-    """Whether it ended; it was killed otherwise."""
+    """Return True if the command ended, and False if it was killed."""
     (folder / "moment").unlink(missing_ok=True)
     if processes == 1:
         multiprocessing.set_forkserver_preload(["reliability.kills"])
@@ -182,7 +182,7 @@ def numbers(folder: Path) -> Numbers:
 
 
 def differing(ours: Numbers, theirs: Numbers) -> list[str]:
-    """What is not the same bit for bit: keys of the result, and parts of the state."""
+    """Return the keys of the result and the parts of the state that are not bit-identical."""
     results = [key for key in ours[0] | theirs[0] if ours[0].get(key) != theirs[0].get(key)]
     return results + [part for part in theirs[1] if not _same(ours[1][part], theirs[1][part])]
 
@@ -198,7 +198,7 @@ def _same(ours: Any, theirs: Any) -> bool:
 
 
 def half_files(folder: Path) -> int:
-    """Files under their own names that are not whole."""
+    """Return incomplete files that have their final name."""
     results = [read_result(file) for file in folder.glob("results/*/*/*/seed*.json")]
     checkpoints = folder.glob("runs/*/*/*/*/checkpoint-*.pt")
     whole = [checkpoint._read(file, torch.device("cpu")) is not None for file in checkpoints]
@@ -206,7 +206,7 @@ def half_files(folder: Path) -> int:
 
 
 def harm(command: list[str], kills: int, place: Path, draw: random.Random, processes: int) -> Harm:
-    """Kill runs of a command that often; each goes on until it has ended, and is compared."""
+    """Kill runs of a command repeatedly, resume them until they end, and compare the results."""
     done = Harm(" ".join(command))
     clean, victim = place / "clean", place / "victim"
     for folder in (clean, victim):
@@ -242,7 +242,7 @@ def drawn(moments: list[dict[str, int]], draw: random.Random) -> Moment:
 
 
 def campaign(kills: Sequence[int], methods: list[str], seed: int) -> Iterator[Harm]:
-    """So many kills of each method, for each of FORMS."""
+    """Kill each method the given number of times, for each of FORMS."""
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as place:
         for (form, (options, processes)), count in zip(FORMS.items(), kills, strict=True):

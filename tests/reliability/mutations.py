@@ -1,10 +1,10 @@
-"""Plants faults in a copy of kdbench, one at a time, and says which the tests catch.
+"""Plants faults in a copy of kdbench, one at a time, and shows which the tests catch.
 
 python tests/reliability/mutations.py [NAME ...]
 
-Prints a markdown table; tests/README.md holds one. Of each fault only the tests run that are
-expected to catch it, and each of them must fail; without any fault all of them must pass, which is
-tried first. Exit code 1 where one does not.
+Prints the Markdown table of tests/README.md. For each fault, only the tests that should catch it
+run, and each must fail. Without a fault all of them must pass, which is checked first. Exits with 1
+otherwise.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def failing(fault: Fault | None, tests: list[str]) -> list[str]:
-    """The node ids of those that fail."""
+    """Return the node ids of failing tests."""
     with planted(fault, *COPIED) as copy:
         command = [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider"]
         command += ["-m", "", "-n", "0"]  # slow tests as well, in one process

@@ -1,6 +1,7 @@
-"""A plan of many short runs, in one process and in two at a time: what grows, and what differs.
+"""Soak test: many short runs in one process and two at a time.
 
-`python tests/reliability/soak.py` trains 200 runs of one epoch each way, and prints a table.
+`python tests/reliability/soak.py` trains 200 runs of one epoch in each form, and prints what grows and
+what differs.
 """
 
 import argparse
@@ -46,31 +47,31 @@ warmup_epochs = 0
 """
 FORMS = {"one process": [], "--jobs 2": ["--jobs", "2"]}
 LEAK = 0.1
-"""MiB a run. The smallest network and its optimizer, kept by mistake, are 0.6 MiB."""
+"""Limit of memory growth in MiB per run; a leaked smallest network takes 0.6 MiB."""
 
 
 class Sample(NamedTuple):
-    """Of the process that was given the command, after a run."""
+    """Sample of the main process after a run."""
 
     resident: float
-    """MiB."""
+    """Resident memory in MiB."""
     files: int
-    """Open."""
+    """Number of open files."""
     threads: int
 
 
 @dataclass(frozen=True)
 class Soaked:
-    """What a plan was, and what became of the process that carried it out."""
+    """A plan, and samples of the process that executed it."""
 
     form: str
     methods: int
     seeds: int
     numbers: dict[str, dict[str, Any]]
-    """Results that load and are finished, by their file, without what depends on the load."""
+    """Finished results that load, by file, without load-dependent fields."""
     samples: list[Sample]
     left: int
-    """Processes that it started and that were there when it ended."""
+    """Child processes that still existed at its end."""
     seconds: float
 
     @property
@@ -78,19 +79,19 @@ class Soaked:
         return self.methods * self.seeds
 
     def levels(self, of: str) -> list[float]:
-        """Medians over all methods with one seed each, the first left out: it warms up."""
+        """Return medians over all methods for each seed, without the first, which warms up."""
         values = [getattr(sample, of) for sample in self.samples]
         starts = range(self.methods, len(values), self.methods)
         return [median(values[start : start + self.methods]) for start in starts]
 
     @property
     def growth(self) -> float:
-        """MiB a run, from the second seed to the last."""
+        """Return the memory growth in MiB per run, from the second seed to the last."""
         levels = self.levels("resident")
         return (levels[-1] - levels[0]) / ((len(levels) - 1) * self.methods)
 
     def faults(self, leak: float = LEAK) -> list[str]:
-        """What is not as it must be."""
+        """Return the problems found."""
         files, right = self.levels("files"), len(self.numbers)
         found = {
             f"{self.runs - right} results are not there": right != self.runs,
@@ -102,7 +103,7 @@ class Soaked:
 
 
 def _inside(command: list[str], folder: Path) -> None:
-    """In a process of its own: the command, with a sample after each run."""
+    """Run the command in a separate process, with a sample after each run."""
     this = psutil.Process()
     samples: list[Sample] = []
 
@@ -129,7 +130,7 @@ def _inside(command: list[str], folder: Path) -> None:
 
 
 def soak(form: str, methods: list[str], seeds: int, folder: Path) -> Soaked:
-    """Carry out the plan in one of the forms."""
+    """Execute the plan in one of the forms."""
     folder.mkdir(parents=True)
     (folder / "soak.toml").write_text(SUITE)
     plan = ["run", "--suite", "soak.toml", "--methods", ",".join(methods), "--seeds", str(seeds)]
@@ -160,13 +161,13 @@ def _numbers(results: Path) -> dict[str, dict[str, Any]]:
 
 
 def differing(one: Soaked, other: Soaked) -> list[str]:
-    """Runs whose numbers are not equal bit for bit."""
+    """Return the runs whose numbers are not bit-identical."""
     names = one.numbers.keys() | other.numbers.keys()
     return sorted(name for name in names if one.numbers.get(name) != other.numbers.get(name))
 
 
 def row(soaked: Soaked) -> dict[str, Any]:
-    """Of the table."""
+    """Return a row of the table."""
     cells: dict[str, Any] = {"form": soaked.form, "runs": soaked.runs}
     cells["right results"] = len(soaked.numbers)
     for of, title in (("resident", "MiB"), ("files", "open files"), ("threads", "threads")):

@@ -14,7 +14,7 @@ from pathlib import Path
 DAEMONS = ("munged", "slurmctld", "slurmd")
 TOOLS = (*DAEMONS, "sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 CPUS = 8
-"""Declared, not there: the runs of the tests sleep."""
+"""Number of declared cores; they need not exist, because the tests' runs sleep."""
 
 CONFIGURATION = """
 ClusterName=tests
@@ -55,7 +55,7 @@ PartitionName=urgent Nodes={host} MaxTime=INFINITE State=UP PriorityTier=9
 
 
 def missing() -> str | None:
-    """Why there can be no Slurm here."""
+    """Return the reason why Slurm cannot run here, or None."""
     absent = [tool for tool in TOOLS if shutil.which(tool) is None]
     if absent:
         return f"no {', '.join(absent)} (Debian: slurmctld slurmd slurm-client munge)"
@@ -63,7 +63,7 @@ def missing() -> str | None:
 
 
 class Controller:
-    """The daemons of a Slurm that lives in a folder."""
+    """The daemons of a Slurm cluster within a folder."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -71,7 +71,7 @@ class Controller:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
-        """Until the node takes jobs."""
+        """Wait until the node accepts jobs."""
         for name in ("state", "spool"):
             (self.folder / name).mkdir()
         key = self.folder / "munge.key"
@@ -102,7 +102,7 @@ class Controller:
 
     @contextlib.contextmanager
     def paused(self, daemon: str) -> Iterator[None]:
-        """A daemon that does not answer."""
+        """Raised when a daemon does not answer."""
         process = self._processes[DAEMONS.index(daemon)]
         process.send_signal(signal.SIGSTOP)
         try:
@@ -111,7 +111,7 @@ class Controller:
             process.send_signal(signal.SIGCONT)
 
     def ask(self, *command: str) -> str:
-        """What a tool says; nothing where it fails."""
+        """Return the output of a tool; empty if it fails."""
         environment = os.environ | {"SLURM_CONF": str(self.configuration)}
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=30, check=False

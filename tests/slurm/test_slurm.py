@@ -66,7 +66,7 @@ def test_an_array_whose_killed_runs_are_recorded_equals_a_local_run(controller, 
 
 
 def test_a_pre_empted_run_goes_on_where_it_was(controller, kdbench, send):
-    """First Slurm takes the node away by SIGTERM, then it sends what submitit asks it to."""
+    """Slurm first preempts by SIGTERM, then sends the signal that submitit requested."""
     paced = write_method("paced", PACED)
     Path("pace").write_text("0")
     alone = ("--methods", paced, "--results-dir", "alone", "--runs-dir", "a")
