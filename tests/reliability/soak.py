@@ -1,7 +1,7 @@
 """Soak test: many short runs in one process and two at a time.
 
-`python tests/reliability/soak.py` trains 200 runs of one epoch in each form, and prints what grows and
-what differs.
+`python tests/reliability/soak.py` trains 200 runs of one epoch in each form, and prints what grows
+and what differs.
 """
 
 import argparse
