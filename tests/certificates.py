@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from kdbench.methods.ffl import FFL
 from kdbench.methods.ffsd import FFSD
 from kdbench.methods.okddip import OKDDip
 from kdbench.methods.one import ONE
@@ -174,6 +175,34 @@ def ffsd_losses(archive: Archive, trace: Trace) -> dict[str, tuple[np.ndarray, n
     return pairs
 
 
+def ffl_parts(method: Method) -> dict[tuple[str, ...], nn.Module]:
+    assert isinstance(method, FFL)
+    depthwise, bn, _, pointwise, fused_bn, _ = method.fusion.remix
+    parts: dict[tuple[str, ...], nn.Module] = {
+        ("conv1.", "bn1.", "layer1.", "layer2."): method.networks[0].trunk,
+        ("fusion/",): nn.ModuleList([method.fusion.classifier, depthwise, bn, pointwise, fused_bn]),
+    }
+    for i, network in enumerate(method.networks, start=1):
+        parts[f"layer3_{i}.",] = network.branch.stage
+        parts[f"classfier3_{i}.",] = network.branch.classifier
+    return parts
+
+
+def ffl_losses(archive: Archive, trace: Trace) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    ramp = archive["meta/ramp_weight"]
+    reference = {
+        "ce/student": archive["loss/sub1/ce"],
+        "ce/peer0": archive["loss/sub2/ce"],
+        "ce/fusion": archive["loss/fused/ce"],
+        "kl/student": ramp * archive["loss/sub1/kl_fused_unweighted"],
+        "kl/peer0": ramp * archive["loss/sub2/kl_fused_unweighted"],
+        "kl/fusion": ramp * archive["loss/fused/kl_ensemble_unweighted"],
+    }
+    assert set(reference) == set(trace), "a loss term has no reference"
+    pairs = {name: (np.array(trace[name]), values) for name, values in reference.items()}
+    return pairs | {"total": (summed(trace, ""), archive["loss/total"])}
+
+
 def one_parts(method: Method) -> dict[tuple[str, ...], nn.Module]:
     assert isinstance(method, ONE)
     parts: dict[tuple[str, ...], nn.Module] = {
@@ -228,6 +257,9 @@ def okddip_losses(archive: Archive, trace: Trace) -> dict[str, tuple[np.ndarray,
 CERTIFICATES = [
     Certificate(
         "ffsd", "ffsd_resnet8", lambda: FFSD(cohort(3), FFSD.Options()), 1, ffsd_parts, ffsd_losses
+    ),
+    Certificate(
+        "ffl", "ffl_resnet8", lambda: FFL(cohort(2), FFL.Options()), 0, ffl_parts, ffl_losses
     ),
     Certificate(
         "one", "one_resnet8", lambda: ONE(cohort(3), ONE.Options()), 0, one_parts, one_losses
