@@ -30,12 +30,7 @@ OPTIONS_OF_THE_PAPERS = {
     "label_smoothing": {"smoothing": 0.1},
     "dml": {"temperature": 1.0},
     "one": {"temperature": 3.0, "ramp_share": 80 / 300},
-    "ffl": {
-        "networks": 2,
-        "temperature": 3.0,
-        "ramp_share": 80 / 300,
-        "fusion_weight_decay": 1e-5,
-    },
+    "ffl": {"temperature": 3.0, "ramp_share": 80 / 300, "fusion_weight_decay": 1e-5},
     "cl_ilr": {"temperature": 2.0, "beta": 0.5},
     "kdcl": {"variant": "minlogit", "temperature": 2.0, "weight": 1.0, "held_out_share": 0.02},
     "okddip": {"form": "network", "temperature": 3.0, "ramp_share": 80 / 300},

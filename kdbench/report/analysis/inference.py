@@ -162,7 +162,11 @@ def max_t_cdf(c: float, correlation: np.ndarray, df: float) -> float:
     if np.ptp(off_diagonal) < 1e-9 and 0 <= off_diagonal[0] < 1:
         return _equicorrelated_cdf(c, k, float(off_diagonal[0]), df)
     limit = np.full(k, c)
-    distribution = stats.multivariate_t(shape=correlation, df=df, allow_singular=True)
+    distribution = stats.multivariate_t(
+        shape=correlation,
+        df=df,  # type: ignore[arg-type]  # may be fractional
+        allow_singular=True,
+    )
     return float(distribution.cdf(limit, lower_limit=-limit, random_state=0))
 
 
@@ -220,7 +224,7 @@ def _power(difference: float, sigma: float, comparisons: int, n: int) -> float:
 
 
 def _shared_blocks(values: Values, reference: str) -> dict[str, dict[int, float]]:
-    """Return the methods that share a seed with the reference, without seeds that one method has."""
+    """Return the methods that share a seed with the reference, less seeds of a single method."""
     own = values.get(reference, {})
     kept = {name: dict(runs) for name, runs in values.items() if runs.keys() & own.keys()}
     counts: dict[int, int] = {}
