@@ -243,7 +243,7 @@ def _has_size(file: Path, shard: Shard) -> bool:
 
 
 def _nearest_existing_folder(folder: Path) -> Path:
-    """Return the folder, or its suggest parent that exists."""
+    """Return the folder, or its nearest parent that exists."""
     return next(place for place in [folder, *folder.absolute().parents] if place.is_dir())
 
 
