@@ -105,7 +105,7 @@ def test_trunk_and_branch_are_the_whole_network(backbone: Backbone, images: Tens
 
 
 @torch.no_grad()
-def test_no_stage_output_is_modified_by_what_follows(backbone: Backbone, images: Tensor):
+def test_no_stage_modifies_the_output_of_an_earlier_stage(backbone: Backbone, images: Tensor):
     backbone.train()
     x = backbone.trunk.stem(images)
     fresh = []
@@ -162,6 +162,6 @@ def test_the_seed_decides_the_weights(name: str, backbone: Backbone, expected: E
     ("wrong", "right"),
     [("densenet40_12", "densenet40-12"), ("googlnet", "googlenet"), ("wrn-40-2", "wrn40-2")],
 )
-def test_an_unknown_name_gets_the_nearest(wrong: str, right: str):
+def test_an_unknown_name_suggests_the_nearest(wrong: str, right: str):
     with pytest.raises(UserError, match=rf"'{wrong}'\. Did you mean '{right}'\?"):
         build(wrong, 100)

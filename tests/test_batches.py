@@ -78,7 +78,7 @@ def draws() -> Tensor:
     ).transpose(0, 1)
 
 
-def test_a_batch_is_what_padding_cropping_flipping_and_normalising_make_of_each_image(draws):
+def test_a_batch_holds_padded_cropped_flipped_and_normalised_images(draws):
     assert draws.shape == (2, 4, BATCH, 3)
     views, labels = epoch(views=2)[0]
     assert views.shape == (2, BATCH, 3, SIZE, SIZE) and views.dtype == torch.float32
@@ -96,7 +96,7 @@ def test_every_crop_and_both_directions_occur_independently_of_each_other(draws)
     assert correlation.abs().max() < 0.3
 
 
-def test_samples_of_a_batch_and_views_of_a_sample_have_draws_of_their_own(draws):
+def test_samples_and_views_have_independent_draws(draws):
     for batch in draws.flatten(0, 1):
         assert len(batch.unique(dim=0)) > BATCH / 2
     assert (draws[0] != draws[1]).any(dim=-1).float().mean() > 0.8
@@ -106,7 +106,7 @@ def test_samples_of_a_batch_and_views_of_a_sample_have_draws_of_their_own(draws)
     ("changes", "allowed"),
     [({"padding": 0}, {(0, 0, False), (0, 0, True)}), ({"horizontal_flip": False}, None)],
 )
-def test_what_the_suite_switches_off_stays_off(changes, allowed):
+def test_disabled_augmentations_are_not_applied(changes, allowed):
     views, labels = epoch(suite=with_augmentation(**changes))[0]
     padding = changes.get("padding", PADDING)
     found = {draw_of(*pair, padding=padding) for pair in zip(views[0], labels, strict=True)}

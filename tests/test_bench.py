@@ -101,7 +101,7 @@ class Hungry(Baseline):
 
 
 @pytest.mark.parametrize("enough", [0, 12])
-def test_what_runs_out_of_memory_is_named_and_the_others_are_measured(bench, enough):
+def test_a_method_that_runs_out_of_memory_is_reported_and_the_others_are_measured(bench, enough):
     """A method that runs out of memory at once, or after its preparation."""
     Path("hungry.py").write_text(HUNGRY.format(enough=enough))
     code, out, err = bench("--methods", "./hungry.py,baseline", "--format", "json")
@@ -132,7 +132,7 @@ def test_the_table_names_its_conditions(bench):
         (("--against", "independant"), "Did you mean 'independent'?"),
     ],
 )
-def test_mistakes_are_one_sentence(bench, arguments, complaint):
+def test_mistakes_print_one_sentence(bench, arguments, complaint):
     code, out, err = bench("--methods", "dml", *arguments)
     assert code == 2 and not out
     assert complaint in err.replace("\n", " ") and "Traceback" not in err

@@ -49,7 +49,7 @@ def test_a_run_has_one_owner(spec, how):
     assert not is_claimed(folder)
 
 
-def test_a_dead_owner_holds_no_run(spec, how):
+def test_a_dead_process_does_not_own_a_run(spec, how):
     holds = (
         "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]);"
         "lock.acquire(); print('held', flush=True); time.sleep(100)"
@@ -66,7 +66,7 @@ def test_a_dead_owner_holds_no_run(spec, how):
         assert is_claimed(folder)
 
 
-def test_halves_that_a_kill_left_go_with_the_next_owner(spec, how):
+def test_partial_files_of_a_killed_run_are_removed_by_the_next_owner(spec, how):
     mine = [folder_of("baseline") / ".checkpoint-000000004.pt.17.tmp"]
     results = Path("results/tiny/resnet8/baseline")
     mine.append(results / ".seed0.json.17.tmp")
@@ -78,7 +78,7 @@ def test_halves_that_a_kill_left_go_with_the_next_owner(spec, how):
         assert not any(file.exists() for file in mine) and others.exists()
 
 
-def test_a_result_counts_that_was_made_since_the_command_was_given(make_run, spec, how):
+def test_results_written_after_the_command_started_are_counted(make_run, spec, how):
     result = make_run("baseline").train()
     file = write_result(how.results, result)
     assert made_meanwhile(spec, how) == result
@@ -92,7 +92,7 @@ def test_a_result_counts_that_was_made_since_the_command_was_given(make_run, spe
     assert made_meanwhile(spec, how) is None
 
 
-def test_a_process_leaves_a_run_that_another_has(spec, how):
+def test_a_process_skips_a_run_that_another_owns(spec, how):
     with claimed(spec, how):
         child = Child(WorkOrder.of(spec, how), Shares.among(1), 0)
         assert eventually(lambda: child.ended)

@@ -50,7 +50,7 @@ def test_run_trains_writes_results_and_prints_the_leaderboard(run_tiny):
     assert {"ce/student", "kl/student", "ce/peer0"} <= set(json.loads(log[0])["losses"])
 
 
-def test_a_finished_run_is_not_run_again_unless_asked(run_tiny):
+def test_a_finished_run_is_skipped_without_overwrite(run_tiny):
     run_tiny("--methods", "baseline")
     file = Path("results/tiny/resnet8/baseline/seed0.json")
     before = file.stat().st_mtime_ns
@@ -85,7 +85,7 @@ def test_another_recipe_under_the_same_name_does_not_replace_a_result(run_tiny):
     assert file.read_bytes() != before and other.read_bytes() == kept
 
 
-def test_options_and_epochs_make_runs_of_their_own(run_tiny):
+def test_options_and_epochs_define_separate_runs(run_tiny):
     code, out, _ = run_tiny("--methods", "dml", "--set", "dml.temperature=2", "--epochs", "1")
     assert code == 0
     assert Path("results/tiny@epochs=1/resnet8/dml@temperature=2.0/seed0.json").is_file()
@@ -147,7 +147,7 @@ def test_list_names_suites_methods_and_architectures(kdbench):
         (["--jobs", "0"], ["--jobs must be at least 1"]),
     ],
 )
-def test_bad_input_is_one_sentence_and_writes_nothing(kdbench, arguments, words):
+def test_bad_input_prints_one_sentence_and_writes_nothing(kdbench, arguments, words):
     code, out, err = kdbench("run", *arguments)
     assert (code, out) == (2, "")
     assert is_one_sentence(err)
@@ -155,14 +155,14 @@ def test_bad_input_is_one_sentence_and_writes_nothing(kdbench, arguments, words)
     assert not Path("results").exists() and not Path("runs").exists()
 
 
-def test_a_method_file_that_is_named_as_a_method_is_found_out(run_tiny):
+def test_a_method_file_with_the_name_of_a_method_is_refused(run_tiny):
     Path("mine.py").write_text("")
     code, _, err = run_tiny("--methods", "mine")
     assert code == 2 and is_one_sentence(err)
     assert err.endswith("For the file in this folder, write './mine.py'.\n")
 
 
-def test_a_folder_that_cannot_be_written_is_named_before_training(run_tiny):
+def test_an_unwritable_folder_is_reported_before_training(run_tiny):
     Path("taken").write_text("a file")
     for option in ("--results-dir", "--runs-dir"):
         code, _, err = run_tiny(option, "taken")
@@ -171,7 +171,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_training(run_tiny):
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-def test_a_method_that_diverges_or_breaks_is_recorded_and_the_others_go_on(run_tiny, value):
+def test_a_failing_method_is_recorded_and_the_others_continue(run_tiny, value):
     Path("diverges.py").write_text(DIVERGES.replace("{value}", value))
     Path("breaks.py").write_text(BREAKS)
     code, out, err = run_tiny("--methods", "./diverges.py,./breaks.py,baseline")
@@ -196,7 +196,7 @@ def test_a_method_that_diverges_or_breaks_is_recorded_and_the_others_go_on(run_t
     )
 
 
-def test_a_failed_run_is_tried_again_whatever_its_version(run_tiny):
+def test_a_failed_run_of_any_version_is_retried(run_tiny):
     Path("breaks.py").write_text(BREAKS)
     for batch_size in (40, 40, 20):
         Path("tiny.toml").write_text(TINY.replace("batch_size = 40", f"batch_size = {batch_size}"))
@@ -204,7 +204,7 @@ def test_a_failed_run_is_tried_again_whatever_its_version(run_tiny):
         assert code == 1 and "seed 0 failed: breaks.py, line 6" in err
 
 
-def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(run_tiny, monkeypatch):
+def test_ctrl_c_reports_what_is_kept_and_the_same_command_resumes(run_tiny, monkeypatch):
     original = Run.train
 
     def stop_at_second(run):
@@ -235,27 +235,27 @@ def test_report_formats(kdbench, run_tiny):
     ("chosen", "spins"),
     [({}, cli.SPIN_COUNT), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
 )
-def test_threads_spin_briefly_unless_the_user_decides(monkeypatch, chosen, spins):
+def test_openmp_spin_time_has_a_default_that_the_user_can_override(monkeypatch, chosen, spins):
     monkeypatch.setattr(os, "environ", environment := dict(chosen))
     cli.limit_thread_spinning()
     assert environment.get("GOMP_SPINCOUNT") == spins
 
 
-def test_report_forgives_no_typo(kdbench, run_tiny):
+def test_report_refuses_misspelled_arguments(kdbench, run_tiny):
     run_tiny("--methods", "baseline")
     for option, value, near in (("--against", "base", "baseline"), ("--suite", "tny", "tiny")):
         code, _, err = kdbench("report", option, value)
         assert code == 2 and is_one_sentence(err) and f"Did you mean '{near}'?" in err
 
 
-def test_dry_run_of_a_faulty_method_is_one_sentence(run_tiny):
+def test_dry_run_of_a_broken_method_prints_one_sentence(run_tiny):
     Path("breaks.py").write_text(BREAKS)
     code, _, err = run_tiny("--methods", "./breaks.py", "--dry-run")
     assert code == 2
     assert is_one_sentence(err) and "breaks.py, line 6: RuntimeError" in err
 
 
-def test_report_without_results_says_how_to_make_some(kdbench):
+def test_report_without_results_suggests_a_command(kdbench):
     code, _, err = kdbench("report")
     assert code == 2
     assert is_one_sentence(err) and "kdbench run" in err
@@ -293,7 +293,7 @@ def test_new_writes_a_method_that_trains_and_refuses_to_overwrite(kdbench, run_t
         assert code == 2 and is_one_sentence(err) and words in err
 
 
-def test_check_prints_what_passed_and_what_did_not(kdbench, monkeypatch):
+def test_check_prints_passed_and_failed_checks(kdbench, monkeypatch):
     monkeypatch.setattr(
         command, "train_in_two_processes", lambda s: {x.entry.name: None for x in s}
     )
@@ -309,7 +309,7 @@ def test_check_prints_what_passed_and_what_did_not(kdbench, monkeypatch):
     assert code == 2 and is_one_sentence(err)
 
 
-def test_a_broken_file_is_named_and_the_others_go_on(run_tiny):
+def test_a_broken_method_file_does_not_stop_the_others(run_tiny):
     Path("bad.py").write_text("import torch\n\ndef f(:\n")
     code, out, err = run_tiny("--methods", "./bad.py,baseline")
     assert code == 1
@@ -317,7 +317,7 @@ def test_a_broken_file_is_named_and_the_others_go_on(run_tiny):
     assert "baseline" in out
 
 
-def test_a_mixed_cohort_deploys_the_network_named_last(run_tiny):
+def test_mixed_architectures_deploy_the_last_network(run_tiny):
     architectures = ("--architectures", "resnet20+resnet8")
     code, _, _ = run_tiny("--methods", "dml,baseline,kdcl", *architectures)
     assert code == 0
@@ -338,7 +338,7 @@ def test_module_and_unknown_option_through_the_interpreter():
     assert "--suite" in refused.stderr and "Traceback" not in refused.stderr
 
 
-def test_the_version_is_that_of_the_package(kdbench):
+def test_version_prints_the_package_version(kdbench):
     assert kdbench("--version") == (0, f"kdbench {version('kdbench')}\n", "")
 
 
@@ -353,7 +353,7 @@ def test_the_version_is_that_of_the_package(kdbench):
         ("check fsd", {"torch", "pandas"}),
     ],
 )
-def test_help_and_mistyped_names_wait_for_no_import(command, imported):
+def test_help_and_unknown_names_do_not_import_torch(command, imported):
     code = "import sys\nfrom kdbench.cli import main\ntry: main()\nexcept SystemExit: pass\n"
     code += f"assert not {imported} & set(sys.modules)"
     ended = subprocess.run(

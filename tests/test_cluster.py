@@ -29,7 +29,7 @@ def send(run_tiny):
     return lambda *arguments: run_tiny("--cluster", "local", *arguments)
 
 
-def test_runs_in_the_background_equal_others_and_one_that_fails_ends_none(kdbench, send):
+def test_background_runs_equal_others_and_a_failure_ends_only_its_run(kdbench, send):
     methods = f"{write_method('raises', RAISES)},baseline"
     code, out, err = send("--methods", methods)
     assert (code, err) == (0, "")
@@ -53,7 +53,7 @@ def test_runs_in_the_background_equal_others_and_one_that_fails_ends_none(kdbenc
 
 
 @pytest.mark.slow
-def test_cancel_and_the_end_of_the_supervisor_keep_what_was_trained(kdbench, send):
+def test_cancel_and_a_killed_supervisor_keep_checkpoints(kdbench, send):
     methods = ",".join(write_method(name, PACED) for name in ("first", "second", "third"))
     Path("pace").write_text("1")
     assert send("--methods", methods)[0] == 0
@@ -96,21 +96,21 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("options", REFUSED)
-def test_what_cannot_be_asked_for_is_one_sentence(run_tiny, monkeypatch, options):
+def test_invalid_requests_print_one_sentence(run_tiny, monkeypatch, options):
     monkeypatch.setattr(slurm.shutil, "which", lambda command: None)
     code, _, err = run_tiny("--methods", "baseline", *options)
     assert code == 2 and is_one_sentence(err) and REFUSED[options] in err
     assert not Path("runs").exists()
 
 
-def test_without_submitit_it_says_how_to_get_it(run_tiny, monkeypatch):
+def test_without_submitit_the_message_says_how_to_install_it(run_tiny, monkeypatch):
     monkeypatch.setattr(slurm.shutil, "which", lambda command: f"/usr/bin/{command}")
     monkeypatch.setattr(slurm.importlib.util, "find_spec", lambda name: None)
     code, _, err = run_tiny("--methods", "baseline", "--cluster", "slurm")
     assert code == 2 and is_one_sentence(err) and "pip install 'kdbench[slurm]'" in err
 
 
-def test_nothing_to_follow_and_names_that_no_run_has(kdbench):
+def test_follow_without_runs_and_unknown_run_names(kdbench):
     for command in ("status", "cancel"):
         code, _, err = kdbench(command)
         assert code == 2 and is_one_sentence(err) and "No run has a status in 'runs'" in err
@@ -135,7 +135,7 @@ def test_times_are_read_as_slurm_reads_them(text, expected):
     assert minutes(text) == expected
 
 
-def test_the_time_asked_for_is_the_users_else_the_partitions():
+def test_the_time_limit_is_the_users_or_the_partitions():
     assert SlurmRequest().sbatch(3, 600)["time"] == 600
     assert SlurmRequest().sbatch(3, None)["time"] == 24 * 60
     asked = SlurmRequest(time="10", parallel=9, gpus=1).sbatch(3, 600)
@@ -170,11 +170,11 @@ AGAIN = "the same command sends it again, from its last checkpoint"
         (status(state="failed", reason="why"), "RUNNING", "failed", "why"),
     ],
 )
-def test_a_state_is_what_the_run_says_unless_others_know_better(found, job, state, note):
+def test_the_state_of_a_run_combines_its_status_and_the_queue(found, job, state, note):
     assert watch._judge(found, job, NOW) == (state, note)
 
 
-def test_overwriting_begins_anew_once_and_a_waiting_run_keeps_what_it_reached(suite):
+def test_overwriting_restarts_once_and_a_queued_run_keeps_its_progress(suite):
     (entry,) = find_methods(["baseline"])
     spec = RunSpec(suite, "resnet8", entry, entry.options({}), 0)
     how = Execution(Path("results"), Path("runs"))
@@ -207,6 +207,6 @@ def test_only_a_living_supervisor_holds_its_lock(tmp_path):
     assert not has_supervisor(tmp_path)
 
 
-def test_a_run_alone_is_no_array():
+def test_a_single_run_is_not_an_array():
     assert Submission(cluster="slurm", job="7", runs=1).job_of(0) == "7"
     assert Submission(cluster="slurm", job="7", runs=2).job_of(1) == "7_1"

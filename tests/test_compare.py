@@ -134,7 +134,7 @@ def test_other_recipes_are_not_compared(save, change, note):
     assert all(row.notes == [note] and row.difference is None for row in rows)
 
 
-def test_what_one_side_lacks_or_did_not_finish_is_said(save, compared, template):
+def test_missing_and_unfinished_runs_of_one_side_are_reported(save, compared, template):
     save("a", "dml", 60.0)
     save("a", "one", 60.0)
     save("b", "dml", 61.0, method_hash="another")
@@ -162,7 +162,7 @@ def test_what_one_side_lacks_or_did_not_finish_is_said(save, compared, template)
         ({}, {}, {TRAINED_BEFORE: ["elsewhere"]}, None),
     ],
 )
-def test_costs_are_ratios_where_runs_were_made_alike(save, compared, made, cost, notes, ratio):
+def test_costs_are_ratios_where_runs_were_executed_alike(save, compared, made, cost, notes, ratio):
     save("a", "dml", 60.0, cost={"images_per_second": 100.0, "peak_memory_bytes": 1000})
     both = {"images_per_second": 200.0, "peak_memory_bytes": 2000}
     save("b", "dml", 60.0, made=made, cost=both | cost, run={"notes": notes})
@@ -179,7 +179,7 @@ def test_two_methods_are_compared_by_architecture(save, compared):
     assert rows["resnet32"].verdict == "only in B"
 
 
-def test_what_is_of_several_versions_is_said(save, compared):
+def test_several_versions_are_reported(save, compared):
     save("results", "dml", 60.0, 60.0)
     save("results", "ffsd", 61.0, 62.0)
     save("results", "ffsd", 61.0, method_hash="another")
@@ -245,7 +245,7 @@ def test_formats(save, kdbench):
         (("dml", "--", "-x"), "'-x' is neither a folder"),
     ],
 )
-def test_what_cannot_be_compared_is_one_sentence(save, kdbench, names, words):
+def test_incomparable_inputs_print_one_sentence(save, kdbench, names, words):
     save("results", "dml", 60.0)
     Path("empty").mkdir()
     code, out, err = kdbench("compare", *names)

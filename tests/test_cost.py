@@ -56,7 +56,7 @@ def test_other_recipes_and_precisions_are_other_groups():
     assert set(frame.suite) == {"cifar100-reduced", "cifar100-reduced@precision=bf16"}
 
 
-def test_a_key_is_that_of_results_made_before_a_setting_existed():
+def test_a_new_setting_leaves_keys_of_old_results_unchanged():
     """Older results lack settings that were added later."""
     template = committed("dml")
     del template.protocol["data"]["encoded"]
@@ -88,7 +88,7 @@ def test_a_recipe_over_any_number_of_epochs_is_one_group(name):
     ("made", "cost", "seconds"),
     [({}, {}, 20.0), ({"device": "another"}, {}, None), ({}, {"jobs": 2}, 10.0)],
 )
-def test_times_are_of_runs_alone_and_made_alike(made, cost, seconds):
+def test_times_use_undisturbed_runs_executed_alike(made, cost, seconds):
     results = make("a", 60.0, cost={"training_seconds": 10.0})
     other = make("a", 60.0, 60.0, made=made, cost={"training_seconds": 30.0, **cost})
     (found,) = cost_frame([*results, other[1]]).training_seconds
@@ -189,7 +189,7 @@ def test_every_table_for_readers_has_the_controls_below(tmp_path, form, title):
     assert make_report(tmp_path, None, form, "baseline").text.count(title) == 1
 
 
-def test_a_table_at_equal_cost_stands_below_either_of_its_suites(tmp_path):
+def test_the_equal_cost_table_follows_both_of_its_suites(tmp_path):
     for run in [
         *make("baseline", 60.0, flops=3e14),
         *make("ffsd", 66.0),
@@ -224,7 +224,7 @@ def test_a_suite_of_another_name_is_not_among_the_points():
     assert set(cost_points(board, costs, "baseline")[0].name) == {"baseline", "ffsd"}
 
 
-def test_two_versions_of_the_reference_that_cost_the_same_are_the_unit():
+def test_two_reference_versions_of_equal_cost_define_the_unit():
     first, second = make("baseline", 60.0, 61.0)
     identity = second.identity.model_copy(update={"method_hash": "another0hash"})
     results = [first, second.model_copy(update={"identity": identity})]

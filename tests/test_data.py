@@ -91,14 +91,14 @@ def library_log():
     ("layout", "write"), [("parquet", write_parquet), ("save_to_disk", write_saved)]
 )
 @pytest.mark.parametrize("place", ["", "tiny", "data"])
-def test_both_layouts_are_found_in_the_folder_or_below(tmp_path, layout, write, place):
+def test_both_layouts_are_found_in_the_folder_or_a_subfolder(tmp_path, layout, write, place):
     folder = write(tmp_path / "root" / place)
     assert locate(TINY, tmp_path / "root") == Source(TINY, layout, folder)
     assert same(load(TINY, tmp_path / "root"), expected())
 
 
 @pytest.mark.parametrize("below", [".", "tiny", "itself"])
-def test_torchvisions_folder_is_read_where_its_sums_agree(write_original, tmp_path, below):
+def test_torchvisions_folder_is_read_if_its_checksums_match(write_original, tmp_path, below):
     named = tmp_path / "cifar-100-python" if below == "itself" else tmp_path / "root"
     folder = named if below == "itself" else named / below / "cifar-100-python"
     content = write_original(folder)
@@ -109,7 +109,7 @@ def test_torchvisions_folder_is_read_where_its_sums_agree(write_original, tmp_pa
 
 
 @pytest.mark.parametrize("damaged", ["train", "test", "meta", "all"])
-def test_torchvisions_folder_with_other_sums_is_refused(write_original, tmp_path, damaged):
+def test_torchvisions_folder_with_wrong_checksums_is_refused(write_original, tmp_path, damaged):
     folder = tmp_path / "cifar-100-python"
     write_original(folder)
     if damaged == "all":
@@ -120,7 +120,7 @@ def test_torchvisions_folder_with_other_sums_is_refused(write_original, tmp_path
     assert "do not match the published checksums" in complaint(CIFAR_LIKE, tmp_path)
 
 
-def test_the_hub_is_asked_only_where_no_folder_is_named(tmp_path, monkeypatch):
+def test_the_hub_is_used_only_if_no_folder_is_given(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
         huggingface_hub.HfApi, "dataset_info", lambda _, name, **__: asked.append(name) or OPEN
@@ -134,7 +134,7 @@ def test_the_hub_is_asked_only_where_no_folder_is_named(tmp_path, monkeypatch):
     assert locate(TINY, None).layout == "parquet" and not asked
 
 
-def test_images_kept_from_the_hub_need_no_network_again(monkeypatch):
+def test_images_cached_from_the_hub_need_no_network(monkeypatch):
     with monkeypatch.context() as online:
         online.setattr(huggingface_hub.HfApi, "dataset_info", lambda _, name, **__: OPEN)
         online.setattr(datasets, "load_dataset", lambda name, split: on_the_hub()[split])
@@ -146,7 +146,7 @@ def test_images_kept_from_the_hub_need_no_network_again(monkeypatch):
     assert "did not answer" in complaint(TINY)
 
 
-def test_the_environment_names_the_folder_and_the_option_wins(tmp_path, monkeypatch):
+def test_the_option_overrides_the_environment_variable(tmp_path, monkeypatch):
     first, second = write_parquet(tmp_path / "first"), write_parquet(tmp_path / "second")
     monkeypatch.setenv("KDBENCH_DATA", str(first))
     assert locate(TINY, None).folder == first
@@ -156,7 +156,7 @@ def test_the_environment_names_the_folder_and_the_option_wins(tmp_path, monkeypa
     assert "gone' does not exist" in complaint(TINY)
 
 
-def test_no_copy_and_no_network_is_told_at_once():
+def test_no_copy_and_no_network_fails_at_once():
     start = time.monotonic()
     message = complaint(changed(TINY, torchvision="CIFAR100"))
     assert time.monotonic() - start < 5
@@ -167,7 +167,7 @@ def test_no_copy_and_no_network_is_told_at_once():
     assert "is not on the hub" in complaint(changed(TINY, hub=None))
 
 
-def test_offline_mode_without_a_copy_is_told_with_the_layouts(monkeypatch):
+def test_offline_mode_without_a_copy_explains_the_layouts(monkeypatch):
     def offline(*_args, **_options):
         raise ConnectionError("offline mode is enabled")
 

@@ -34,7 +34,7 @@ def pil(encoded: bytes) -> Image.Image:
 
 
 @pytest.mark.parametrize("box", [(0, 0, 240, 320), (30, 41, 97, 150), (10, 200, 20, 30)])
-def test_a_crop_is_pils_bilinear_resize_of_the_box(box):
+def test_a_crop_equals_pils_bilinear_resize_of_the_box(box):
     encoded = encode(photo(240, 320))
     top, left, height, width = box
     crops = decode_crop(encoded, lambda *_: [box], 64)
@@ -43,7 +43,7 @@ def test_a_crop_is_pils_bilinear_resize_of_the_box(box):
     assert difference(crops[0], crop.resize((64, 64), Image.Resampling.BILINEAR)) < NEAR
 
 
-def test_views_are_decoded_once_and_each_is_as_if_alone(monkeypatch):
+def test_views_share_one_decoding_and_equal_single_views(monkeypatch):
     encoded, sizes, decoded = encode(photo(60, 80)), [], []
     monkeypatch.setattr(decode_module, "decode", lambda data: decoded.append(data) or decode(data))
     boxes = [(0, 0, 60, 80), (5, 6, 32, 32), (20, 10, 40, 30)]
@@ -54,7 +54,7 @@ def test_views_are_decoded_once_and_each_is_as_if_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(100, 151), (151, 100), (40, 60), (64, 64), (64, 90)])
-def test_the_centre_is_torchvisions_resize_and_crop(size):
+def test_the_centre_crop_equals_torchvision(size):
     encoded = encode(photo(*size))
     center = decode_center(encoded, 64, 56)
     assert center.shape == (56, 56, 3) and center.is_contiguous()
@@ -129,7 +129,7 @@ def test_every_orientation_becomes_upright(orientation):
 
 
 @pytest.mark.parametrize("at", range(8, 32, 2))
-def test_exif_that_is_damaged_does_no_harm(at):
+def test_damaged_exif_is_ignored(at):
     encoded = turned(photo(), 3)
     at += encoded.index(b"Exif")
     pixels = decode(encoded[:at] + b"\xff\xff" + encoded[at + 2 :])
@@ -159,7 +159,7 @@ NO_IMAGES = {
 
 
 @pytest.mark.parametrize("kind", NO_IMAGES)
-def test_what_is_no_whole_image_is_refused_in_words(kind, recwarn):
+def test_an_incomplete_image_is_refused_with_a_reason(kind, recwarn):
     encoded, words = NO_IMAGES[kind]
     for attempt in (
         lambda: decode_crop(encoded, lambda h, w: [(0, 0, h, w)], 32),
@@ -175,7 +175,7 @@ def test_what_is_no_whole_image_is_refused_in_words(kind, recwarn):
 
 
 @pytest.mark.parametrize("kind", CONVERTED)
-def test_damage_of_any_kind_is_pixels_or_a_reason(kind):
+def test_a_damaged_image_gives_pixels_or_a_reason(kind):
     whole, draws = CONVERTED[kind][0], np.random.default_rng(len(kind))
     for _ in range(60):
         damaged = bytearray(whole[: draws.integers(len(whole) // 2, 2 * len(whole))])
@@ -185,7 +185,7 @@ def test_damage_of_any_kind_is_pixels_or_a_reason(kind):
             assert decode(bytes(damaged)).dtype == torch.uint8
 
 
-def test_a_thread_of_an_image_is_not_blown_up_to_gigabytes():
+def test_an_extremely_narrow_image_does_not_exhaust_memory():
     thread = encode(photo(2, 40_000), "PNG")
     assert decode_crop(thread, lambda h, w: [(0, 100, h, 2)], 32).shape == (1, 32, 32, 3)
     with pytest.raises(UndecodableError, match="narrow"):

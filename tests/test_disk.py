@@ -69,7 +69,7 @@ def all_whole(folder: Path) -> bool:
     return bool(lines) and None not in read and not list(folder.rglob("*.tmp"))
 
 
-def test_a_disk_that_fills_up_costs_checkpoints_and_no_run_under_way(run_tiny, disk):
+def test_a_disk_that_fills_up_loses_checkpoints_but_no_run(run_tiny, disk):
     methods = write_method("fills", FILLS), "baseline"
     command = ("--methods", ",".join(methods), "--runs-dir", "disk/runs")
     code, out, err = run_tiny(*command)
@@ -92,7 +92,7 @@ def test_a_disk_that_fills_up_costs_checkpoints_and_no_run_under_way(run_tiny, d
         assert numbers_of(method) == numbers_of(method, results="roomy")
 
 
-def test_a_result_that_the_disk_does_not_take_is_written_once_there_is_room(run_tiny, disk):
+def test_a_result_is_written_once_the_disk_has_room(run_tiny, disk):
     method = write_method("fills", FILLS_UNLESS_DONE)
     command = ("--results-dir", "disk/results", "--seeds", "2")
     code, _, err = run_tiny("--methods", "baseline", *command)
@@ -113,7 +113,7 @@ def test_a_result_that_the_disk_does_not_take_is_written_once_there_is_room(run_
 
 
 @pytest.mark.slow
-def test_several_processes_on_a_full_disk_say_why_and_leave_none(kdbench, disk):
+def test_processes_on_a_full_disk_report_the_cause_and_all_end(kdbench, disk):
     # Results have a disk of their own: a checkpoint that fails gives back room enough for one.
     fills_other = "cat /dev/zero 2> /dev/null >> other/filler"
     fills = FILLS.replace("disk/filler", f"disk/filler; {fills_other}")
@@ -172,7 +172,7 @@ def test_a_disk_that_becomes_read_only_ends_no_run(run_tiny, disk):
 
 
 @pytest.mark.slow
-def test_files_that_may_not_grow_cost_checkpoints(kdbench):
+def test_a_file_size_limit_loses_checkpoints_only(kdbench):
     """A file size limit acts like a quota: results fit, checkpoints do not."""
     limited = ["bash", "-c", 'ulimit -f 256; exec "$@"', "bash", *COMMAND]
     code, _, said = finish([*limited, "--methods", "baseline"], OMP_NUM_THREADS="1")
@@ -184,7 +184,7 @@ def test_files_that_may_not_grow_cost_checkpoints(kdbench):
     assert not list(Path("runs").rglob("*.tmp")) and not list(Path("runs").rglob("*.pt"))
 
 
-def test_a_quota_that_speaks_up_at_the_end_of_a_write_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_quota_error_on_close_keeps_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.write_text("old")
 
@@ -210,7 +210,7 @@ def test_a_status_that_cannot_be_written_ends_no_run(run_tiny):
     assert result_of("takes")["status"] == "finished"
 
 
-def test_a_run_whose_folder_is_taken_fails_alone(run_tiny):
+def test_a_run_whose_folder_is_a_file_fails_alone(run_tiny):
     folder_of("baseline").parent.mkdir(parents=True)
     folder_of("baseline").write_text("a file")
     for jobs in ("1", "2"):
@@ -220,7 +220,7 @@ def test_a_run_whose_folder_is_taken_fails_alone(run_tiny):
         assert result_of("independent")["status"] == "finished"
 
 
-def test_overwriting_does_not_go_on_from_what_cannot_be_removed(run_tiny):
+def test_overwriting_does_not_resume_from_a_checkpoint_that_cannot_be_removed(run_tiny):
     stuck = folder_of("baseline") / "checkpoint-000000004.pt"
     (stuck / "full").mkdir(parents=True)
     code, _, err = run_tiny("--methods", "baseline,independent", "--overwrite")
@@ -229,7 +229,7 @@ def test_overwriting_does_not_go_on_from_what_cannot_be_removed(run_tiny):
     assert result_of("independent")["status"] == "finished"
 
 
-def test_what_ends_all_processes_ends_this_one_though_the_disk_is_full(monkeypatch):
+def test_an_error_of_all_processes_ends_the_run_on_a_full_disk(monkeypatch):
     codes: list[int] = []
     monkeypatch.setattr(ranks_module, "PATIENCE_SECONDS", 0)
     monkeypatch.setattr(os, "_exit", codes.append)
@@ -305,7 +305,7 @@ def test_a_report_names_a_folder_that_it_may_not_read(subject):
     assert said == [f"kdbench: '{closed}' is not valid and was skipped: Permission denied."]
 
 
-def test_results_that_vanish_while_they_are_listed_are_none(tmp_path, monkeypatch):
+def test_results_deleted_while_they_are_listed_are_skipped(tmp_path, monkeypatch):
     (tmp_path / "tiny/net/gone").mkdir(parents=True)
     listing = Path.iterdir
 

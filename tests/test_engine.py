@@ -52,7 +52,7 @@ def test_ffsd_trains_its_modules_as_its_authors_did(make_run):
     assert all(g["nesterov"] and g["momentum"] == 0.9 for g in sgd.param_groups)
 
 
-def test_a_weight_that_is_no_number_after_the_last_step_is_found(make_run):
+def test_a_nan_weight_after_the_last_step_is_found(make_run):
     class Poison(Watcher):
         def on_step(self) -> None:
             super().on_step()
@@ -65,7 +65,7 @@ def test_a_weight_that_is_no_number_after_the_last_step_is_found(make_run):
     assert len(run.history) == 2
 
 
-def test_the_clock_takes_the_median_over_windows_without_the_first(monkeypatch):
+def test_the_rate_is_the_median_over_windows_without_the_first(monkeypatch):
     now = iter([0.0, 100.0, 110.0, 130.0, 1000.0, 1010.0])
     monkeypatch.setattr(measure.time, "perf_counter", lambda: next(now))
     clock = StepClock(torch.device("cpu"), window=10)
@@ -83,7 +83,7 @@ def test_the_clock_takes_the_median_over_windows_without_the_first(monkeypatch):
     assert StepClock(torch.device("cpu")).median() is None
 
 
-def test_flops_are_two_per_multiply_add_of_the_student_alone():
+def test_flops_count_two_per_multiply_add_of_the_student():
     student = nn.Conv2d(3, 4, 3, padding=1)
     assert forward_flops(student, 8) == 2 * 3 * 3 * 3 * 4 * 8 * 8
     assert student.training
@@ -95,7 +95,7 @@ def test_deployed_parameters_are_one_plain_network(make_run):
         assert make_run(method).parameters_deployed == plain, method
 
 
-def test_the_fingerprint_moves_with_what_can_move_numbers(suite):
+def test_the_fingerprint_changes_with_settings_that_can_change_numbers(suite):
     (dml,) = find_methods(["dml"])
     spec = RunSpec(suite, "resnet8", dml, dml.options({}), 0)
     changed = [
@@ -110,13 +110,13 @@ def test_the_fingerprint_moves_with_what_can_move_numbers(suite):
     assert RunSpec(suite, "resnet8", dml, dml.options({}), 0).fingerprint() in prints
 
 
-def test_a_method_is_its_code_not_its_comments_or_layout():
+def test_the_method_digest_ignores_comments_and_layout():
     code = 'def f(x):\n    """Doc."""\n    return x + 1  # why\n'
     assert source_digest(code) == source_digest("def f(x):\n\n    return (x +\n 1)\n")
     assert source_digest(code) != source_digest(code.replace("1", "2"))
 
 
-def test_kdcl_general_holds_images_out_of_the_training_set_and_says_so(make_run, images):
+def test_kdcl_general_reports_its_holdout(make_run, images):
     run = make_run("kdcl", variant="general", held_out_share="0.1")
     held = torch.cat([labels for _, labels in run.held_out])
     assert torch.bincount(held).tolist() == [2] * 10  # a tenth of 16 images a class
@@ -144,7 +144,7 @@ def test_tensorboard_on_request(suite, images, tmp_path):
     assert events.read_bytes() == content  # the next run logs to its own alone
 
 
-def test_an_installed_package_brings_a_method(monkeypatch):
+def test_an_installed_package_provides_a_method(monkeypatch):
     (dml,) = find_methods(["dml"])
     point = SimpleNamespace(name="theirs", group="kdbench.methods", load=lambda: dml.method)
     monkeypatch.setattr(names, "entry_points", lambda group: [point])
@@ -173,7 +173,7 @@ def test_the_command_in_a_result_reproduces_it_without_naming_folders(suite, tmp
     assert shipped.command().startswith("kdbench run --suite digits --methods dml ")
 
 
-def test_no_option_value_leads_out_of_the_results_folder(suite):
+def test_no_option_value_escapes_the_results_folder(suite):
     class Options(MethodOptions):
         note: str = ""
 

@@ -60,7 +60,7 @@ def is_refused(outcome: tuple[int, str, str], *words: str) -> bool:
     return code == 2 and is_one_sentence(error) and all(word in error for word in words)
 
 
-def test_a_run_is_named_in_three_ways(trained):
+def test_a_run_can_be_named_in_three_ways(trained):
     for run in (RUN, str(RESULT), f"runs/{RUN}", f"runs/{RUN}/"):
         code, out, error = trained("export", run)
         assert (code, error) == (0, "") and out.count("\n") == 1 and str(FILE) in out
@@ -83,7 +83,7 @@ def test_files_are_replaced_only_on_request(trained):
     assert is_refused(trained("export", RUN, "--output", "a.onnx"), ".safetensors")
 
 
-def test_a_failed_write_leaves_nothing(trained):
+def test_a_failed_write_leaves_no_file(trained):
     Path("file").touch()
     outcome = trained("export", RUN, "--output", "file/student.safetensors")
     assert is_refused(outcome, "Cannot write")

@@ -14,14 +14,14 @@ def readme() -> str:
 
 
 @pytest.mark.parametrize("fault", ALL, ids=lambda fault: fault.name)
-def test_what_a_fault_replaces_stands_there_once(fault):
+def test_the_text_that_a_fault_replaces_occurs_once(fault):
     for file, before, after in fault.patches:
         assert (ROOT / file).read_text(encoding="utf-8").count(before) == 1
         assert after != before
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_what_should_catch_a_fault_exists(fault):
+def test_the_tests_that_catch_a_fault_exist(fault):
     assert fault.tests
     for test in map(function, fault.tests):
         file, _, name = test.partition("::")

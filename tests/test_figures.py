@@ -56,7 +56,7 @@ def test_cost_has_a_point_with_its_deviation_for_each_method():
     assert axes.get_xlabel() == "training FLOPs, times those of baseline"
 
 
-def test_times_of_two_devices_have_no_common_axis():
+def test_times_of_two_devices_are_not_plotted_together():
     runs = [made("baseline", flops=None), made("ffsd", flops=None)]
     elsewhere = runs[1].environment.model_copy(update={"device": "another"})
     runs[1] = runs[1].model_copy(update={"environment": elsewhere})
@@ -73,7 +73,7 @@ def test_without_flops_the_cost_is_the_time_of_runs_that_were_not_shared():
     assert "Cost not measured: dml." in all_drawn(results)["cost"].caption
 
 
-def test_without_any_cost_a_sentence_stands_in_the_place_of_the_figure():
+def test_without_any_cost_a_sentence_replaces_the_figure():
     item = all_drawn([made("baseline", flops=None, jobs=2)])["cost"]
     assert item.figure is None and "no cost to show" in item.caption
 
@@ -84,7 +84,7 @@ def test_without_the_reference_flops_are_absolute():
     assert points.cost.tolist() == [3.0] and label == "training FLOPs, 10¹⁵"
 
 
-def test_the_same_recipe_over_other_epochs_stands_in_the_figure_of_cost():
+def test_the_cost_figure_includes_the_recipe_over_other_epochs():
     """The control at equal cost is a point; the frame's key decides which recipes are equal."""
     results = [made("baseline"), made("dml", flops=3 * FLOPS)]
     costs = cost_frame(results)
@@ -98,7 +98,7 @@ def test_the_same_recipe_over_other_epochs_stands_in_the_figure_of_cost():
     }
 
 
-def test_the_pareto_front_has_what_no_other_beats():
+def test_the_pareto_front_has_the_undominated_methods():
     points = pd.DataFrame(
         {
             "name": ["cheap", "worse", "dear", "as dear", "dearest", "the same"],
@@ -109,7 +109,7 @@ def test_the_pareto_front_has_what_no_other_beats():
     assert figures.pareto(points).name.tolist() == ["cheap", "the same", "dear"]
 
 
-def test_equal_costs_stand_side_by_side():
+def test_equal_costs_are_drawn_side_by_side():
     costs, heights = [3.0, 1.0, 3.01, 2.0, 3.0, 3.0], [61.0, 60.0, 60.5, 60.0, 61.0, 70.0]
     aside = figures.horizontal_offsets(pd.Series(costs), pd.Series(heights))
     assert sorted(aside[[0, 2, 4]]) == [-8, 0, 8]
@@ -117,7 +117,7 @@ def test_equal_costs_stand_side_by_side():
 
 
 @pytest.mark.parametrize("count", [1, 10, 30])
-def test_names_do_not_lie_on_each_other(count):
+def test_labels_do_not_overlap(count):
     gap = 0.95 / max(count, 16)
     for heights in (np.full(count, 0.5), np.linspace(1, 0, count), np.zeros(count)):
         placed = figures.spread(heights, gap)
@@ -149,7 +149,7 @@ def test_curves_have_each_seed_their_mean_and_the_reference():
     ],
     ids=["no reference", "the reference alone", "a lost reference"],
 )
-def test_a_line_that_is_not_drawn_has_no_words(results):
+def test_the_legend_omits_lines_that_are_not_drawn(results):
     caption = all_drawn(results)["curves"].caption
     assert caption.startswith("Thick: mean over seeds; thin: each seed.")
     assert "dashed" not in caption
@@ -190,7 +190,7 @@ def test_no_two_of_thirty_methods_look_alike():
     assert len(set(PALETTE)) == len(PALETTE) and len(set(MARKERS)) == len(MARKERS)
 
 
-def test_a_name_is_shown_as_it_is_and_no_formula():
+def test_a_name_is_not_rendered_as_a_formula():
     results = [made("$x^2$ <b>&")]
     svg = inline_svg(all_drawn(results)["curves"].figure, "x", "a\x01b")
     texts = [element.text for element in ElementTree.parse(io.StringIO(svg)).iter("text")]

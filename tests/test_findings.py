@@ -3,6 +3,6 @@
 import findings
 
 
-def test_the_page_holds_what_the_results_say():
+def test_the_page_shows_the_values_of_the_results():
     page = findings.PAGE.read_text(encoding="utf-8")
     assert findings.filled(page) == page

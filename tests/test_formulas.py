@@ -47,7 +47,7 @@ def test_kl_is_not_negative(target, logits, temperature, epsilon):
 
 
 @given(tensors(3, 5), tensors(3, 1), temperatures)
-def test_kl_is_zero_at_equality_whatever_is_added_to_all_logits(logits, shift, temperature):
+def test_kl_is_zero_for_logits_equal_up_to_a_constant(logits, shift, temperature):
     assert abs(kl(logits, logits, temperature)) < 1e-9
     assert abs(kl(logits + shift, logits, temperature)) < 1e-9
 
@@ -65,21 +65,21 @@ def test_kl_is_positive_where_probabilities_differ(target, logits):
 
 
 @given(tensors(4, 3, 5), orders(4), temperatures)
-def test_peers_of_dml_have_no_order(logits, order, temperature):
+def test_dml_is_invariant_to_the_order_of_peers(logits, order, temperature):
     losses = torch.stack(mutual_kl(list(logits), temperature))
     permuted = torch.stack(mutual_kl(list(logits[order]), temperature))
     torch.testing.assert_close(permuted, losses[order], **CLOSE)
 
 
 @given(tensors(4, 3, 5), orders(4))
-def test_networks_of_an_ensemble_have_no_order(logits, order):
+def test_the_ensemble_is_invariant_to_the_order_of_networks(logits, order):
     ensemble = mean_probability_logits(list(logits))
     torch.testing.assert_close(ensemble.exp().sum(1), torch.ones(3).double(), **CLOSE)
     torch.testing.assert_close(mean_probability_logits(list(logits[order])), ensemble, **CLOSE)
 
 
 @given(tensors(4, 3, 5), orders(4), st.lists(st.integers(0, 4), min_size=3, max_size=3))
-def test_networks_of_kdcl_have_no_order(logits, order, classes):
+def test_kdcl_is_invariant_to_the_order_of_networks(logits, order, classes):
     labels = torch.tensor(classes)
     torch.testing.assert_close(
         minlogit_target(logits[order], labels), minlogit_target(logits, labels), **CLOSE
@@ -95,7 +95,7 @@ def test_networks_of_kdcl_have_no_order(logits, order, classes):
 
 
 @given(tensors(4, 6, 5, largest=4), orders(4), st.integers(0, 4))
-def test_the_general_weights_of_kdcl_have_no_order_and_sum_to_one(logits, order, label):
+def test_the_general_weights_of_kdcl_are_equivariant_and_sum_to_one(logits, order, label):
     labels = torch.full((6,), label)
     correlation = error_correlation(logits.softmax(2), labels) + 1e-3 * torch.eye(4)
     weights = general_weights(correlation)
@@ -105,7 +105,9 @@ def test_the_general_weights_of_kdcl_have_no_order_and_sum_to_one(logits, order,
 
 
 @given(tensors(3, 2, 16), tensors(3, 2, 5), orders(3))
-def test_peers_of_okddip_have_no_order_and_their_weights_sum_to_one(embeddings, logits, order):
+def test_okddip_is_invariant_to_the_order_of_peers_and_weights_sum_to_one(
+    embeddings, logits, order
+):
     torch.manual_seed(0)
     listens = PeerAttention(16).double()
     weights = listens(embeddings)
@@ -117,7 +119,7 @@ def test_peers_of_okddip_have_no_order_and_their_weights_sum_to_one(embeddings, 
 
 
 @given(tensors(4, 3, 2, 2), tensors(2, 4, 5), orders(2), st.booleans())
-def test_the_gate_of_one_mixes_branches_that_have_no_order(maps, logits, order, training):
+def test_the_gate_of_one_is_invariant_to_the_order_of_branches(maps, logits, order, training):
     torch.manual_seed(0)
     gate = Gate(3, 2).double().train(training)
     gates = gate(maps)
@@ -136,7 +138,7 @@ def far_from_zero(x: Tensor) -> Tensor:
 
 
 @given(tensors(2, 3, 2, 2), tensors(2, 3, 2, 2), scales, scales)
-def test_the_normalised_distance_does_not_know_scales(x, y, mine, theirs):
+def test_the_normalised_distance_is_scale_invariant(x, y, mine, theirs):
     x, y = far_from_zero(x), far_from_zero(y)
     distance = normalised_distance(x, y)
     torch.testing.assert_close(normalised_distance(mine * x, theirs * y), distance, **CLOSE)
@@ -146,7 +148,7 @@ def test_the_normalised_distance_does_not_know_scales(x, y, mine, theirs):
 
 
 @given(tensors(2, 3, 2, 2), scales, st.permutations(range(3)))
-def test_an_attention_map_is_of_all_channels_alike_and_grows_with_their_square(x, scale, order):
+def test_an_attention_map_sums_squares_over_channels(x, scale, order):
     seen = attention(x)
     assert seen.shape == (2, 1, 2, 2) and (seen >= 0).all()
     torch.testing.assert_close(attention(x[:, order]), seen, **CLOSE)
@@ -154,7 +156,7 @@ def test_an_attention_map_is_of_all_channels_alike_and_grows_with_their_square(x
 
 
 @given(st.floats(0, 400), st.floats(0, 400), st.floats(0, 300))
-def test_a_ramp_rises_from_nothing_to_one_and_stays(epoch, later, length):
+def test_a_ramp_rises_from_zero_to_one_and_stays(epoch, later, length):
     first, second = sorted([epoch, later])
     assert 0 <= ramp(first, length) <= ramp(second, length) <= 1
     assert ramp(length, length) == ramp(length + epoch, length) == 1

@@ -159,7 +159,7 @@ def test_cl_ilr_equals_a_second_implementation(size: int, options: dict[str, flo
     assert_same_state(method.networks, other)
 
 
-def test_the_consensus_leaves_the_head_out():
+def test_the_consensus_excludes_the_head_itself():
     logits = [torch.full((1, 2), value) for value in (1.0, 2.0, 6.0)]
     assert [t[0, 0].item() for t in consensus(logits)] == [4.0, 3.5, 1.5]
 
@@ -237,7 +237,7 @@ def test_mcl_equals_a_second_implementation(size: int):
     assert_same_state(method.projections, heads)
 
 
-def test_anchors_without_a_positive_count_for_nothing():
+def test_anchors_without_a_positive_are_ignored():
     similarity = torch.randn(4, 4, requires_grad=True)
     labels = torch.tensor([0, 0, 1, 2])
     loss = contrastive_loss(similarity, labels)
@@ -269,7 +269,9 @@ def touched(method: Method, term: str, views: int) -> list[bool]:
         (MCL, 1, ["ce", "vcl", "soft_vcl"]),
     ],
 )
-def test_detached_targets_train_nobody_else(kind: type[Method], views: int, terms: list[str]):
+def test_detached_targets_give_other_networks_no_gradient(
+    kind: type[Method], views: int, terms: list[str]
+):
     method = build(kind)
     for term in terms:
         for index in range(3):
@@ -277,7 +279,7 @@ def test_detached_targets_train_nobody_else(kind: type[Method], views: int, term
             assert touched(method, f"{term}/{name_of(index)}", views) == expected, term
 
 
-def test_what_trains_all_networks_does():
+def test_icl_trains_all_networks():
     assert touched(build(MCL), "icl/student", 1) == [True] * 3
     assert touched(build(MCL), "soft_icl/peer0", 1) == [True] * 3
 

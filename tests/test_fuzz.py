@@ -107,7 +107,7 @@ def test_a_result(result, damage):
 
 
 @given(share=st.floats(0, 1, exclude_max=True), digit=st.sampled_from("0123456789"))
-def test_no_digit_of_an_accuracy_changes_unseen(result, share, digit):
+def test_no_digit_of_an_accuracy_changes_unnoticed(result, share, digit):
     file, whole, made = result
     text = whole.decode()
     places = [place for found in ACCURACY.finditer(text) for place in range(*found.span(1))]

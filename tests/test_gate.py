@@ -260,7 +260,7 @@ def test_only_committed_code_and_finished_runs_make_a_baseline(gate, committed, 
         ({}, ("--methods", "dlm"), "Did you mean 'dml'?"),
     ],
 )
-def test_mistakes_are_one_sentence(gate, stored, change, arguments, words):
+def test_mistakes_print_one_sentence(gate, stored, change, arguments, words):
     Path("stored.json").write_text(json.dumps(stored.model_dump(mode="json") | change))
     kept = Path("kept/tiny/resnet8/c/seed0.json")
     kept.parent.mkdir(parents=True)

@@ -89,7 +89,7 @@ def hand_over_in_place(source: Run, target: Run) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_step_waits_for_nothing(method):
+def test_a_step_does_not_synchronise(method):
     suite = load_suite("cifar100")
     (spec,) = make_specs(suite, [method], ["resnet8"])
     images = random_images(suite.data, 8 * suite.batch_size).to(torch.device("cuda"))
@@ -107,7 +107,7 @@ def test_a_step_waits_for_nothing(method):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_run_is_recorded_with_what_the_gpu_did(run_tiny, method, precision):
+def test_a_run_records_gpu_measurements(run_tiny, method, precision):
     asked = ("--methods", method, "--compile", "graph", "--precision", precision)
     code, _, err = run_tiny(*asked)
     assert (code, err) == (0, "")
@@ -136,7 +136,7 @@ def test_a_deterministic_run_gives_the_same_numbers_twice(run_tiny, method, mode
     assert once["environment"]["command"].endswith(" --deterministic")
 
 
-def test_a_stopped_run_goes_on_with_a_graph(make_run, tmp_path):
+def test_a_stopped_run_resumes_with_a_graph(make_run, tmp_path):
     whole = make_run("ffsd", "whole", "graph").train()
     with pytest.raises(KeyboardInterrupt):
         make_run("ffsd", "stopped", "graph", Watcher(stop_after=6)).train()
@@ -169,7 +169,7 @@ def test_running_out_of_memory_on_the_gpu_is_recorded(run_tiny):
     assert result_of("baseline")["status"] == "finished"
 
 
-def test_memory_that_lacks_only_to_record_costs_no_run():
+def test_out_of_memory_while_recording_falls_back():
     suite = load_suite("cifar100")
     (spec,) = make_specs(suite, ["ffsd"], ["resnet20"])
     images = random_images(suite.data, 8 * suite.batch_size).to(torch.device("cuda"))

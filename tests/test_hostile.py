@@ -96,7 +96,7 @@ def deep(file: Path) -> None:
         (deep, "recursion limit"),
     ],
 )
-def test_what_is_no_file_of_results_is_not_read(tmp_path, make, words):
+def test_other_files_in_the_results_folder_are_not_read(tmp_path, make, words):
     file = saved(tmp_path)
     file.unlink()
     make(file)

@@ -82,7 +82,7 @@ def normalised(suite: Suite, pixels: np.ndarray) -> Tensor:
     return (image - mean) / std
 
 
-def test_a_box_is_where_its_draws_put_it():
+def test_a_box_follows_from_its_draws():
     sure = [0.5, 0.5] * 10  # 0.54 of the area, as wide as high
     side = round((200 * 300 * 0.54) ** 0.5)
     assert random_resized_box(200, 300, [*sure, 0, 0, 0], CROP) == (0, 0, side, side)
@@ -96,7 +96,7 @@ def test_a_box_is_where_its_draws_put_it():
 
 
 @pytest.mark.parametrize(("height", "width"), [(500, 20), (20, 500), (3, 1000), (1, 1)])
-def test_an_image_that_no_box_fits_gives_its_centre_as_in_torchvision(height, width):
+def test_an_image_that_fits_no_box_is_cropped_at_its_centre_as_in_torchvision(height, width):
     torch.manual_seed(0)
     whole = RandomResizedCrop(scale=(1.0, 1.0), ratio=CROP.ratio)
     image = torch.empty(3, height, width)
@@ -144,7 +144,7 @@ def test_a_view_is_a_crop_of_its_image_resized_flipped_and_normalised(suite, ima
     assert 8 < flips < 24
 
 
-def test_views_and_samples_have_crops_of_their_own_and_the_suite_may_forbid_flips(suite, images):
+def test_views_and_samples_have_independent_crops_and_flips_can_be_disabled(suite, images):
     batches = training_batches(images[0], suite, 0, 3)
     draws = torch.tensor(np.stack([task.draws for task in batches._tasks(0)])).flatten(0, 2)
     assert len(draws[:, 0].unique()) == len(draws) == 2 * 3 * 8
@@ -210,7 +210,7 @@ def test_evaluation_shows_the_centre_of_each_image_once(suite, images, processes
     assert sorted(seen) == list(enumerate(images[1].labels.tolist()))
 
 
-def test_workers_change_nothing_and_stay_for_all_passes(suite, folder):
+def test_the_number_of_workers_changes_no_pixels_and_workers_persist(suite, folder):
     train, test = opened(suite, folder)
     with_workers = [replace(images, workers=2) for images in (train, test)]
     batches = training_batches(with_workers[0], suite, 0, 2)
@@ -226,7 +226,7 @@ def test_workers_change_nothing_and_stay_for_all_passes(suite, folder):
     assert same(list(batches.epoch(1)), epoch(train, suite, 1, views=2))
 
 
-def test_two_passes_at_a_time_are_refused(suite, images):
+def test_two_simultaneous_passes_are_refused(suite, images):
     batches = training_batches(images[0], suite, 0, 1)
     first = batches.epoch(0)
     next(first)
@@ -251,7 +251,7 @@ def damaged(suite) -> tuple[EncodedImages, EncodedImages]:
     return opened(suite, write_saved(Path("damaged"), rows))
 
 
-def test_another_of_the_class_stands_in_for_what_cannot_be_decoded(suite, images, damaged):
+def test_an_undecodable_image_is_replaced_by_one_of_its_class(suite, images, damaged):
     batches = training_batches(damaged[0], suite, 0, 1)
     reader, stand_in = images[0].reader, {0: 8, 4: 8, 9: 13, 19: 3}
 
@@ -267,7 +267,7 @@ def test_another_of_the_class_stands_in_for_what_cannot_be_decoded(suite, images
     assert batches.undecodable == dict.fromkeys(names, reason)
 
 
-def test_what_cannot_be_decoded_is_unjudged_in_evaluation(suite, damaged):
+def test_undecodable_images_have_no_prediction_in_evaluation(suite, damaged):
     evaluation = evaluation_batches(damaged[1], suite)
     pixels, labels = (torch.cat(part) for part in zip(*evaluation, strict=True))
     assert labels.tolist() == [IGNORE_INDEX if i == 6 else i % CLASSES for i in range(TEST)]
@@ -287,7 +287,7 @@ def test_a_class_without_any_image_ends_the_run(suite):
         epoch(train, suite)
 
 
-def test_held_out_images_are_the_last_of_each_class_and_no_others_stand_in(suite, images):
+def test_the_holdout_is_the_last_of_each_class_without_replacements(suite, images):
     rest, held = images[0].hold_out(0.2)
     assert torch.bincount(held.labels).tolist() == [1] * CLASSES
     assert sorted([*rest.rows.tolist(), *held.rows.tolist()]) == list(range(TRAIN))
@@ -363,7 +363,7 @@ def test_after_a_worker_died_others_start(suite, images):
     assert same(list(batches.epoch(1)), epoch(images[0], suite, 1))
 
 
-def test_a_signal_to_all_processes_of_a_run_spares_those_that_decode(suite, images):
+def test_a_signal_to_the_process_group_spares_decoding_workers(suite, images):
     expected = epoch(images[0], suite)
     stream = training_batches(replace(images[0], workers=1), suite, 0, 1).epoch(0)
     seen = [next(stream)]
@@ -376,7 +376,7 @@ def test_a_signal_to_all_processes_of_a_run_spares_those_that_decode(suite, imag
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_an_image_that_the_disk_does_not_give_is_named(suite, accelerator, tmp_path, number):
+def test_an_unreadable_image_is_named(suite, accelerator, tmp_path, number):
     folder = write_folders(Path("root"))
     images = opened(suite, folder, workers=number)
     victim = next(folder.glob("train/n00000001/*"))
@@ -409,7 +409,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("end", ["ended", "killed"])
-def test_a_process_that_ends_amid_a_pass_waits_for_no_worker_and_leaves_none(end):
+def test_a_process_that_ends_within_a_pass_leaves_no_worker(end):
     """Workers ignore SIGTERM, so a handler that sends it and waits would never return."""
     Path("leaves.py").write_text(LEAVES)
     folders = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
@@ -426,7 +426,7 @@ def test_a_process_that_ends_amid_a_pass_waits_for_no_worker_and_leaves_none(end
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_workers_end_with_the_batches_they_were_for_and_with_a_pass_that_broke(suite, images):
+def test_workers_end_with_their_batches_and_after_a_failed_pass(suite, images):
     """Workers also end if their batches are part of a reference cycle, as in a run."""
     before = set(multiprocessing.active_children())
     circle = [training_batches(replace(images[0], workers=2), suite, 0, 1)]

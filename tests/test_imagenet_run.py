@@ -62,7 +62,7 @@ def result_of(method: str, results: str = "results") -> Result:
 
 
 @pytest.mark.slow
-def test_two_methods_end_to_end_whatever_the_layout_and_the_workers(kdbench):
+def test_two_methods_end_to_end_for_every_layout_and_number_of_workers(kdbench):
     """KDCL has one view per network."""
     photo_suite()
     run = ("run", "--suite", "photos.toml", "--methods", "kdcl,dml")
@@ -85,7 +85,7 @@ def test_two_methods_end_to_end_whatever_the_layout_and_the_workers(kdbench):
 
 
 @pytest.mark.slow
-def test_jobs_read_what_stays_encoded_too(kdbench):
+def test_parallel_jobs_read_encoded_data(kdbench):
     photo_suite()
     write_folders(Path("photos"))
     run = ("run", "--suite", "photos.toml", "--methods", "baseline,dml", "--data-dir", "photos")
@@ -94,7 +94,7 @@ def test_jobs_read_what_stays_encoded_too(kdbench):
 
 
 @pytest.mark.slow
-def test_two_processes_share_what_stays_encoded(kdbench):
+def test_two_processes_share_encoded_data(kdbench):
     photo_suite()
     rows = content()
     for split, index in (("train", 3), ("validation", 5)):
@@ -132,7 +132,7 @@ class Does(Baseline):
     ("signal", "reason"),
     [("SIGKILL", "a process that decodes images died"), ("SIGSTOP", "was decoded for 6 seconds")],
 )
-def test_workers_that_die_or_hang_cost_one_run_of_the_plan(kdbench, monkeypatch, signal, reason):
+def test_workers_that_die_or_hang_fail_one_run_of_the_plan(kdbench, monkeypatch, signal, reason):
     monkeypatch.setattr(workers, "POLL_SECONDS", 1)
     monkeypatch.setattr(workers, "TIMEOUT_SECONDS", 6)
     photo_suite()
@@ -169,7 +169,7 @@ def test_a_step_is_timed_on_noise_of_the_size_of_the_crops(kdbench):
         (("--data-dir", "."), "not found in"),
     ],
 )
-def test_a_mistake_is_one_sentence(kdbench, options, words):
+def test_a_mistake_prints_one_sentence(kdbench, options, words):
     photo_suite()
     code, _, error = kdbench("run", "--suite", "photos.toml", "--methods", "dml", *options)
     assert code == 2 and is_one_sentence(error) and words in error
@@ -189,7 +189,7 @@ def test_a_killed_run_ends_with_the_same_numbers(make, photos, monkeypatch, save
     assert all(torch.equal(*pair) for pair in zip(*states, strict=True))
 
 
-def test_a_checkpoint_amid_an_epoch_leaves_the_workers_alone(make, photos, monkeypatch):
+def test_a_checkpoint_within_an_epoch_keeps_the_workers(make, photos, monkeypatch):
     started: list[DecodePool] = []
     start = DecodePool._make_loader
     monkeypatch.setattr(DecodePool, "_make_loader", lambda p: started.append(p) or start(p))
@@ -205,7 +205,7 @@ def test_kdcl_general_holds_images_out(make, photos):
     assert len(run.training.images) == TRAIN - CLASSES
 
 
-def test_undecodable_images_are_said_once_and_stand_in_the_result(make):
+def test_undecodable_images_are_reported_once_and_recorded(make):
     rows = content()
     for split, index in (("train", 0), ("validation", 5)):
         rows[split][index] = (b"no image", index % CLASSES)
@@ -226,7 +226,7 @@ def test_undecodable_images_are_said_once_and_stand_in_the_result(make):
     assert message.startswith("2 images cannot be decoded") and first.split(": ")[1] in message
 
 
-def test_an_unjudged_image_is_wrong_and_has_no_loss():
+def test_an_image_without_a_prediction_counts_as_wrong_and_has_no_loss():
     logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     labels = logits.argmax(1)
     whole = evaluate(Fixed(student=logits[:5]), [(torch.zeros(5, 3, 2, 2), labels[:5])])["student"]
@@ -236,7 +236,7 @@ def test_an_unjudged_image_is_wrong_and_has_no_loss():
     assert metrics.loss == pytest.approx(whole.loss)
 
 
-def test_waiting_is_added_up_over_epochs_and_much_of_it_is_said_once(accelerator):
+def test_data_waiting_time_is_summed_and_much_of_it_warns_once(accelerator):
     training = SimpleNamespace(waited_seconds=0.5, undecodable={})
     said: list[str] = []
     data_stats, progress = DataStats(training, (), accelerator, said.append), Progress()
@@ -249,7 +249,7 @@ def test_waiting_is_added_up_over_epochs_and_much_of_it_is_said_once(accelerator
     assert "20% of the time" in message
 
 
-def test_of_several_processes_the_one_that_waits_most_counts(monkeypatch):
+def test_data_waiting_time_is_the_maximum_over_processes(monkeypatch):
     others = iter([6.0, 0.0])
     monkeypatch.setattr(data_stats_module, "gather_object", lambda own: [*own, next(others)])
     training = SimpleNamespace(waited_seconds=0.0, undecodable={})

@@ -70,7 +70,7 @@ def test_the_classes_of_a_folder_go_by_their_names(suite):
     assert torch.bincount(train.labels).tolist() == [5] * CLASSES
 
 
-def test_the_copy_made_of_parquet_lies_in_the_cache_and_is_made_once(suite, monkeypatch, tmp_path):
+def test_the_copy_of_parquet_is_cached_once(suite, monkeypatch, tmp_path):
     monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path))
     folder = write_parquet(Path("root"))
     before = [pairs(images) for images in opened(suite, folder)]

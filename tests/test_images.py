@@ -100,7 +100,7 @@ def test_a_changed_source_file_is_read_anew(folder):
     assert torch.equal(after.pixels[25:], before.pixels[25:].flip(0))
 
 
-def test_a_cache_folder_that_cannot_be_made_does_not_stop(folder, tmp_path, monkeypatch):
+def test_an_unwritable_cache_folder_does_not_stop_loading(folder, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path / "file" / "cache"))
     assert same(load(TINY, folder), expected())
@@ -127,7 +127,7 @@ def test_the_first_of_each_class_keep_their_order():
     assert subset.labels.tolist() == [2, 0, 1, 1, 0, 2]
 
 
-def test_the_held_out_are_the_last_share_of_each_class():
+def test_the_holdout_is_the_last_share_of_each_class():
     rest, held = numbered([0, 1] * 10 + [1] * 10).hold_out(0.2)
     assert held.pixels.flatten().tolist() == [16, 18, 26, 27, 28, 29]
     assert held.labels.tolist() == [0, 0, 1, 1, 1, 1]
@@ -141,7 +141,7 @@ def test_the_held_out_are_the_last_share_of_each_class():
 @pytest.mark.skipif(
     not (REAL / "cifar100").is_dir(), reason="KDBENCH_DATA names no folder with cifar100 in it"
 )
-def test_the_real_cifar100_is_what_the_suite_says():
+def test_the_real_cifar100_matches_the_suite():
     """Checksums too: `load_images` refuses other pixels, and other sums are refused."""
     data = load_suite("cifar100").data
     assert data.train.sha256 and data.test.sha256

@@ -98,7 +98,7 @@ def test_missing_seeds_are_estimated_by_least_squares():
     assert all(0 <= c.p <= 1 for c in compare_with_reference(noisy, "m0").values())
 
 
-def test_what_cannot_be_estimated_is_left_out():
+def test_methods_without_an_estimate_are_left_out():
     assert compare_with_reference({}, "a") == {}
     assert compare_with_reference({"b": {0: 1.0}}, "a") == {}
     assert compare_with_reference({"a": {0: 1.0}, "b": {0: 2.0}}, "a") == {}  # one seed

@@ -92,7 +92,7 @@ def test_2_another_seed_changes_weights_order_and_views(make_run):
     assert not torch.equal(*weights)
 
 
-def test_2_the_student_of_independent_is_the_baseline_to_the_last_bit(make_run):
+def test_2_the_student_of_independent_equals_the_baseline_exactly(make_run):
     alone = make_run("baseline", folder="alone").train()
     among_others = make_run("independent", folder="among").train()
     assert [e.metrics["student"] for e in alone.history] == [
@@ -237,7 +237,7 @@ def damage(file: Path) -> None:
     file.write_bytes(content)
 
 
-def test_8_of_two_checkpoints_the_whole_one_counts(make_run):
+def test_8_the_intact_one_of_two_checkpoints_is_used(make_run):
     run = make_run("dml")
     expected = run.train()
     last, before = sorted(run.folder.glob("checkpoint-*"), reverse=True)
@@ -256,7 +256,7 @@ def test_8_of_two_checkpoints_the_whole_one_counts(make_run):
     assert watcher.steps == 12
 
 
-def test_8_a_checkpoint_is_of_its_moment_though_training_goes_on_beside(make_run, monkeypatch):
+def test_8_a_checkpoint_is_a_snapshot_although_training_continues(make_run, monkeypatch):
     expected = make_run("dml", folder="whole").train()
     watcher = Watcher()
     write = files.write_checkpoint
@@ -274,7 +274,7 @@ def test_8_a_checkpoint_is_of_its_moment_though_training_goes_on_beside(make_run
     assert again.steps == 4
 
 
-def test_8_checkpoints_of_another_run_make_way(make_run):
+def test_8_checkpoints_of_another_run_are_replaced(make_run):
     folder = make_run("baseline").folder
     make_run("baseline").train()
     with pytest.raises(KeyboardInterrupt):  # in the same folder
@@ -285,7 +285,7 @@ def test_8_checkpoints_of_another_run_make_way(make_run):
     assert watcher.steps == 8
 
 
-def test_8_a_checkpoint_of_another_version_is_no_start_and_is_said(make_run):
+def test_8_a_checkpoint_of_another_version_is_ignored_with_a_message(make_run):
     with pytest.raises(KeyboardInterrupt):
         make_run("baseline", seed=1, watcher=Watcher(stop_after=6)).train()
     watcher = Watcher()
@@ -295,7 +295,7 @@ def test_8_a_checkpoint_of_another_version_is_no_start_and_is_said(make_run):
     assert "checkpoint-000000004.pt is of another version of its suite, its method" in said
 
 
-def test_8_a_checkpoint_of_a_version_that_noted_more_or_less_counts():
+def test_8_a_checkpoint_with_more_or_fewer_fields_is_used():
     noted = Progress(epochs_done=2, part=PartOfEpoch(3, ["ce"], [Share([0.5], (), {})]))
     written = asdict(noted)
     del written["waiting_seconds"]
@@ -305,9 +305,7 @@ def test_8_a_checkpoint_of_a_version_that_noted_more_or_less_counts():
 
 
 @pytest.mark.parametrize("method", slow_except("dml", [*METHODS, "./drawing.py"]))
-def test_8_a_run_killed_between_checkpoints_amid_an_epoch_goes_on_there(
-    make_run, method, monkeypatch
-):
+def test_8_a_run_killed_within_an_epoch_resumes_there(make_run, method, monkeypatch):
     Path("drawing.py").write_text(DRAWING)
     expected = make_run(method, folder="whole").train()
     monkeypatch.setattr(run_module, "SAVE_SECONDS", -1)  # after each step
@@ -320,7 +318,7 @@ def test_8_a_run_killed_between_checkpoints_amid_an_epoch_goes_on_there(
     assert result.cost.training_seconds > 0
 
 
-def test_9_a_result_says_what_made_it_and_nothing_about_whose_machine(make_run):
+def test_9_a_result_records_its_provenance_without_private_paths(make_run):
     result = make_run("ffsd", temperature="3").train()
     content = json.loads(result.model_dump_json())
     assert content["identity"]["method"] == "ffsd@temperature=3.0"
@@ -333,7 +331,7 @@ def test_9_a_result_says_what_made_it_and_nothing_about_whose_machine(make_run):
         assert private not in text
 
 
-def test_networks_train_in_train_mode_in_every_epoch_and_are_judged_in_eval_mode(make_run):
+def test_networks_are_trained_in_train_mode_and_evaluated_in_eval_mode(make_run):
     for method in METHODS:
         run = make_run(method, folder=method)
         modes = {"forward": [], "predict": []}

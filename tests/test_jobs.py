@@ -60,7 +60,7 @@ def spec(suite) -> RunSpec:
     return RunSpec(suite, "resnet8", entry, entry.options({"temperature": "3"}), 1)
 
 
-def test_numbers_are_those_of_runs_one_after_the_other_and_rates_are_none(kdbench, monkeypatch):
+def test_parallel_runs_equal_sequential_runs_and_have_no_rates(kdbench, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
     command = ("run", "--suite", "digits", "--epochs", "1", "--methods", "baseline,independent")
     name = "digits@epochs=1"
@@ -91,7 +91,7 @@ def test_numbers_are_those_of_runs_one_after_the_other_and_rates_are_none(kdbenc
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_recorded_and_the_others_go_on(run_tiny):
+def test_a_killed_process_is_recorded_and_the_others_continue(run_tiny):
     methods = [write_method("killed", KILLED), write_method("quits", QUITS), "baseline"]
     (entry,) = find_methods([methods[0]])
     spec = RunSpec(load_suite("tiny.toml"), "resnet8", entry, entry.options({}), 0)
@@ -110,7 +110,7 @@ def test_a_killed_process_is_recorded_and_the_others_go_on(run_tiny):
 
 
 @pytest.mark.slow
-def test_an_error_of_the_user_in_a_process_is_one_sentence_and_ends_the_others(run_tiny):
+def test_a_user_error_in_a_process_prints_one_sentence_and_ends_the_others(run_tiny):
     Path("hold").touch()
     broken = Path(write_method("broken", "pass"))
     refuses = "import sys\nif 'worker' in sys.argv[0]:\n    raise ImportError('not here')\n"
@@ -125,7 +125,7 @@ def test_an_error_of_the_user_in_a_process_is_one_sentence_and_ends_the_others(r
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_no_process_and_the_same_command_goes_on(run_tiny, number, expected):
+def test_a_signal_leaves_no_process_and_the_same_command_resumes(run_tiny, number, expected):
     methods = write_method("first", HOLDS), write_method("second", HOLDS)
     Path("hold").touch()
 
@@ -204,7 +204,7 @@ def test_gpus_are_taken_in_turn_and_threads_are_shared(monkeypatch):
     assert "CUDA_VISIBLE_DEVICES" not in alone.environment(0)
 
 
-def test_an_order_brings_the_very_run_or_says_that_it_changed(spec):
+def test_a_run_file_reproduces_its_run_or_reports_a_change(spec):
     how = Execution(Path("results"), Path("runs"), Path("data"), "off", overwrite=True, jobs=2)
     order = WorkOrder.of(spec, how, jobs=2, parent=17)
     received = WorkOrder.model_validate_json(order.model_dump_json())
@@ -222,7 +222,7 @@ def epoch_record(number: int) -> Epoch:
     return Epoch(epoch=number, learning_rate=0.1, losses={"a": 1.0, "b": 2.0}, metrics=metrics)
 
 
-def test_the_status_is_written_now_and_then(spec, tmp_path, monkeypatch):
+def test_the_status_is_written_periodically(spec, tmp_path, monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(status.time, "monotonic", lambda: clock[0])
     reporter = StatusReporter(tmp_path, spec)
@@ -270,7 +270,7 @@ def test_the_display_follows_several_runs(spec, tmp_path):
         assert display.progress.tasks[0].completed == (12 + 8) * spec.networks
 
 
-def test_a_log_has_a_line_now_and_then_and_what_a_checkpoint_held_is_no_pace(
+def test_a_log_has_periodic_lines_and_resumed_steps_do_not_count_for_the_rate(
     tmp_path, spec, monkeypatch, capsys
 ):
     now = 0.0

@@ -97,7 +97,7 @@ def write_method(name: str, statement: str, where: str = "RANK == 1", settle: fl
     return f"./{name}.py"
 
 
-def test_a_killed_process_is_named_and_the_next_run_goes_on(run_tiny, monkeypatch):
+def test_a_killed_process_is_reported_and_the_next_run_starts(run_tiny, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     methods = f"{write_method('killed', KILLED)},baseline"
     code, out, err = run_tiny("--methods", methods, "--num-processes", "2", "--jobs", "2")
@@ -114,7 +114,7 @@ def test_a_killed_process_is_named_and_the_next_run_goes_on(run_tiny, monkeypatc
         assert environment["command"].endswith("--seeds 1 --num-processes 2")
 
 
-def test_under_torchrun_one_speaks_and_errors_that_all_meet_do_not_end_the_plan(run_tiny):
+def test_under_torchrun_one_process_prints_and_a_common_error_does_not_end_the_plan(run_tiny):
     methods = [
         write_method("broken", RAISES, "True"),
         write_method("nan", "views = views * float('nan')"),
@@ -150,7 +150,7 @@ def test_under_torchrun_an_error_of_one_process_ends_all_and_is_recorded(kdbench
     assert not Path("results/tiny/resnet8/baseline").exists()
 
 
-def test_no_process_waits_for_ever_for_one_that_is_stuck(kdbench):
+def test_a_stuck_process_times_out(kdbench):
     Path("impatient.py").write_text(
         "from datetime import timedelta\n"
         "from kdbench.engine import device\n"
@@ -165,7 +165,7 @@ def test_no_process_waits_for_ever_for_one_that_is_stuck(kdbench):
     assert result_of("stuck")["status"] == "failed"
 
 
-def test_after_a_killed_process_the_same_run_goes_on_alone(run_tiny):
+def test_after_a_killed_process_the_run_resumes_in_one_process(run_tiny):
     method = write_method("killed", KILLED)
     assert finish([*TORCHRUN, *KDBENCH, "--methods", method])[0] != 0
     log = Path("runs/tiny/resnet8/killed/seed0/log.jsonl")
@@ -185,7 +185,7 @@ def test_accelerate_launch_with_a_number_of_processes_trains_in_as_many(kdbench)
     assert result_of("baseline")["environment"]["processes"] == 2
 
 
-def test_under_torchrun_a_plan_is_shown_though_something_is_in_its_way(run_tiny):
+def test_under_torchrun_a_dry_run_shows_the_plan_with_its_obstacles(run_tiny):
     method = Path(write_method("slow", "time.sleep(1)"))
     method.write_text(method.read_text().replace("self.epoch and RANK == 1", "True"))
     file = Path("results/tiny/resnet8/baseline/seed0.json")
@@ -198,7 +198,7 @@ def test_under_torchrun_a_plan_is_shown_though_something_is_in_its_way(run_tiny)
 
 
 @pytest.mark.parametrize("code", [0, 2])
-def test_processes_that_watch_one_another_end_with_their_own_code(monkeypatch, code):
+def test_watched_processes_keep_their_exit_codes(monkeypatch, code):
     """Without a launcher, the store ends with the first process."""
     alike = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": free_port()}
     alone = {"MASTER_ADDR": "localhost", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": 1}
@@ -218,7 +218,7 @@ def test_processes_that_watch_one_another_end_with_their_own_code(monkeypatch, c
     assert said == ["", ""]
 
 
-def test_machines_need_no_common_disk(run_tiny):
+def test_machines_need_no_shared_disk(run_tiny):
     method = write_method("stops", KILLED, "os.path.exists('kill')")
     Path("kill").touch()
     command = [sys.executable, *KDBENCH, "--methods", method]
@@ -243,7 +243,7 @@ def test_machines_need_no_common_disk(run_tiny):
     assert not (other / "results").exists() and not (other / "runs").exists()
 
 
-def test_processes_that_see_other_images_or_none_are_named(kdbench):
+def test_processes_with_different_or_missing_data_are_reported(kdbench):
     folder, other = write_parquet(Path("data0")), write_parquet(Path("data1"))
     for mine, theirs in ((FIRST, SECOND), (SECOND, FIRST)):  # the same images in another order
         (other / theirs).write_bytes((folder / mine).read_bytes())
@@ -297,7 +297,7 @@ def test_no_process_outlives_a_killed_command(kdbench):
 @pytest.mark.parametrize(
     ("number", "code", "disk"), [(signal.SIGINT, 130, 0), (signal.SIGTERM, 143, 5)]
 )
-def test_two_processes_end_after_a_step_and_go_on_from_there(run_tiny, number, code, disk):
+def test_two_processes_stop_after_a_step_and_resume(run_tiny, number, code, disk):
     """The parameter is the time in seconds that a checkpoint takes."""
     holds = "time.sleep(2 if os.path.exists('hold') else 0)"
     method = write_method("holds", holds, "True")

@@ -46,7 +46,7 @@ def test_the_named_method_keeps_the_suite(suite: Suite, tmp_path):
     assert run.spec.suite is suite
 
 
-def test_options_that_cost_have_epochs_of_their_own(suite: Suite, tmp_path):
+def test_options_that_change_the_cost_change_the_epochs(suite: Suite, tmp_path):
     settings = ["independent.networks=6"]
     (run,) = make_plan(suite, ["independent"], [], 1, settings, tmp_path, match_cost="independent")
     assert run.spec.suite.schedule.epochs == round(suite.schedule.epochs / 2)
@@ -79,7 +79,7 @@ def test_a_dry_run_shows_the_epochs_of_each_architecture(run_tiny):
     assert not Path("results").exists()
 
 
-def test_runs_of_several_suites_are_handed_on_as_planned(suite: Suite, tmp_path):
+def test_runs_of_several_suites_keep_their_plan(suite: Suite, tmp_path):
     names = ["baseline", "independent"]
     plan = make_plan(suite, names, [], 1, [], tmp_path, match_cost="ffsd")
     how = Execution(tmp_path, tmp_path)
@@ -107,7 +107,7 @@ def test_changes_of_a_suite_have_one_order(suite: Suite):
         ),
     ],
 )
-def test_what_cannot_be_matched_is_one_sentence(run_tiny, arguments, words):
+def test_costs_that_cannot_be_matched_print_one_sentence(run_tiny, arguments, words):
     code, out, err = run_tiny("--methods", "baseline", *arguments)
     assert (code, out) == (2, "")
     assert is_one_sentence(err) and words in err

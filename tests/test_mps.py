@@ -80,7 +80,7 @@ def test_a_service_of_the_user_serves_as_it_is(orders, place, monkeypatch, tmp_p
     assert use(SHARED) == (SHARED, [])
 
 
-def test_what_a_dead_service_left_is_none(orders, monkeypatch):
+def test_leftovers_of_a_dead_service_are_ignored(orders, monkeypatch):
     monkeypatch.setenv(PIPES, "theirs")
     program = orders.parent / CONTROL
     program.write_text(CONTROLLER.replace("exit", f"{IS_DEAD}\nexit"))
@@ -88,7 +88,7 @@ def test_what_a_dead_service_left_is_none(orders, monkeypatch):
     assert said == [] and shares.variables[PIPES].startswith("/tmp/kdbench-mps-")
 
 
-def test_without_a_service_the_runs_take_turns_and_it_is_said(orders, monkeypatch):
+def test_without_a_service_runs_take_turns_with_a_message(orders, monkeypatch):
     monkeypatch.setattr(mps, "PROBE", (sys.executable, "-c", "raise SystemExit(1)"))
     shares, (said,) = use(SHARED)
     assert shares == SHARED and said == f"{TAKE_TURNS}{CONTROL} was started, and does not serve."

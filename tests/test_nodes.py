@@ -83,7 +83,7 @@ except TimeoutError:
 
 
 @pytest.mark.parametrize(("after", "lost"), [(0.2, True), (100, False)])
-def test_a_machine_that_dies_without_a_word_is_noticed_in_any_wait(after, lost):
+def test_a_machine_that_dies_silently_is_noticed_in_any_wait(after, lost):
     ended = subprocess.run(
         [sys.executable, "-c", SILENT, str(after)], capture_output=True, text=True, timeout=150
     )
@@ -94,7 +94,7 @@ def test_a_machine_that_dies_without_a_word_is_noticed_in_any_wait(after, lost):
 
 
 @pytest.mark.parametrize("dies", [0, 1])
-def test_who_is_left_says_one_sentence_and_the_same_command_goes_on(kdbench, dies):
+def test_the_remaining_processes_print_one_sentence_and_the_same_command_resumes(kdbench, dies):
     method, log = write_method("held", PACED), Path("runs/tiny/resnet8/held/seed0/log.jsonl")
     Path("pace").write_text("1")
     with two_nodes(method) as nodes:

@@ -24,7 +24,7 @@ DIGESTS = {
 }
 
 
-def test_each_schema_version_has_a_file_that_is_as_it_was():
+def test_each_schema_version_has_an_unchanged_file():
     files = sorted(FOLDER.iterdir())
     assert {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files} == DIGESTS
     versions = {json.loads(file.read_text())["schema_version"] for file in files}
@@ -32,7 +32,7 @@ def test_each_schema_version_has_a_file_that_is_as_it_was():
 
 
 @pytest.mark.parametrize("name", DIGESTS)
-def test_it_loads_with_every_number_and_stands_in_the_table(tmp_path, name):
+def test_an_old_result_loads_completely_and_appears_in_the_table(tmp_path, name):
     content = json.loads((FOLDER / name).read_text())
     old = read_result(FOLDER / name)
     assert isinstance(old, Result) and old.cost is not None
@@ -69,7 +69,7 @@ def test_another_version_is_refused_in_one_sentence(tmp_path, kdbench, version):
     assert "one" in out and "ffsd" not in out
 
 
-def test_a_changed_suite_of_the_same_name_is_never_mixed_in(run_tiny):
+def test_a_changed_suite_of_the_same_name_is_kept_apart(run_tiny):
     assert run_tiny("--methods", "baseline")[0] == 0
     file = Path("tiny.toml")
     file.write_text(file.read_text().replace("batch_size = 40", "batch_size = 32"))

@@ -68,7 +68,7 @@ def test_equal_results_give_equal_bytes():
     assert page_of(*results) == page_of(*results)
 
 
-def test_nothing_is_fetched():
+def test_the_page_fetches_nothing():
     elements = Elements(page_of(made("baseline"), made("dml")))
     links = [
         value
@@ -82,14 +82,14 @@ def test_nothing_is_fetched():
     assert set(re.findall(r"url\((.)", page_of(made("baseline")))) <= {"#"}
 
 
-def test_the_policy_lets_the_one_script_run():
+def test_the_content_security_policy_allows_the_script():
     elements = Elements(page_of(made("baseline")))
     (policy,) = [a["content"] for tag, a in elements.found if tag == "meta" and "content" in a][:1]
     assert policy.startswith("default-src 'none'; ") and "unsafe-eval" not in policy
     assert [tag for tag, _ in elements.found].count("script") == 1 == len(elements.scripts)
 
 
-def test_hostile_results_are_text():
+def test_hostile_results_are_shown_as_text():
     plain, hostile = Elements(page_of(made("a"), made("a", 1, None))), Elements(hostile_page())
     kinds = {tag for tag, _ in plain.found}
     assert {tag for tag, _ in hostile.found} <= kinds | {"ul", "li", "p"}
@@ -100,7 +100,7 @@ def test_hostile_results_are_text():
     assert methods == [HOSTILE, HOSTILE]
 
 
-def test_means_of_unequal_numbers_of_seeds_are_not_ranked_without_a_word():
+def test_ranking_means_over_unequal_numbers_of_seeds_gives_a_note():
     several = [made("baseline", seed) for seed in range(2)]
     said = "Numbers of seeds differ: dml 1, all others 2."
     assert said in Elements(page_of(*several, made("dml"))).text
@@ -130,7 +130,7 @@ def other_board():
     return result.model_copy(update={"identity": identity})
 
 
-def test_two_recipes_of_one_name_are_said():
+def test_two_recipes_of_one_name_are_reported():
     other = made("dml", identity=made("dml").identity.model_copy(update={"suite_hash": "0" * 16}))
     page = page_of(made("baseline"), other)
     assert "2 recipes share the name &#39;digits@epochs=4&#39;" in page
@@ -160,7 +160,7 @@ def test_a_control_at_equal_cost_has_a_table():
     assert first == "" and second.strip().startswith('<a href="#board-1">The table stands above')
 
 
-def test_a_run_says_how_it_was_made_or_why_not():
+def test_a_run_shows_its_command_or_why_it_has_none():
     page = page_of(made("baseline", options={"temperature": 2.0}), made("dml", 0, None))
     assert "kdbench run --methods baseline" in page and "temperature = 2" in page
     assert "&#39;ce/student&#39; is nan in epoch 3" in page
@@ -235,7 +235,7 @@ def test_report_writes_figures_with_equal_bytes(kdbench, form, start):
 
 
 @pytest.mark.usefixtures("two_results")
-def test_what_cannot_be_written_is_one_sentence(kdbench):
+def test_an_unwritable_page_prints_one_sentence(kdbench):
     Path("taken").write_text("")
     for form in ("html", "png"):
         code, _, err = kdbench("report", "--format", form, "--output", "taken")
@@ -245,14 +245,14 @@ def test_what_cannot_be_written_is_one_sentence(kdbench):
     assert not Path("site").exists()
 
 
-def test_a_page_of_no_results_is_one_sentence(kdbench):
+def test_a_page_without_results_prints_one_sentence(kdbench):
     code, _, err = kdbench("report", "--format", "html")
     assert code == 2 and is_one_sentence(err) and "kdbench run" in err
     assert not Path("site").exists()
 
 
 @pytest.mark.usefixtures("two_results")
-def test_a_damaged_file_is_named_on_the_page(kdbench):
+def test_the_page_names_a_damaged_file(kdbench):
     Path("results/digits@epochs=4/resnet8/dml/seed7.json").write_text("{")
     code, _, err = kdbench("report", "--format", "html")
     assert code == 2 and "seed7.json" in err

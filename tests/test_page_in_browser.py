@@ -35,7 +35,7 @@ def heading(page, name):
     return page.get_by_role("columnheader", name=name).get_by_role("button")
 
 
-def test_it_opens_without_a_complaint_or_another_request(file):
+def test_the_page_opens_without_errors_or_requests(file):
     with opened(file) as page:
         page.locator("details").first.click()
         assert (page.complaints, page.requests) == ([], [file.as_uri()])
@@ -55,7 +55,7 @@ PARTS = (
 )
 
 
-def test_the_page_in_the_docs_has_every_part():
+def test_the_page_in_docs_has_every_section():
     file = Path(__file__).parents[1] / "docs" / "leaderboard" / "index.html"
     with opened(file) as page:
         found = page.locator("section.board").first.locator("h3").all_text_contents()
@@ -135,14 +135,14 @@ def test_the_skip_link_comes_first(file):
         assert page.locator(".skip").bounding_box()["x"] >= 0
 
 
-def test_without_scripts_all_is_there(file):
+def test_the_page_is_complete_without_scripts(file):
     with opened(file, java_script_enabled=False) as page:
         assert page.locator("tbody tr[data-method]").count() == 5
         assert not page.get_by_role("searchbox").is_visible()
         assert not page.locator("#theme").is_visible()
 
 
-def test_a_hostile_page_does_nothing(tmp_path):
+def test_hostile_names_run_no_script_on_the_page(tmp_path):
     file = tmp_path / "index.html"
     file.write_text(hostile_page())
     with opened(file, viewport={"width": 360, "height": 800}) as page:

@@ -77,7 +77,7 @@ CASES: dict[str, tuple[bool, float, Formula | None]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_losses_are_those_of_the_formulas(name):
+def test_losses_match_their_formulas(name):
     own_view, smoothing, formula = CASES[name]
     method = built(name)
     networks = list(getattr(method, "networks", None) or [method.student()])

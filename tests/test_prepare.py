@@ -84,7 +84,7 @@ def pil(encoded: bytes) -> Image.Image:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_what_is_prepared_is_the_data_set_with_smaller_images(tmp_path, layout):
+def test_prepared_data_are_the_data_set_with_smaller_images(tmp_path, layout):
     originals, output = LAYOUTS[layout](tmp_path / "originals"), tmp_path / "out"
     manifest = prepared(originals, output)
     assert manifest.is_complete and manifest.images == TRAIN + TEST
@@ -151,7 +151,7 @@ def test_the_number_of_workers_changes_no_byte(tmp_path):
     assert files(tmp_path / "1") == files(tmp_path / "2")
 
 
-def test_ctrl_c_keeps_finished_shards_and_the_same_command_goes_on(tmp_path, monkeypatch):
+def test_ctrl_c_keeps_finished_shards_and_the_same_command_resumes(tmp_path, monkeypatch):
     originals, output = write_parquet(tmp_path / "originals"), tmp_path / "out"
     prepared(originals, tmp_path / "at once")
 
@@ -176,7 +176,7 @@ def test_ctrl_c_keeps_finished_shards_and_the_same_command_goes_on(tmp_path, mon
 
 
 @pytest.mark.slow
-def test_a_kill_costs_the_shard_under_way_and_leaves_no_process(command):
+def test_a_kill_loses_only_the_current_shard_and_leaves_no_process(command):
     known = ["--suite", "photos.toml", "--data-dir", "originals", "--output", "out"]
     arguments = ["data", "prepare", *known, "--workers", "2"]
     with subprocess.Popen(
@@ -200,7 +200,7 @@ def _wait_for_the_end_of(group: int) -> None:
         pytest.fail("processes outlive the one that started them")
 
 
-def test_ctrl_c_on_the_command_line_is_one_sentence(command, monkeypatch):
+def test_ctrl_c_prints_one_sentence(command, monkeypatch):
     def interrupted(*_arguments):
         raise KeyboardInterrupt
 
@@ -210,7 +210,7 @@ def test_ctrl_c_on_the_command_line_is_one_sentence(command, monkeypatch):
     assert "0 of 30 images are prepared; run the same command again" in err
 
 
-def test_check_finds_damaged_and_missing_shards_and_the_command_mends_them(command):
+def test_check_finds_damaged_and_missing_shards_and_the_command_repairs_them(command):
     command()
     whole = files(Path("out"))
     assert command("--check") == (0, "'out' is complete and intact.\n", "")
@@ -237,7 +237,7 @@ def test_check_finds_damaged_and_missing_shards_and_the_command_mends_them(comma
     assert "7 of 30 images are not prepared yet." in command("--check")[2]
 
 
-def test_dry_run_tells_images_size_and_time_and_writes_nothing(command):
+def test_dry_run_prints_images_size_and_time_and_writes_nothing(command):
     code, out, err = command("--dry-run")
     assert (code, err) == (0, "") and not Path("out").exists()
     for words in ("photos (parquet) to shorter side 36, JPEG quality 90", "30 of 30 images"):
@@ -255,7 +255,7 @@ def test_a_disk_that_is_too_small_is_refused_before_work_begins(command, monkeyp
     assert not Path("out").exists()
 
 
-def test_a_disk_that_becomes_full_is_one_sentence_and_the_command_goes_on(command, monkeypatch):
+def test_a_full_disk_prints_one_sentence_and_the_command_resumes(command, monkeypatch):
     fsync, calls = os.fsync, []
 
     def full(descriptor: int) -> None:
@@ -289,7 +289,7 @@ def test_other_settings_or_originals_are_refused(command):
     assert files(Path("out")) == before
 
 
-def test_folders_of_others_and_prepared_originals_are_left_alone(command):
+def test_foreign_folders_and_prepared_originals_are_not_touched(command):
     write_parquet(Path("theirs"))
     for output, words in (("originals", "inside the folder"), ("theirs", "did not write")):
         before = files(Path(output))
@@ -335,7 +335,7 @@ def test_another_data_set_is_refused(command, damage, words):
         (["--output", "originals/smaller"], "inside the folder of the originals"),
     ],
 )
-def test_bad_input_is_one_sentence(command, arguments, words):
+def test_bad_input_prints_one_sentence(command, arguments, words):
     code, out, err = command(*arguments)
     assert (code, out) == (2, "") and is_one_sentence(err) and words in err
 

@@ -102,7 +102,7 @@ def test_processes_end_with_equal_parameters_buffers_and_optimizers(made, method
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_losses_are_near_those_of_one_process(made, method):
+def test_losses_are_close_to_those_of_one_process(made, method):
     one, two = (each["as it is"][method] for each in made)
     assert totals(two) == pytest.approx(totals(one), rel=0.1)
     assert evaluated(two) == pytest.approx(evaluated(one), rel=0.02)
@@ -110,7 +110,7 @@ def test_losses_are_near_those_of_one_process(made, method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", SHARED)
-def test_losses_are_those_of_one_process_where_images_do_not_mix(made, method):
+def test_losses_equal_those_of_one_process_without_batch_statistics(made, method):
     one, two = (each["exact"][method] for each in made)
     for mine, theirs in zip(two["epochs"], one["epochs"], strict=True):
         assert mine["losses"] == pytest.approx(theirs["losses"], rel=1e-6)
@@ -119,7 +119,7 @@ def test_losses_are_those_of_one_process_where_images_do_not_mix(made, method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_8_a_run_goes_on_with_another_number_of_processes(made, method):
+def test_8_a_run_resumes_with_another_number_of_processes(made, method):
     whole = made[0]["exact"][method]
     losses, evaluation = (1e-6, 1e-6) if method in SHARED else (0.1, 0.02)
     for resumed in (each["resumed"][method] for each in made):
@@ -132,7 +132,7 @@ def test_8_a_run_goes_on_with_another_number_of_processes(made, method):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [*METHODS, "drawing"])
 @pytest.mark.parametrize("way", ["asked to stop", "killed"])
-def test_8_two_processes_go_on_amid_an_epoch_with_the_same_numbers(made, method, way):
+def test_8_two_processes_resume_within_an_epoch_with_equal_numbers(made, method, way):
     whole, resumed = made[1]["as it is"][method], made[1][way][method]
     if way == "killed":
         assert resumed["steps"] == 2  # a checkpoint after the sixth of eight
@@ -142,7 +142,7 @@ def test_8_two_processes_go_on_amid_an_epoch_with_the_same_numbers(made, method,
     assert resumed["states"] == whole["states"]
 
 
-def test_8_fewer_processes_take_what_those_before_them_were_on_average(make_run):
+def test_8_resuming_with_fewer_processes_averages_their_states(make_run):
     run = make_run("baseline")
     shares = [
         Share(
@@ -164,7 +164,7 @@ def test_8_fewer_processes_take_what_those_before_them_were_on_average(make_run)
         assert buffer.unique().tolist() == [7 if name == "num_batches_tracked" else 2]
 
 
-def test_a_batch_that_cannot_be_shared_is_refused_before_anything_else(run_tiny):
+def test_an_indivisible_batch_is_refused_first(run_tiny):
     for more in ([], ["--dry-run"], ["--data-dir", "nowhere", "--jobs", "2"]):
         code, out, err = run_tiny("--num-processes", "3", *more)
         assert (code, out) == (2, "")
@@ -183,9 +183,7 @@ def refuses(graph, inputs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_step_is_compiled_beneath_the_exchange_of_gradients(
-    make_run, tmp_path, monkeypatch, fails
-):
+def test_a_step_is_compiled_under_ddp(make_run, tmp_path, monkeypatch, fails):
     # Inductor takes a minute; what Dynamo refuses, it refuses for every backend.
     backend = refuses if fails else "eager"
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
@@ -220,7 +218,9 @@ def launched(monkeypatch):
     return launch
 
 
-def test_another_number_than_the_launchers_is_one_sentence_of_one_process(run_tiny, launched):
+def test_a_number_of_processes_that_contradicts_the_launcher_prints_one_sentence(
+    run_tiny, launched
+):
     launched(1)
     assert run_tiny("--num-processes", "3") == (2, "", "")
     launched(0)
@@ -229,7 +229,7 @@ def test_another_number_than_the_launchers_is_one_sentence_of_one_process(run_ti
     assert is_one_sentence(err) and "3 processes, and the launcher started 2" in err
 
 
-def test_half_of_a_launchers_environment_is_refused(run_tiny, monkeypatch):
+def test_an_incomplete_launcher_environment_is_refused(run_tiny, monkeypatch):
     assert Place.of_this_process() == Place()
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, err = run_tiny()
@@ -260,7 +260,7 @@ def test_gpus_go_to_jobs_in_groups_and_threads_to_processes(monkeypatch):
 
 
 @pytest.mark.slow
-def test_torchruns_one_thread_is_not_the_users_choice(monkeypatch):
+def test_the_single_thread_that_torchrun_sets_is_overridden(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert threads_are_the_users()
     # A process whose own parent was started without the variable, and set it for its children.

@@ -54,7 +54,7 @@ def committed() -> list[Source]:
     return found
 
 
-def test_they_are_no_results_of_ours():
+def test_published_numbers_are_not_results():
     assert not any("published" in str(found) for found in iter_results(RESULTS))
 
 
@@ -70,7 +70,7 @@ def test_every_committed_number_can_be_shown(committed):
     assert len(shown) == sum(len(t.entries) for source in committed for t in source.tables)
 
 
-def test_a_row_has_its_protocol_and_what_ours_is_more(tmp_path):
+def test_a_published_row_has_its_protocol_and_our_difference(tmp_path):
     sources = write(tmp_path, SOURCE)
     ours = made_seeds("dml", [74.0, 75.0], suite=CIFAR) + [made("baseline", suite=CIFAR)]
     dml, baseline = published_cells(sources, board_of(*ours))
@@ -87,7 +87,7 @@ def test_a_row_has_its_protocol_and_what_ours_is_more(tmp_path):
     assert published_cells(unstated, shorter)[0]["ours less theirs"] == "+2.50 (last epoch)"
 
 
-def test_a_label_does_not_part_a_method_from_what_was_published_of_it(tmp_path):
+def test_a_labelled_method_is_matched_with_its_published_numbers(tmp_path):
     ours = made("dml", 0, 74.5, suite=CIFAR, environment={"precision": "tf32"})
     board = board_of(ours, made("one", suite=CIFAR))
     assert sorted(board.method) == ["dml (tf32)", "one (fp32)"]
@@ -95,7 +95,7 @@ def test_a_label_does_not_part_a_method_from_what_was_published_of_it(tmp_path):
     assert dml["ours less theirs"] == "+2.50 (last epoch)"
 
 
-def test_the_best_epoch_on_test_is_set_against_ours_by_the_same_rule(tmp_path):
+def test_published_best_epochs_are_compared_with_our_best_epochs(tmp_path):
     ours = [
         run.model_copy(update={"best_on_test": BestOnTest(epoch=1, metrics={"student": best})})
         for run, best in zip(
@@ -114,7 +114,7 @@ def test_the_best_epoch_on_test_is_set_against_ours_by_the_same_rule(tmp_path):
     assert not any(column in cells for cells in alone)
 
 
-def test_a_method_that_we_have_not_run_has_no_difference(tmp_path):
+def test_a_method_without_runs_has_no_difference(tmp_path):
     dml, _ = published_cells(write(tmp_path, SOURCE), board_of(made("one", suite=CIFAR)))
     assert dml["ours less theirs"] == "n/a"
 
@@ -129,7 +129,9 @@ def test_a_method_that_we_have_not_run_has_no_difference(tmp_path):
         (PART, False),
     ],
 )
-def test_only_full_schedules_on_all_images_have_others_beside(tmp_path, suite, shown):
+def test_only_full_schedules_on_all_images_are_matched_with_published_numbers(
+    tmp_path, suite, shown
+):
     write(tmp_path, SOURCE)
     write_result(tmp_path, made("dml", suite=suite))
     for form in ("terminal", "markdown", "latex"):
@@ -139,7 +141,7 @@ def test_only_full_schedules_on_all_images_have_others_beside(tmp_path, suite, s
         assert ("Somebody 2020: Theirs." in text) is shown
 
 
-def test_imagenet_has_others_beside_at_its_own_schedule(committed):
+def test_imagenet_is_matched_with_published_numbers_at_its_schedule(committed):
     def beside(suite):
         return published_cells(committed, board_of(made("a", suite=suite, architecture="resnet18")))
 
@@ -157,7 +159,7 @@ def test_sources_are_cited_once_with_their_protocols(committed):
     assert "\n- Li et al. 2022, README: The recipe" in render(board, "markdown", sources=committed)
 
 
-def test_the_page_ends_with_what_nothing_of_ours_stands_beside(committed):
+def test_the_page_ends_with_unmatched_published_numbers(committed):
     apart = '<h2 id="published">'
     reduced = render_page([made("dml")], "baseline", committed)
     _, _, listed = reduced.partition(apart)
@@ -170,7 +172,7 @@ def test_the_page_ends_with_what_nothing_of_ours_stands_beside(committed):
     assert "68.80 to 69.10" in rest  # of resnet20
 
 
-def test_they_are_not_ranked(tmp_path):
+def test_published_numbers_are_not_ranked(tmp_path):
     sources = write(tmp_path, SOURCE)
     text = render(board_of(made("one", suite=CIFAR)), "markdown", sources=sources)
     ours, theirs = text.split(f"### {TITLE}")

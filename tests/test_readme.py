@@ -22,7 +22,7 @@ def text() -> str:
 
 
 @pytest.mark.slow
-def test_the_example_method_trains_beside_the_others(text, tmp_path):
+def test_the_readme_example_method_trains(text, tmp_path):
     (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     (name,) = re.findall(r"it is this one, `(\w+\.py)`", text)
     (command,) = re.findall(rf"^kdbench (run --methods \./{name}.*)$", text, flags=re.MULTILINE)
@@ -37,12 +37,12 @@ def test_the_example_method_trains_beside_the_others(text, tmp_path):
     assert "mean_of_logits" in ran.stdout and "independent" in ran.stdout
 
 
-def test_the_example_is_what_new_writes(text, tmp_path):
+def test_the_readme_example_is_the_file_that_new_writes(text, tmp_path):
     (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert write_method("mean_of_logits", tmp_path, set()).read_text() == example
 
 
-def test_the_options_it_names_exist(text):
+def test_the_options_that_the_readme_names_exist(text):
     environment = {"COLUMNS": "200", "NO_COLOR": "1", "PATH": ""}
     shown = "".join(
         subprocess.run(
@@ -61,7 +61,7 @@ def test_the_options_it_names_exist(text):
     assert named <= set(re.findall(r"--[a-z][a-z-]+", shown))
 
 
-def test_its_table_is_what_report_prints_from_the_committed_results(text):
+def test_the_readme_table_is_the_report_of_the_committed_results(text):
     (table,) = re.findall(r"<!-- table -->\n(.*?)<!-- /table -->", text, flags=re.DOTALL)
     results = README.parent / "results"
     made = make_report(results, ["cifar100-reduced"], "markdown", "baseline")
@@ -71,7 +71,7 @@ def test_its_table_is_what_report_prints_from_the_committed_results(text):
     assert table.strip() == leaderboard.strip()
 
 
-def test_the_page_in_the_docs_is_that_of_the_committed_results(tmp_path):
+def test_the_page_in_docs_matches_the_committed_results(tmp_path):
     """Figures are excluded, because they depend on the version of matplotlib."""
     write_page(README.parent / "results", None, "baseline", tmp_path)
     pages = README.parent / "docs" / "leaderboard", tmp_path

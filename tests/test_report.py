@@ -73,7 +73,7 @@ def test_differences_are_paired_by_seed(make):
     assert without.difference.isna().all()
 
 
-def test_rows_are_ordered_by_the_student_and_what_is_missing_comes_last(make):
+def test_rows_are_ordered_by_student_accuracy_with_missing_values_last(make):
     results = [make("a", 0, 50.0), make("b", 0, 60.0), make("c", 0, None)]
     board = leaderboard(runs_frame(results))
     assert board.method.tolist() == ["b", "a", "c"]
@@ -99,7 +99,7 @@ def test_a_copy_of_a_result_does_not_count_twice(make, tmp_path):
     assert found[Result].identity.seed == 0
 
 
-def test_another_precision_is_compared_with_nothing(make):
+def test_runs_of_different_precisions_are_not_compared(make):
     other = make("b", 0, 60.0)
     made = other.environment.model_copy(update={"precision": "bf16"})
     results = [make("baseline", 0, 50.0), other.model_copy(update={"environment": made})]
@@ -171,7 +171,7 @@ def test_a_damaged_result_says_why(make, tmp_path, change, words):
     assert words in found.reason
 
 
-def test_messages_lose_the_folders_of_the_machine():
+def test_messages_omit_folders_of_the_machine():
     text = "OSError: cannot open /home/me/data/train.bin: no /tmp/x or rate 3/4"
     assert without_paths(text) == "OSError: cannot open train.bin: no x or rate 3/4"
 

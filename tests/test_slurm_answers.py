@@ -55,27 +55,27 @@ def test_the_limit_of_a_partition_is_the_time_of_a_run(answers):
         ("exit 3", None, r"Slurm does not answer \(sinfo ended with 3\)"),
     ],
 )
-def test_a_partition_that_cannot_be_had_is_said(answers, sinfo, partition, words):
+def test_an_unavailable_partition_is_reported(answers, sinfo, partition, words):
     answers(sinfo=sinfo)
     with pytest.raises(UserError, match=words):
         slurm.check_partition(partition)
 
 
-def test_a_slurm_that_is_silent_is_waited_for_no_longer_than_said(answers, monkeypatch):
+def test_a_slurm_command_that_hangs_times_out(answers, monkeypatch):
     monkeypatch.setattr(slurm, "ANSWER_SECONDS", 0.2)
     answers(sinfo="exec sleep 60")
     with pytest.raises(UserError, match=r"sinfo takes more than 0\.2 s"):
         slurm.check_partition(None)
 
 
-def test_the_queue_tells_states_with_their_reasons_or_nothing(answers):
+def test_the_queue_gives_states_with_reasons(answers):
     answers(squeue="echo '12_0|PENDING|Priority'; echo '12_1|RUNNING|None'")
     assert slurm.queue() == {"12_0": "PENDING (Priority)", "12_1": "RUNNING"}
     answers(squeue=DOWN)
     assert slurm.queue() is None
 
 
-def test_jobs_that_are_not_cancelled_are_said(answers):
+def test_jobs_that_are_not_cancelled_are_reported(answers):
     answers(scancel='echo "$@" >cancelled')
     slurm.cancel(["12_0", "12_1"])
     assert Path("cancelled").read_text() == "12_0 12_1\n"
@@ -84,7 +84,7 @@ def test_jobs_that_are_not_cancelled_are_said(answers):
         slurm.cancel(["12_0"])
 
 
-def test_an_array_is_sent_with_what_was_asked_for(answers, run_tiny, kdbench):
+def test_an_array_is_submitted_with_the_requested_resources(answers, run_tiny, kdbench):
     pytest.importorskip("submitit")
     answers(sbatch='cp "$(eval echo \\${$#})" sent; echo "Submitted batch job 77"')
     answers(squeue="echo '77_0|PENDING|Resources'; echo '77_1|PENDING|Resources'")
@@ -102,7 +102,7 @@ def test_an_array_is_sent_with_what_was_asked_for(answers, run_tiny, kdbench):
     assert "Cancelled 2 runs" in kdbench("cancel")[1]
 
 
-def test_runs_that_slurm_refuses_are_one_sentence(answers, run_tiny):
+def test_runs_that_slurm_refuses_print_one_sentence(answers, run_tiny):
     pytest.importorskip("submitit")
     answers(sbatch="echo 'sbatch: error: Invalid qos specification' >&2; exit 1")
     code, _, err = run_tiny("--methods", "baseline", "--cluster", "slurm")

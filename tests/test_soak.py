@@ -8,7 +8,7 @@ from reliability.soak import Sample, Soaked, differing, soak
 pytestmark = pytest.mark.slow
 
 
-def test_many_runs_leave_nothing_behind_and_are_equal_in_both_forms(tmp_path, monkeypatch):
+def test_many_runs_leak_nothing_and_agree_in_both_forms(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     methods = ["baseline", "dml", "ffsd"]
     one, two = (soak(form, methods, 4, tmp_path / form) for form in ("one process", "--jobs 2"))
@@ -38,7 +38,7 @@ GOOD = Soaked(
         ({"samples": [Sample(100 + n, 9, 3) for n in range(6)]}, "memory grew by 1.00 MiB a run"),
     ],
 )
-def test_what_grows_or_is_missing_is_a_fault(change, fault):
+def test_growth_and_missing_results_are_faults(change, fault):
     assert GOOD.faults() == [] and differing(GOOD, GOOD) == []
     found = replace(GOOD, **change)
     assert len(found.faults()) == 1 and found.faults()[0].startswith(fault)

@@ -56,13 +56,13 @@ def test_differences_are_of_common_seeds_and_ours_minus_theirs():
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
-def test_what_is_no_accuracy_is_refused(wrong):
+def test_a_value_that_is_not_an_accuracy_is_refused(wrong):
     with pytest.raises(ValueError, match="finite"):
         paired({0: 70.0, 1: wrong}, {0: 70.0, 1: 70.0})
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 10, 20])
-def test_figures_are_those_of_the_formulas(n):
+def test_statistics_match_their_formulas(n):
     sample = np.random.default_rng(n).normal(0.3, 1.0, n).round(2)
     found = difference_of(*sample)
     mean, sd = sample.sum() / n, math.sqrt(((sample - sample.mean()) ** 2).sum() / (n - 1))
@@ -83,7 +83,7 @@ def test_bootstrap_interval_holds_the_percentiles_of_all_resamples():
 
 @pytest.mark.parametrize("n", [1, 2, 4, 6, 8])
 @pytest.mark.parametrize("total", [None, 0, 1])
-def test_p_is_that_of_all_sign_flips_where_sums_tie(n, total):
+def test_p_counts_tied_sign_flips(n, total):
     """Accuracies are multiples of 0.01; rounding errors must not make equal sums differ."""
     generator = np.random.default_rng(n)
     for _ in range(30):
@@ -95,14 +95,14 @@ def test_p_is_that_of_all_sign_flips_where_sums_tie(n, total):
         assert paired(*by_seed).p == pytest.approx(float(brute_force(counts.tolist())))
 
 
-def test_p_of_many_seeds_is_drawn_and_near_that_of_the_t_test():
+def test_p_of_many_seeds_is_sampled_and_close_to_the_t_test():
     sample = np.random.default_rng(0).normal(0.4, 1.0, 30)
     exact = stats.ttest_1samp(sample, 0).pvalue
     assert 0.01 < exact < 0.1
     assert difference_of(*sample).p == pytest.approx(exact, abs=0.01)
 
 
-def test_one_seed_tells_the_mean_only():
+def test_one_seed_gives_a_mean_without_a_deviation():
     found = difference_of(1.5)
     assert (found.mean, found.sd, found.interval, found.bootstrap) == (1.5, None, None, None)
     assert found.p == 1
@@ -116,13 +116,13 @@ def test_equal_differences_have_no_spread(n):
     assert found.p == 2 / 2**n
 
 
-def test_no_difference_is_no_evidence():
+def test_equal_accuracies_are_no_evidence():
     found = difference_of(0.0, 0.0, 0.0)
     assert (found.mean, found.sd, found.interval, found.p) == (0, 0, (0, 0), 1)
     assert difference_of(0.1, 0.2, -0.3).p == 1
 
 
-def test_the_same_results_give_the_same_figures():
+def test_statistics_are_deterministic():
     sample = np.random.default_rng(0).normal(size=20)
     assert difference_of(*sample) == difference_of(*sample)
 
@@ -149,7 +149,7 @@ def test_no_fewer_seeds_than_sign_flips_can_decide_among(comparisons, fewest):
 
 
 @pytest.mark.parametrize("n", SIZES)
-def test_the_interval_covers_as_often_as_it_says(n, figures):
+def test_the_interval_has_its_nominal_coverage(n, figures):
     assert abs(figures[n]["student"] - LEVEL) < _error(LEVEL, MANY_DRAWS)
 
 
@@ -162,7 +162,7 @@ def test_the_bootstrap_interval_covers_less_often(n, figures):
 
 
 @pytest.mark.parametrize("n", SIZES)
-def test_false_positives_are_as_rare_as_said(n, figures):
+def test_the_false_positive_rate_is_at_most_the_level(n, figures):
     """False positives are as rare as the steps of p allow, and at most 1 - LEVEL in all."""
     attained = math.floor((1 - LEVEL) * 2**n / 2) * 2 / 2**n
     assert abs(figures[n]["alone"] - attained) <= _error(attained, DRAWS)
@@ -172,14 +172,14 @@ def test_false_positives_are_as_rare_as_said(n, figures):
 
 
 @pytest.mark.parametrize("effect", EFFECTS)
-def test_the_seeds_needed_find_the_difference_as_often_as_said(effect, powers):
+def test_seeds_needed_reach_the_stated_power(effect, powers):
     """One seed fewer is not enough, up to the difference between sign flips and t test."""
     _, fewer, power = powers[effect]
     assert power > POWER - 0.02 - _error(POWER, DRAWS)
     assert fewer < POWER + 0.02 + _error(POWER, DRAWS)
 
 
-def test_the_document_shows_what_was_measured(figures, powers):
+def test_the_findings_document_matches_the_measurements(figures, powers):
     """If this fails, copy the printed tables to docs/statistics.md."""
     tables = _table(figures), _power_table(powers)
     text = DOCUMENT.read_text(encoding="utf-8")

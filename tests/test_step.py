@@ -96,7 +96,7 @@ def hand_over(source: Run, target: Run) -> None:
         ("imagenet", "inductor", "inductor+graph"),
     ],
 )
-def test_auto_compiles_what_is_long_enough_to_repay_it(monkeypatch, suite, on_cpu, on_gpu):
+def test_auto_compiles_only_runs_long_enough_to_benefit(monkeypatch, suite, on_cpu, on_gpu):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     loaded, (cpu, gpu) = load_suite(suite), map(torch.device, ("cpu", "cuda"))
     way = partial(resolve_compile_mode, "auto", loaded, loaded.default_architecture)
@@ -105,7 +105,7 @@ def test_auto_compiles_what_is_long_enough_to_repay_it(monkeypatch, suite, on_cp
     assert way(gpu, 2) == ("inductor" if "inductor" in on_gpu else "eager")
 
 
-def test_what_cannot_be_compiled_runs_eagerly_and_says_so_once(run_tiny):
+def test_a_method_that_does_not_compile_runs_eagerly_with_one_warning(run_tiny):
     Path("conditional.py").write_text(CONDITIONAL)
     command = ("--methods", "./conditional.py", "--seeds", "2", "--epochs", "1")
     code, _, err = run_tiny(*command, "--compile", "inductor")
@@ -142,7 +142,7 @@ def test_running_out_of_memory_is_recorded_with_batch_size_and_peak(
     assert result_of("baseline")["status"] == "finished"  # the next goes on
 
 
-def test_memory_that_lacks_only_when_compiled_costs_no_run(make_run, monkeypatch):
+def test_out_of_memory_only_when_compiled_falls_back_to_eager(make_run, monkeypatch):
     def hungry(*_: object) -> None:
         raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB.")
 
@@ -157,7 +157,7 @@ def test_memory_that_lacks_only_when_compiled_costs_no_run(make_run, monkeypatch
     assert step.mode == "eager"
 
 
-def test_running_out_of_memory_is_recorded_whoever_says_so(make_run, monkeypatch):
+def test_every_kind_of_out_of_memory_error_is_recorded(make_run, monkeypatch):
     run = make_run("baseline")
     for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 GB")):
 
@@ -243,7 +243,7 @@ def test_a_recorded_step_trains_as_the_step_itself_or_is_not_kept(
         assert message.startswith(complaint) and "\n" not in message
 
 
-def test_compiled_for_a_graph_networks_are_compiled_once_for_all_of_them(make_run, monkeypatch):
+def test_networks_of_a_recorded_step_are_compiled_together(make_run, monkeypatch):
     torch.compiler.reset()
     compiled: list[torch.fx.GraphModule] = []
 
@@ -291,7 +291,7 @@ def test_rates_of_a_recorded_step_are_tensors_that_it_reads(suite):
     assert rate.item() == pytest.approx(0.1 * suite.optimizer.learning_rate)
 
 
-def test_an_estimate_takes_rates_of_steps_that_ran_in_the_same_way(
+def test_an_estimate_uses_rates_of_runs_executed_alike(
     make_run, accelerator, tmp_path, monkeypatch
 ):
     run = make_run("baseline")

@@ -29,7 +29,7 @@ from kdbench.signals import SIGNALS, ignore_stop_signals
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_interrupts_at_once_unless_a_run_heeds_it(number):
+def test_a_signal_interrupts_at_once_unless_a_run_handles_it(number):
     before = signal.getsignal(number)
     stop = Stop()
     with stop.on(*SIGNALS):
@@ -41,7 +41,7 @@ def test_a_signal_interrupts_at_once_unless_a_run_heeds_it(number):
     assert signal.getsignal(number) is before
 
 
-def test_only_a_second_ctrl_c_interrupts_a_run_that_heeds():
+def test_a_second_ctrl_c_interrupts_a_run_that_handles_the_first():
     stop = Stop()
     with stop.on(*SIGNALS), stop.deferred():
         signal.raise_signal(signal.SIGTERM)
@@ -52,7 +52,7 @@ def test_only_a_second_ctrl_c_interrupts_a_run_that_heeds():
 
 
 @pytest.mark.parametrize("spared", [True, False])
-def test_processes_that_load_data_outlive_what_is_sent_to_all(spared):
+def test_data_workers_ignore_signals_to_the_process_group(spared):
     child = os.fork()
     if child == 0:
         if spared:
@@ -106,7 +106,7 @@ def test_a_result_says_where_it_was_trained_before(make_run):
 
 
 @pytest.mark.parametrize("number", slow_except(signal.SIGTERM, SIGNALS))
-def test_a_plan_that_is_stopped_in_mid_epoch_goes_on_there(run_tiny, monkeypatch, number):
+def test_a_plan_stopped_within_an_epoch_resumes_there(run_tiny, monkeypatch, number):
     code, _, _ = run_tiny("--methods", "baseline", "--results-dir", "alone", "--runs-dir", "a")
     assert code == 0
     original = CompositeObserver.on_step
@@ -171,7 +171,7 @@ def test_a_run_that_fails_loses_no_checkpoint_that_is_being_written(
     assert (tmp_path / "other" / "checkpoint-000000004.pt").exists()
 
 
-def test_a_checkpoint_that_breaks_ends_no_plan(
+def test_a_failing_checkpoint_does_not_end_the_plan(
     make_run, images, tmp_path, accelerator, monkeypatch
 ):
     def full(*_: object) -> None:
@@ -207,7 +207,7 @@ def test_two_ctrl_c_end_a_run_whose_disk_hangs(kdbench):
 
 
 @pytest.mark.slow
-def test_a_user_in_a_hurry_does_not_wait_for_a_checkpoint():
+def test_a_second_ctrl_c_does_not_wait_for_a_checkpoint():
     code = (
         "import os, signal, threading, time\n"
         "from pathlib import Path\n"
@@ -222,7 +222,7 @@ def test_a_user_in_a_hurry_does_not_wait_for_a_checkpoint():
     assert b"KeyboardInterrupt" in ended.stderr
 
 
-def test_a_status_beats_while_no_step_ends(make_run, tmp_path, monkeypatch):
+def test_the_status_heartbeat_continues_during_a_long_step(make_run, tmp_path, monkeypatch):
     monkeypatch.setattr(status_module, "HEARTBEAT_SECONDS", 0.01)
     with StatusReporter(tmp_path, make_run("baseline").spec) as reporter:
         begun = reporter.status.updated

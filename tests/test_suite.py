@@ -110,7 +110,7 @@ def leaves(values: dict, prefix: str = "") -> set[str]:
     return found
 
 
-def test_cifar100_is_the_recipe_of_ffsd_to_the_letter():
+def test_cifar100_is_the_published_recipe_of_ffsd():
     suite = load_suite("cifar100")
     assert suite.batch_size == 128 and suite.networks == 3 and suite.precision == "fp32"
     assert suite.schedule.model_dump() == {
@@ -141,12 +141,12 @@ def test_cifar100_is_the_recipe_of_ffsd_to_the_letter():
         ("imagenet-reduced", "5b1d2459dc09637c"),
     ],
 )
-def test_the_hash_of_a_suite_that_ships_stays(name, digest):
+def test_the_hashes_of_built_in_suites_do_not_change(name, digest):
     """A change of these hashes makes all stored results of the suite stale."""
     assert load_suite(name).digest() == digest
 
 
-def test_imagenet_is_the_recipe_to_the_letter():
+def test_imagenet_is_the_published_recipe():
     suite = load_suite("imagenet")
     assert suite.batch_size == 256 and suite.architectures == ("resnet18", "resnet34")
     assert suite.schedule.model_dump() == {
@@ -177,7 +177,7 @@ def test_reduced_imagenet_shrinks_classes_images_pixels_and_epochs_only():
     assert reduced.model_dump(exclude=shrunk) == full.model_dump(exclude=shrunk)
 
 
-def test_all_suites_that_ship_load_under_their_file_names():
+def test_all_built_in_suites_load_under_their_file_names():
     assert set(SHIPPED) <= set(suite_files())
     assert [suite.name for suite in all_suites()] == list(suite_files())
     assert len({suite.digest() for suite in all_suites()}) == len(suite_files())
@@ -213,7 +213,7 @@ def test_extends_overlays_single_settings_over_several_files(write):
 
 
 @pytest.mark.parametrize("parent", ["sub/base", "sub/base.toml", "../{here}/sub/base"])
-def test_extends_finds_a_file_beside_this_one(write, tmp_path, parent):
+def test_extends_finds_a_file_in_the_same_folder(write, tmp_path, parent):
     (tmp_path / "sub").mkdir()
     write('extends = "digits"\nseeds = 4', "sub/base")
     assert load_suite(write(f'extends = "{parent.format(here=tmp_path.name)}"')).seeds == 4
@@ -222,7 +222,7 @@ def test_extends_finds_a_file_beside_this_one(write, tmp_path, parent):
 @pytest.mark.parametrize(
     ("wrong", "right"), [("cifar10", "cifar100"), ("digit", "digits"), ("reduced", None)]
 )
-def test_an_unknown_suite_gets_the_nearest_and_all(wrong, right):
+def test_an_unknown_suite_suggests_the_nearest_and_lists_all(wrong, right):
     message = complaint(wrong)
     assert f"Unknown suite '{wrong}'" in message
     assert (f"Did you mean '{right}'?" in message) == (right is not None)
@@ -241,12 +241,12 @@ def test_an_unknown_suite_gets_the_nearest_and_all(wrong, right):
         ("per_class = 2", "per_class", "it belongs in 'data.train' or 'data.test'"),
     ],
 )
-def test_an_unknown_key_gets_the_nearest_right_one(write, text, key, right):
+def test_an_unknown_key_suggests_the_nearest(write, text, key, right):
     message = complaint(write(f'extends = "digits"\n{text}'))
     assert f"unknown key '{key}'" in message and right in message
 
 
-def test_all_errors_are_told_at_once_each_with_its_key(write):
+def test_all_errors_are_reported_at_once_with_their_keys(write):
     text = 'extends = "digits"\nseeds = 0\nbatchsize = 1\n[schedule]\nepochs = "3"\n[data.test]\n'
     message = complaint(write(f"{text}images = -1\n[augmentation]\nmean = [0.5, 0.5]"))
     for key in ("seeds", "batchsize", "schedule.epochs", "data.test.images", "augmentation.mean"):
@@ -286,7 +286,7 @@ def test_all_errors_are_told_at_once_each_with_its_key(write):
         ("extends", ["3", '""', '"mine"', '"digts"', '"../gone"', '"/gone.toml"']),
     ],
 )
-def test_a_wrong_value_is_one_clear_sentence(write, key, values):
+def test_a_wrong_value_gives_one_sentence(write, key, values):
     for value in values:
         inherited = "" if key == "extends" else 'extends = "digits"\n'
         message = complaint(write(inherited + setting(key, value)))
@@ -294,7 +294,7 @@ def test_a_wrong_value_is_one_clear_sentence(write, key, values):
         assert key.split(".")[0] in message
 
 
-def test_a_circle_of_extends_is_refused(write, tmp_path):
+def test_circular_extends_is_refused(write, tmp_path):
     write('extends = "mine"', "other")
     assert "extends itself" in complaint(write('extends = "other"'))
     assert "must not contain '@'" in complaint(write('extends = "digits"', "a@b"))
@@ -336,19 +336,19 @@ def test_with_epochs_scales_milestones_and_warm_up_and_renames():
 
 
 @pytest.mark.parametrize("epochs", [0, -1])
-def test_with_epochs_refuses_none_or_fewer(epochs):
+def test_with_epochs_refuses_zero_and_negative_numbers(epochs):
     with pytest.raises(UserError, match=f"at least 1, got {epochs}"):
         load_suite("digits").with_epochs(epochs)
 
 
 @pytest.mark.parametrize(("key", "value"), HASHED.items())
-def test_the_hash_changes_with_what_changes_a_number(write, key, value):
+def test_the_hash_changes_with_settings_that_change_numbers(write, key, value):
     plain = load_suite(write('extends = "digits"')).digest()
     assert load_suite(write(f'extends = "digits"\n{setting(key, value)}')).digest() != plain
 
 
 @pytest.mark.parametrize(("key", "value"), HASHED_ENCODED.items())
-def test_the_hash_of_a_suite_of_encoded_images_does_too(write, key, value):
+def test_the_hash_changes_with_settings_of_encoded_images(write, key, value):
     if key == "data.encoded":
         plain, changed = load_suite("digits"), load_suite(write(ENCODED))
     else:
@@ -370,14 +370,14 @@ def test_the_hash_of_a_suite_of_encoded_images_does_too(write, key, value):
         ("[augmentation.random_resized_crop]\nratio = [0, 1]", ["two increasing positive"]),
     ],
 )
-def test_settings_of_encoded_images_that_cannot_go_together_are_refused(write, text, problems):
+def test_contradictory_settings_of_encoded_images_are_refused(write, text, problems):
     write(ENCODED, "base")
     message = complaint(write(f'extends = "base"\n{text}'))
     assert all(problem in message for problem in problems)
 
 
 @pytest.mark.parametrize(("key", "value"), INERT.items())
-def test_the_hash_stays_with_what_changes_no_number(write, key, value):
+def test_the_hash_ignores_settings_that_change_no_numbers(write, key, value):
     plain = load_suite(write('extends = "digits"'))
     changed = load_suite(write(f'extends = "digits"\n{setting(key, value)}'))
     assert changed != plain and changed.digest() == plain.digest()
@@ -389,7 +389,7 @@ def test_the_hash_does_not_depend_on_how_a_number_is_written(write):
     assert load_suite(write(same)).digest() == plain
 
 
-def test_every_field_is_known_to_change_numbers_or_not_to():
+def test_every_field_is_classified_by_its_effect_on_numbers():
     """Every new field must be added to HASHED or INERT above."""
     fields = leaves(load_suite("digits").model_dump()) | leaves(load_suite("imagenet").model_dump())
     known = {*HASHED, *HASHED_ENCODED, *INERT, "version", "name"}

@@ -29,7 +29,7 @@ def three() -> pd.DataFrame:
     return board_of(*(run for method, top1s in pairs for run in made_seeds(method, top1s)))
 
 
-def test_means_equal_as_shown_share_a_rank():
+def test_means_equal_after_rounding_share_a_rank():
     top1s = {"a": 60.0, "b": 50.001, "c": 50.004, "d": 49.99}
     board = board_of(*(made(method, 0, top1) for method, top1 in top1s.items()))
     assert board["rank"].to_dict() == {"a": 1, "c": 2, "b": 2, "d": 4}
@@ -58,7 +58,7 @@ def test_p_is_adjusted_for_all_methods_but_the_reference(three):
     assert pd.isna(reference.p) and pd.isna(reference.p_holm)
 
 
-def test_boards_are_compared_apart():
+def test_boards_are_compared_separately():
     small = made_seeds("dml", BETTER, architecture="resnet8")
     small += made_seeds("baseline", BASELINE, architecture="resnet8")
     large = made_seeds("dml", BETTER) + made_seeds("baseline", BASELINE)
@@ -66,20 +66,20 @@ def test_boards_are_compared_apart():
     assert (board.p_holm == board.p)[board.method == "dml"].all()
 
 
-def test_one_common_seed_tells_nothing_apart():
+def test_one_common_seed_decides_nothing():
     board = board_of(made("baseline", 0, 50.0), made("dml", 0, 60.0))
     assert (board.difference["dml"], board.p_holm["dml"]) == (10.0, 1.0)
     assert not board.distinguishable["dml"]
     assert pd.isna(board.difference_low["dml"]) and pd.isna(board.seeds_needed["dml"])
 
 
-def test_a_seed_that_two_versions_of_the_reference_have_is_none_to_compare_with():
+def test_a_seed_with_two_versions_of_the_reference_is_not_compared():
     versions = [made("baseline", 0, 40.0), made("baseline", 0, 42.0, method_hash="another0hash")]
     board = board_of(*versions, made("baseline", 1, 44.0), *made_seeds("dml", [50.0, 50.0]))
     assert (board.difference["dml"], board.pairs["dml"]) == (6.0, 1)
 
 
-def test_peers_are_the_mean_of_the_networks_that_do_not_ship():
+def test_peers_are_the_mean_of_the_networks_that_are_not_deployed():
     board = board_of(made("a", 0, 50.0, peers=(60.0, 70.0)), made("b", 0, 40.0))
     assert board.peers_top1["a"] == 65.0 and pd.isna(board.peers_top1["b"])
 
@@ -92,7 +92,7 @@ def test_cost_is_relative_in_flops_wherever_a_run_has_them():
     assert board_of(old, new, against="one").cost.isna().all()
 
 
-def test_hours_are_of_all_gpus_and_of_runs_alone():
+def test_gpu_hours_count_all_gpus_of_undisturbed_runs():
     gpu = {"training_seconds": 3600.0, "peak_memory_kind": "device"}
     shared = gpu | {"jobs": 4, "training_seconds": 9999.0}
     board = board_of(
@@ -104,7 +104,7 @@ def test_hours_are_of_all_gpus_and_of_runs_alone():
     assert board.hours["one"] == 0.5  # a CPU's cores are no devices
 
 
-def test_a_run_that_moved_has_no_rate_nor_time_of_its_own():
+def test_a_run_on_several_machines_has_no_rate_or_time():
     moved = made("dml", cost={"images_per_second": 1.0})
     moved = moved.model_copy(update={"notes": {TRAINED_BEFORE: ["elsewhere: to step 6 of 12"]}})
     board = board_of(made("baseline"), moved)
@@ -164,7 +164,7 @@ def test_a_protocol_that_cannot_be_read_is_unknown():
     assert "50.00" in render(leaderboard(runs_frame([strange])), "terminal")
 
 
-def test_rates_of_several_ways_are_those_of_the_way_that_most_methods_have():
+def test_rates_use_the_most_common_execution():
     """Rates of two devices are not averaged, and need another method with the same device."""
     slow, fast = {"training_seconds": 100.0}, {"training_seconds": 10.0}
     results = [

@@ -45,7 +45,7 @@ def cells(board, form="markdown", **options) -> dict[str, dict[str, str]]:
     return {row["method"]: row for row in named}
 
 
-def test_a_difference_stands_with_its_interval_and_a_verdict(several):
+def test_a_difference_has_an_interval_and_a_verdict(several):
     shown = cells(several)
     row = several.set_index("method").loc["dml"]
     interval = f"[{row.difference_low:+.2f}, {row.difference_high:+.2f}]"
@@ -56,17 +56,17 @@ def test_a_difference_stands_with_its_interval_and_a_verdict(several):
     assert shown["baseline"]["verdict"] == "reference"
 
 
-def test_worse_is_said_too(several):
+def test_a_worse_method_gets_its_verdict(several):
     board = board_of(*made_seeds("baseline", BETTER), *made_seeds("dml", BASELINE))
     assert cells(board)["dml"]["verdict"].startswith("worse (p = 0.0")
 
 
-def test_seeds_that_are_not_common_are_said():
+def test_seeds_that_are_not_common_are_reported():
     board = board_of(*made_seeds("baseline", BASELINE[:2]), *made_seeds("dml", BETTER[:5]))
     assert cells(board)["dml"]["vs baseline"].endswith("] (2 of 5)")
 
 
-def test_means_of_unequal_numbers_of_seeds_are_not_ranked_without_a_word(several):
+def test_ranking_means_over_unequal_numbers_of_seeds_gives_a_note(several):
     failed = made("one").model_copy(update={"status": "failed", "last": None, "cost": None})
     board = board_of(*made_seeds("baseline", BASELINE[:3]), made("dml"), failed)
     said = "Numbers of seeds differ: dml 1, all others 3."
@@ -90,7 +90,7 @@ def test_means_of_unequal_numbers_of_seeds_are_not_ranked_without_a_word(several
         ),
     ],
 )
-def test_a_table_says_of_what_suite_it_is(suite, said):
+def test_a_table_names_its_suite(suite, said):
     board = board_of(made("baseline", suite=suite))
     assert render(board, "terminal").endswith(f"\n{said}\n")
     assert f"\n- {said}\n" in render(board, "markdown")
@@ -102,7 +102,7 @@ def test_methods_that_share_a_rank_have_an_equals_sign():
     assert [row["rank"] for row in cells(board).values()] == ["1", "2=", "2="]
 
 
-def test_top5_stands_where_classes_are_many_or_images_encoded():
+def test_top5_is_shown_for_many_classes_or_encoded_images():
     assert "student top-5 %" not in cells(board_of(made("a", suite=CIFAR)))["a"]
     encoded = load_suite("imagenet-reduced")
     assert "student top-5 %" in cells(board_of(made("a", suite=encoded)))["a"]
@@ -110,7 +110,7 @@ def test_top5_stands_where_classes_are_many_or_images_encoded():
     assert "student top-5 %" in cells(board_of(made("a", suite=many)))["a"]
 
 
-def test_a_column_in_which_nothing_is_known_is_left_out(several):
+def test_an_empty_column_is_left_out(several):
     assert {"cost (x baseline)", "peers %"}.isdisjoint(cells(several)["dml"])
     flops = {"training_flops": 10**15}
     known = board_of(made("baseline", cost=flops), made("dml", cost=flops, peers=(40.0,)))
@@ -118,7 +118,7 @@ def test_a_column_in_which_nothing_is_known_is_left_out(several):
     assert cells(known)["baseline"]["peers %"] == "n/a"
 
 
-def test_named_columns_stand_in_their_order_even_if_empty(several):
+def test_named_columns_keep_their_order_even_if_empty(several):
     shown = cells(several, names=["method", "cost", "top1", "values"])
     assert list(shown["one"]) == [
         *("method", "cost (x baseline)", "student top-1 %", "student top-1 % by seed")
@@ -131,12 +131,12 @@ def test_all_columns_hold_the_best_epoch_labelled_optimistic(several):
     assert "best on test % (optimistic)" in cells(several, names=["all"])["dml"]
 
 
-def test_an_unknown_column_names_the_nearest(several):
+def test_an_unknown_column_suggests_the_nearest(several):
     with pytest.raises(UserError, match=r"Unknown column 'ensembl'\. Did you mean 'ensemble'"):
         render(several, "terminal", names=["ensembl"])
 
 
-def test_the_bootstrap_interval_stands_beside_students_where_asked_for(several):
+def test_the_bootstrap_interval_is_shown_on_request(several):
     (row,) = cells(several, names=["method", "bootstrap"])["dml"].items() - {("method", "dml")}
     heading, text = row
     found = several.set_index("method").loc["dml"]
@@ -144,13 +144,13 @@ def test_the_bootstrap_interval_stands_beside_students_where_asked_for(several):
     assert text == f"{found.bootstrap_low:+.2f} to {found.bootstrap_high:+.2f}"
 
 
-def test_programs_get_every_column_always(tmp_path):
+def test_csv_and_json_always_have_every_column(tmp_path):
     write_result(tmp_path, made("dml"))
     with pytest.raises(UserError, match="--format csv always has all"):
         make_report(tmp_path, None, "csv", "baseline", names=["method"])
 
 
-def test_rows_sort_by_what_cells_show(several):
+def test_rows_are_sorted_by_the_rounded_values(several):
     for column in columns(several, ["all"], "baseline"):
         for _, row in several.iterrows():
             known = column.value(row) is not None
@@ -160,7 +160,7 @@ def test_rows_sort_by_what_cells_show(several):
     assert set(OPTIONAL_COLUMNS) < set(DEFAULT)
 
 
-def test_a_narrow_terminal_leaves_out_the_least_and_says_which(several):
+def test_a_narrow_terminal_drops_the_least_important_columns_and_names_them(several):
     whole = render(several, "terminal")
     narrow = render(several, "terminal", width=120)
     table, _, said = narrow.partition("Columns left out to fit the terminal: ")
@@ -170,7 +170,7 @@ def test_a_narrow_terminal_leaves_out_the_least_and_says_which(several):
     assert "Left out" not in render(several, "terminal", names=["all"], width=120)
 
 
-def test_what_fits_a_narrow_terminal_stands_and_a_verdict_is_said_in_any_case(several):
+def test_a_narrow_terminal_always_shows_the_verdict(several):
     whole = render(several, "terminal").splitlines()
     (dashes,) = (line for line in whole if set(line) == {"-", " "})
     width = dict(zip(re.split(r"\s{2,}", whole[1].strip()), map(len, dashes.split()), strict=True))
@@ -209,7 +209,7 @@ def test_only_a_terminal_makes_tables_fit(tmp_path):
     assert "Columns left out to fit the terminal: params" in seen
 
 
-def test_names_of_several_recipes_are_said_in_a_line():
+def test_names_with_several_recipes_get_a_note():
     board = board_of(made("a"), made("a", suite_hash="another0hash"))
     first = render(board, "terminal").splitlines()[0]
     assert first.startswith("2 recipes share the name 'cifar100-reduced'")
@@ -226,7 +226,7 @@ def test_latex_marks_best_and_second_and_ties_alike():
     assert text.count(r"\textbf") == 2 and text.count(r"\underline") == 1
 
 
-def test_latex_says_what_it_shows(several):
+def test_latex_has_a_caption(several):
     caption = re.findall(r"\\caption\{(.*)\}", render(several, "latex"))[0]
     assert all(
         words in caption for words in ("cifar100-reduced", "resnet20", "$n = 8$", "baseline")
@@ -234,7 +234,7 @@ def test_latex_says_what_it_shows(several):
     assert "$-$" in render(several, "latex") and r"$\pm$" in render(several, "latex")
 
 
-def test_latex_escapes_what_has_a_meaning_there():
+def test_latex_escapes_special_characters():
     assert escape(r"a_b 50% {x} \y ~^#&$") == (
         r"a\_b 50\% \{x\} \textbackslash{}y \textasciitilde{}\textasciicircum{}\#\&\$"
     )
@@ -270,7 +270,7 @@ def test_latex_compiles_with_article_and_booktabs(tmp_path):
 
 
 @needs_latex
-def test_latex_fits_a_page_unless_asked_for_more(tmp_path):
+def test_latex_fits_a_page_by_default(tmp_path):
     board = board_of(*made_seeds("baseline", BASELINE), *made_seeds("label_smoothing", BETTER))
     assert "Overfull" not in compiled(render(board, "latex"), tmp_path)
     assert "Overfull" in compiled(render(board, "latex", names=["all"]), tmp_path)

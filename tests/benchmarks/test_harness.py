@@ -13,7 +13,7 @@ from kdbench.suite.load import load_suite
 
 
 @pytest.mark.benchmark(group="epoch of 31 steps, one ResNet-20, batch 128, no evaluation")
-def test_epoch_beside_its_steps(benchmark, accelerator, tmp_path, monkeypatch):
+def test_epoch_time_against_its_steps(benchmark, accelerator, tmp_path, monkeypatch):
     """The ratio is in the benchmark's extra information."""
     suite = load_suite("cifar100-reduced")
     (spec,) = make_specs(suite, ["baseline"], [])

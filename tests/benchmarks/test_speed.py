@@ -57,7 +57,7 @@ def test_step(benchmark, cifar, images, method):
 
 @pytest.mark.benchmark(group="FFSD step, ResNet-20, batch 128")
 @pytest.mark.parametrize("way", ["network by network", *WAYS])
-def test_ffsd_step_beside_published_code(benchmark, cifar, images, way):
+def test_ffsd_step_against_the_published_code(benchmark, cifar, images, way):
     (spec,) = make_specs(cifar, ["ffsd"], ["resnet20"])
     images = images.to(DEVICE)
     if way == "network by network":

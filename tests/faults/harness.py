@@ -90,7 +90,7 @@ FAULTS = (
         ),
         (
             invariant("2_network_i_starts_from_the_same_weights_in_all_methods"),
-            invariant("2_the_student_of_independent_is_the_baseline_to_the_last_bit"),
+            invariant("2_the_student_of_independent_equals_the_baseline_exactly"),
         ),
     ),
     Fault(
@@ -110,7 +110,7 @@ FAULTS = (
             ),
         ),
         (
-            invariant("networks_train_in_train_mode_in_every_epoch_and_are_judged_in_eval_mode"),
+            invariant("networks_are_trained_in_train_mode_and_evaluated_in_eval_mode"),
             contract("train and eval mode", "dml"),
         ),
         "dml",
@@ -119,7 +119,7 @@ FAULTS = (
         "evaluation in train mode",
         ((EVALUATE, "    method.eval()\n", ""),),
         (
-            invariant("networks_train_in_train_mode_in_every_epoch_and_are_judged_in_eval_mode"),
+            invariant("networks_are_trained_in_train_mode_and_evaluated_in_eval_mode"),
             contract("train and eval mode", "dml"),
         ),
     ),
@@ -168,7 +168,7 @@ FAULTS = (
     Fault(
         "deviation of differences with ddof 0",
         (("kdbench/report/analysis/statistics.py", "sample.std(ddof=1)", "sample.std(ddof=0)"),),
-        ("test_statistics.py::test_figures_are_those_of_the_formulas",),
+        ("test_statistics.py::test_statistics_match_their_formulas",),
     ),
     # What is kept
     Fault(
@@ -185,19 +185,19 @@ FAULTS = (
         "each process's own buffers not restored amid an epoch",
         ((PART, "                buffer.copy_(share.buffers[name])\n", "                pass\n"),),
         (
-            "test_processes.py::test_8_two_processes_go_on_amid_an_epoch_with_the_same_numbers"
+            "test_processes.py::test_8_two_processes_resume_within_an_epoch_with_equal_numbers"
             "[killed-baseline]",
         ),
     ),
     Fault(
         "checkpoints not compared with their checksum",
         ((CHECKPOINT, "hashlib.sha256(content).digest() != checksum", "False"),),
-        (invariant("8_of_two_checkpoints_the_whole_one_counts"),),
+        (invariant("8_the_intact_one_of_two_checkpoints_is_used"),),
     ),
     Fault(
         "a checkpoint holds what training came to while it was written",
         ((CHECKPOINT, 'tensor.to("cpu", copy=True)', 'tensor.to("cpu")'),),
-        (invariant("8_a_checkpoint_is_of_its_moment_though_training_goes_on_beside"),),
+        (invariant("8_a_checkpoint_is_a_snapshot_although_training_continues"),),
     ),
     Fault(
         "a stopped process does not wait for the one that writes the checkpoint",
@@ -208,16 +208,16 @@ FAULTS = (
                 "    raise",
             ),
         ),
-        ("test_launchers.py::test_two_processes_end_after_a_step_and_go_on_from_there[15-143-5]",),
+        ("test_launchers.py::test_two_processes_stop_after_a_step_and_resume[15-143-5]",),
     ),
     Fault(
         "a process ends beside its watcher",
         ((RANKS, UNWATCH, "        pass\n"),),
-        ("test_launchers.py::test_processes_that_watch_one_another_end_with_their_own_code[2]",),
+        ("test_launchers.py::test_watched_processes_keep_their_exit_codes[2]",),
     ),
     Fault(
         "rows of several precisions are compared",
         ((SUMMARY, "frame.reference & (frame.kind == kind)", "frame.reference"),),
-        ("test_report.py::test_another_precision_is_compared_with_nothing",),
+        ("test_report.py::test_runs_of_different_precisions_are_not_compared",),
     ),
 )

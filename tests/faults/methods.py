@@ -94,7 +94,7 @@ FAULTS = (
     Fault(
         "a head in its own consensus, cl_ilr",
         (("methods/cl_ilr.py", "(total - z) / (len(logits) - 1)", "total / len(logits)"),),
-        ("test_further_methods.py::test_the_consensus_leaves_the_head_out",),
+        ("test_further_methods.py::test_the_consensus_excludes_the_head_itself",),
     ),
     Fault(
         "an anchor among its positives, mcl",

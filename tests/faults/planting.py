@@ -30,7 +30,7 @@ def contract(check: str, method: str) -> str:
 
 
 def plain(method: str) -> str:
-    return f"test_plain_methods.py::test_losses_are_those_of_the_formulas[{method}]"
+    return f"test_plain_methods.py::test_losses_match_their_formulas[{method}]"
 
 
 def invariant(name: str) -> str:

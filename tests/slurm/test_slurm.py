@@ -65,7 +65,7 @@ def test_an_array_whose_killed_runs_are_recorded_equals_a_local_run(controller, 
         assert numbers_of("baseline", seed) == numbers_of("baseline", seed, "alone")
 
 
-def test_a_pre_empted_run_goes_on_where_it_was(controller, kdbench, send):
+def test_a_pre_empted_run_resumes(controller, kdbench, send):
     """Slurm first preempts by SIGTERM, then sends the signal that submitit requested."""
     paced = write_method("paced", PACED)
     Path("pace").write_text("0")
@@ -93,7 +93,7 @@ def test_a_pre_empted_run_goes_on_where_it_was(controller, kdbench, send):
     assert numbers_of("paced") == numbers_of("paced", results="alone")
 
 
-def test_a_run_out_of_time_is_stopped_and_the_same_command_sends_it_again(
+def test_a_run_out_of_time_stops_and_is_resubmitted_by_the_same_command(
     controller, kdbench, send, monkeypatch
 ):
     monkeypatch.setattr(slurm_module, "REQUEUES", 0)
@@ -116,7 +116,7 @@ def test_a_run_out_of_time_is_stopped_and_the_same_command_sends_it_again(
     assert numbers_of("paced") == numbers_of("paced", results="alone")
 
 
-def test_cancel_takes_back_what_runs_and_what_waits(controller, kdbench, send):
+def test_cancel_ends_running_and_queued_runs(controller, kdbench, send):
     methods = ",".join(write_method(name, PACED) for name in ("first", "second"))
     Path("pace").write_text("1")
     assert send("--methods", methods, "--max-parallel", "1")[0] == 0
@@ -135,7 +135,7 @@ def test_cancel_takes_back_what_runs_and_what_waits(controller, kdbench, send):
     assert not list(Path("results").rglob("*.json"))
 
 
-def test_the_status_needs_no_slurm_and_a_lost_run_is_sent_again(
+def test_status_needs_no_slurm_and_a_lost_run_is_resubmitted(
     controller, kdbench, send, monkeypatch
 ):
     paced = write_method("paced", PACED)
@@ -157,7 +157,7 @@ def test_the_status_needs_no_slurm_and_a_lost_run_is_sent_again(
     assert kdbench("cancel")[0] == 0
 
 
-def test_what_slurm_cannot_give_is_one_sentence(send):
+def test_requests_that_slurm_cannot_meet_print_one_sentence(send):
     cases = {
         ("--partition", "mian"): "Unknown partition 'mian'. Did you mean 'main'?",
         ("--time", "3:00:00"): "--time 3:00:00 is more than the 120 minutes",
@@ -170,7 +170,7 @@ def test_what_slurm_cannot_give_is_one_sentence(send):
     assert not list(Path("runs").rglob("*.json"))
 
 
-def test_the_plan_names_what_is_asked_of_slurm(send):
+def test_the_plan_lists_the_resources_requested_from_slurm(send):
     asked = ("--partition", "urgent", "--cpus", "2", "--mem", "2G", "--max-parallel", "1")
     code, out, err = send("--methods", "baseline", "--seeds", "2", "--dry-run", *asked)
     assert (code, err) == (0, "")
