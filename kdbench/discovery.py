@@ -229,11 +229,13 @@ def _import(file: Path, name: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise BrokenMethodError(f"{file.name}, line {error.lineno or 1}: {error.msg}.") from error
     except (Exception, SystemExit) as error:  # a user's file may raise anything
-        line = error_line(error, file) or 1
-        raise BrokenMethodError(f"{file.name}, line {line}: {error_text(error)}.") from error
+        sys.modules.pop(name, None)
+        if isinstance(error, SyntaxError):
+            line, text = error.lineno or 1, error.msg
+        else:
+            line, text = error_line(error, file) or 1, error_text(error)
+        raise BrokenMethodError(f"{file.name}, line {line}: {text}.") from error
     return module
 
 

@@ -225,9 +225,10 @@ def test_a_constructor_that_raises_is_reported_with_its_line(tmp_path):
 def test_a_broken_file_is_reported_with_its_line(tmp_path, monkeypatch, source, words, is_relative):
     file = write_method(tmp_path, source)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BrokenMethodError) as error:
-        find_methods(["./mine.py" if is_relative else str(file)])
-    assert all(word in str(error.value) for word in words), error.value
+    for _ in range(2):  # the second time as well, although Python has seen the module
+        with pytest.raises(BrokenMethodError) as error:
+            find_methods(["./mine.py" if is_relative else str(file)])
+        assert all(word in str(error.value) for word in words), error.value
 
 
 def test_every_method_needs_a_file_and_a_name_of_its_own(tmp_path):
