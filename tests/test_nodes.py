@@ -14,7 +14,7 @@ from launched import PACED, eventually, free_port, result_of, status_of, write_m
 pytestmark = pytest.mark.slow
 
 LOSS = "another process is gone, or stuck for 10 minutes, says process 0 of 2"
-RESUME_HINT = "the same command, started again on all machines, goes on from the last checkpoint."
+RESUME_HINT = "start the same command again on all machines to resume from the last checkpoint."
 SENTENCES = [
     f"kdbench: The launcher on the machine of process 0 is gone, or that machine; {RESUME_HINT}",
     f"kdbench: held resnet8 seed 0 failed: {LOSS}; {RESUME_HINT}",
