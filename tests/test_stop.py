@@ -194,7 +194,9 @@ def test_a_failing_checkpoint_does_not_end_the_plan(
 def test_two_ctrl_c_end_a_run_whose_disk_hangs(kdbench):
     method, log = write_method("held", "pass"), folder_of("held") / "log.jsonl"
     with Path(method).open("a") as source:
-        source.write("from kdbench.engine import run_files\nfiles.write_checkpoint = lambda *_: ")
+        source.write(
+            "from kdbench.engine import run_files as files\nfiles.write_checkpoint = lambda *_: "
+        )
         source.write("(Path('writing').touch(), time.sleep(100))\n")
     command = [sys.executable, "-m", "kdbench", "run", "--suite", "tiny.toml", "--methods", method]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -211,9 +213,9 @@ def test_a_second_ctrl_c_does_not_wait_for_a_checkpoint():
     code = (
         "import os, signal, threading, time\n"
         "from pathlib import Path\n"
-        "from kdbench.engine import run_files\n"
-        "run_files.write_checkpoint = lambda *_: time.sleep(100)\n"
-        "run = run_files.RunFiles(Path(), print)\n"
+        "from kdbench.engine import run_files as files\n"
+        "files.write_checkpoint = lambda *_: time.sleep(100)\n"
+        "run = files.RunFiles(Path(), print)\n"
         "run.save_checkpoint({}, 1)\n"
         "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "run.finish()\n"

@@ -120,7 +120,7 @@ def _inside(command: list[str], folder: Path) -> None:
     if "--jobs" in command:
         Followed.poll = sampled(Followed.poll)  # type: ignore[method-assign]
     else:
-        execution.save = sampled(execution.save)
+        execution.write_result = sampled(execution.write_result)
 
     def keep() -> None:
         left = len(this.children(recursive=True))
