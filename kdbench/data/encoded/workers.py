@@ -289,12 +289,10 @@ def _next(chunks: Iterator[Chunk], watchdog: Watchdog) -> Chunk | None:
             with watchdog.waiting():
                 return next(chunks, None)
         except (EOFError, OSError) as error:  # the worker died while its pixels were fetched
-            raise LoaderError(_timeout_message() if watchdog.timed_out else WORKER_DIED) from error
+            raise LoaderError(_failure_message(watchdog)) from error
         except RuntimeError as error:
             if "exited unexpectedly" in str(error):
-                raise LoaderError(
-                    _timeout_message() if watchdog.timed_out else WORKER_DIED
-                ) from error
+                raise LoaderError(_failure_message(watchdog)) from error
             if "timed out" not in str(error):
                 raise
             if time.monotonic() - started >= TIMEOUT_SECONDS:
