@@ -15,6 +15,7 @@ from platformdirs import user_cache_path
 from torch import Tensor
 
 from kdbench.atomic import atomic_write, exists
+from kdbench.data.sources.checks import check_classes, check_count, check_per_class
 from kdbench.data.sources.locate import Source
 from kdbench.data.sources.selection import first_per_class, stratified_holdout
 from kdbench.errors import UserError
@@ -85,10 +86,7 @@ def load_images(source: Source, split: Split) -> Images:
     images = Images(torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1]))
     if split.per_class is None:
         return images
-    if images.labels.bincount().min() < split.per_class:
-        raise source.mismatch_error(
-            f"a class of '{split.split}' has fewer than {split.per_class} images"
-        )
+    check_per_class(source, split, images.labels, split.per_class)
     return images.first_per_class(split.per_class)
 
 
@@ -121,21 +119,13 @@ def _read(source: Source, split: Split) -> tuple[np.ndarray, np.ndarray]:
                 f"the label {label!r} is not one of the classes 0 to {classes - 1}"
             )
         labels.append(label)
-    if len(pixels) != split.images:
-        raise source.mismatch_error(
-            f"'{split.split}' has {len(pixels)} images instead of {split.images}"
-        )
+    check_count(source, split, len(pixels))
     return np.stack(pixels), np.asarray(labels, dtype=np.int64)
 
 
 def _check(source: Source, split: Split, pixels: np.ndarray, labels: np.ndarray) -> None:
     """Raise if a class has no images, or if the pixels differ from the suite's checksum."""
-    classes = source.data.classes
-    missing = np.setdiff1d(np.arange(classes), labels)
-    if len(missing):
-        raise source.mismatch_error(
-            f"'{split.split}' has no image of class {missing[0]} of {classes}"
-        )
+    check_classes(source, split, labels, source.data.classes)
     if split.sha256 is not None:
         planar = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
         if hashlib.sha256(planar.data).hexdigest() != split.sha256:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdbench.data.encoded.decode import decoder_name
 from kdbench.data.prepare.manifest import read_manifest
+from kdbench.data.sources.checks import check_classes, check_count, check_per_class
 from kdbench.data.sources.locate import Source
 from kdbench.data.sources.readers import Reader, open_reader
 from kdbench.data.sources.selection import first_per_class, stratified_holdout
@@ -87,10 +88,7 @@ def open_encoded(source: Source, split: Split, device: torch.device, workers: in
     images = EncodedImages(split.split, reader, rows, labels, device, workers, notes)
     if split.per_class is None:
         return images
-    if labels.bincount().min() < split.per_class:
-        raise source.mismatch_error(
-            f"a class of '{split.split}' has fewer than {split.per_class} images"
-        )
+    check_per_class(source, split, labels, split.per_class)
     return images._select(first_per_class(labels, split.per_class))
 
 
@@ -111,15 +109,8 @@ def _notes(source: Source) -> dict[str, str]:
 def _check(source: Source, split: Split, labels: np.ndarray) -> None:
     """Check the number of images, and that their labels are exactly the suite's classes."""
     classes = source.data.classes * source.data.class_stride
-    if len(labels) != split.images:
-        raise source.mismatch_error(
-            f"'{split.split}' has {len(labels)} images instead of {split.images}"
-        )
+    check_count(source, split, len(labels))
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
         raise source.mismatch_error(f"label {wrong[0]} is not in 0 to {classes - 1}")
-    absent = np.setdiff1d(np.arange(classes), labels)
-    if len(absent):
-        raise source.mismatch_error(
-            f"'{split.split}' has no image of class {absent[0]} of {classes}"
-        )
+    check_classes(source, split, labels, classes)

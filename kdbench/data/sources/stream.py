@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kdbench.data.sources.checks import check_count
 from kdbench.data.sources.locate import Source
 from kdbench.data.sources.readers import open_reader
 from kdbench.errors import UserError
@@ -55,7 +56,7 @@ RawRow = tuple[object, object, str | None]
 
 def _rows_from_reader(source: Source, split: Split, start: int) -> Iterator[RawRow]:
     reader, labels = open_reader(source, split)
-    _check_count(source, split, len(labels))
+    check_count(source, split, len(labels))
     has_paths = source.layout == "imagefolder"
     for row in range(start, len(labels)):
         try:
@@ -72,7 +73,7 @@ def _rows_from_reader(source: Source, split: Split, start: int) -> Iterator[RawR
 def _rows_from_parquet(source: Source, split: Split, start: int) -> Iterator[RawRow]:
     files = [file for file in source.files() if file.name.startswith(f"{split.split}-")]
     counts = [_count_rows(file) for file in files]
-    _check_count(source, split, sum(counts))
+    check_count(source, split, sum(counts))
     for file, count in zip(files, counts, strict=True):
         if start < count:
             yield from islice(_rows_from_file(source, file), start, None)
@@ -101,13 +102,6 @@ def _count_rows(file: Path) -> int:
         return int(pq.read_metadata(file).num_rows)
     except (OSError, pa.ArrowException) as error:
         raise _unreadable_error(file, error) from error
-
-
-def _check_count(source: Source, split: Split, found: int) -> None:
-    if found != split.images:
-        raise source.mismatch_error(
-            f"'{split.split}' has {found:,} images instead of {split.images:,}"
-        )
 
 
 def _unreadable_error(file: Path, error: Exception) -> UserError:
