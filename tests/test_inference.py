@@ -5,14 +5,13 @@ import pytest
 from scipy import stats
 
 from kdbench.report.analysis.inference import (
-    LEVEL,
     compare_with_reference,
     critical_value,
-    holm,
     max_t_cdf,
     reference_is_more_variable,
     seeds_needed,
 )
+from kdbench.report.analysis.statistics import LEVEL
 
 METHODS = 9
 CORRELATION = 0.3
@@ -128,11 +127,6 @@ def test_a_reference_that_varies_most_is_compared_pair_by_pair():
     assert not reference_is_more_variable(draw(rng, 5, sd), "m0")
 
 
-def test_holm_adjusts_for_the_number_of_comparisons():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([]) == []
-
-
 def test_seeds_needed_grow_with_comparisons_and_fall_with_the_difference():
     assert seeds_needed(0.0, 1.0) is None
     assert seeds_needed(1.0, 0.0) == 2
@@ -159,7 +153,7 @@ def rates(n: int, repetitions: int, sd: np.ndarray, difference: float = 0.0) -> 
     [(3, 300), *(pytest.param(n, 2000, marks=pytest.mark.slow) for n in (3, 4, 5, 6))],
 )
 def test_error_rates_and_power(n: int, repetitions: int):
-    """The simulated rates of docs/statistics.md, within three binomial standard errors."""
+    """Simulated rates agree with the expected ones within three binomial standard errors."""
     equal = np.ones(METHODS + 1)
     margin = 3 * np.sqrt(0.05 * 0.95 / repetitions)
     error, _ = rates(n, repetitions, equal)

@@ -11,22 +11,16 @@ reference enters every comparison. `compare_with_reference` then uses moderated 
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 from scipy import optimize, special, stats
 
-LEVEL = 0.95
-"""Simultaneous confidence level. A difference is significant if its adjusted p is <= 1 - LEVEL."""
-
-POWER = 0.8
-"""Probability with which `seeds_needed` asks a difference to be found."""
-
-MAX_SEEDS = 1000
-"""Largest number of seeds that `seeds_needed` considers."""
+from kdbench.report.analysis.statistics import LEVEL, MAX_SEEDS, POWER, holm
 
 VARIANCE_RATIO_LEVEL = 0.05
 """Significance level of the F test that finds the reference to be the more variable."""
@@ -115,16 +109,6 @@ def reference_is_more_variable(values: Values, reference: str) -> bool:
         return True
     p = stats.f.sf(own / pooled, len(values[reference]) - 1, sum(df))
     return bool(p <= VARIANCE_RATIO_LEVEL)
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """Return p values adjusted for their number, in the given order (Holm, 1979)."""
-    adjusted = [0.0] * len(ps)
-    largest = 0.0
-    for rank, index in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
-        largest = max(largest, min(1.0, (len(ps) - rank) * ps[index]))
-        adjusted[index] = largest
-    return adjusted
 
 
 def critical_value(correlation: np.ndarray, df: float, level: float = LEVEL) -> float:
@@ -227,10 +211,7 @@ def _shared_blocks(values: Values, reference: str) -> dict[str, dict[int, float]
     """Return the methods that share a seed with the reference, less seeds of a single method."""
     own = values.get(reference, {})
     kept = {name: dict(runs) for name, runs in values.items() if runs.keys() & own.keys()}
-    counts: dict[int, int] = {}
-    for runs in kept.values():
-        for seed in runs:
-            counts[seed] = counts.get(seed, 0) + 1
+    counts = Counter(seed for runs in kept.values() for seed in runs)
     return {n: {s: v for s, v in runs.items() if counts[s] > 1} for n, runs in kept.items()}
 
 
@@ -282,12 +263,11 @@ def _moderated(values: Values, reference: str) -> dict[str, Comparison]:
     dfs = np.array([len(d) - 1 for d in pairs.values()])
     prior_df, prior = _variance_prior(variances, dfs)
     found = {}
-    for name, d in pairs.items():
-        df = len(d) - 1
+    for (name, d), own_variance, df in zip(pairs.items(), variances, dfs, strict=True):
         if math.isinf(prior_df):
             variance, total = prior, float(dfs.sum())
         else:
-            variance = (prior_df * prior + df * d.var(ddof=1)) / (prior_df + df)
+            variance = (prior_df * prior + df * own_variance) / (prior_df + df)
             total = min(prior_df + df, float(dfs.sum()))
         error = math.sqrt(variance / len(d))
         mean = float(d.mean())
@@ -299,8 +279,8 @@ def _moderated(values: Values, reference: str) -> dict[str, Comparison]:
         found[name] = Comparison(mean, error, (mean - width, mean + width), p, total, "moderated t")
     adjusted = holm([c.p for c in found.values()])
     return {
-        name: Comparison(c.mean, c.standard_error, c.interval, p, c.df, c.procedure)
-        for (name, c), p in zip(found.items(), adjusted, strict=True)
+        name: replace(comparison, p=p)
+        for (name, comparison), p in zip(found.items(), adjusted, strict=True)
     }
 
 
