@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdbench.errors import UserError, unknown_name_error
 from kdbench.paths import built_in_files
-from kdbench.report.analysis.cost import ByGroup, comparison_groups, equal_cost, equal_cost_tables
+from kdbench.report.analysis.cost import ByGroup, equal_cost, equal_cost_tables, select_tables
 from kdbench.report.analysis.summary import leaderboard, runs_frame
 from kdbench.report.tables.published import Source, read_published
 from kdbench.report.tables.render import Format, render
@@ -74,7 +74,7 @@ def make_report(
 def equal_cost_controls(content: ResultsFolder, against: str) -> ByGroup:
     """Return the equal-cost tables of the boards that are shown."""
     tables = equal_cost_tables(equal_cost([*content.results, *content.siblings], against), against)
-    return {group: tables[group] for group in comparison_groups(content.results) if group in tables}
+    return select_tables(tables, content.results)
 
 
 def _load(

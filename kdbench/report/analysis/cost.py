@@ -54,10 +54,10 @@ def cost_frame(results: Iterable[Result]) -> pd.DataFrame:
     return _frame(_runs(results))
 
 
-def comparison_groups(results: Iterable[Result]) -> list[Group]:
-    """Return the groups that the cost frame of these results has."""
+def select_tables(tables: ByGroup, results: Iterable[Result]) -> ByGroup:
+    """Return the tables of the groups that these results belong to, sorted by group."""
     groups = _runs(results)[GROUP].drop_duplicates().sort_values(GROUP)
-    return list(groups.itertuples(index=False, name=None))
+    return {g: tables[g] for g in groups.itertuples(index=False, name=None) if g in tables}
 
 
 def equal_cost(results: Iterable[Result], against: str = "baseline") -> pd.DataFrame:
@@ -74,7 +74,7 @@ def equal_cost(results: Iterable[Result], against: str = "baseline") -> pd.DataF
     runs["method"] = runs.method.where(runs.base != against, against)
     frame = _frame(runs)
     accuracy: dict[Any, dict[Any, float]] = {
-        key: runs.set_index("seed").student_top1.to_dict() for key, runs in runs.groupby(ROW)
+        key: group.set_index("seed").student_top1.to_dict() for key, group in runs.groupby(ROW)
     }
     rows = []
     for row in _records(frame[frame.method != against]):
@@ -189,7 +189,7 @@ def _shape(suite: Suite) -> str:
 
 def _frame(runs: pd.DataFrame) -> pd.DataFrame:
     groups = runs.groupby(ROW, sort=True)
-    rows = [dict(zip(ROW, key, strict=True)) | _row(runs) for key, runs in groups]
+    rows = [dict(zip(ROW, key, strict=True)) | _row(group) for key, group in groups]
     columns = [*ROW, "base", "versions", "n", "student_top1", "student_top1_sd"]
     columns += ["training_flops", "training_seconds", "way"]
     return pd.DataFrame(rows, columns=columns)

@@ -16,10 +16,10 @@ from kdbench.report.analysis.boards import Board, boards
 from kdbench.report.analysis.cost import (
     ByGroup,
     Group,
-    comparison_groups,
     cost_frame,
     equal_cost,
     equal_cost_tables,
+    select_tables,
 )
 from kdbench.report.analysis.protocol import description, read_suite
 from kdbench.report.figures.captioned import CaptionedFigure, captioned_figures
@@ -208,10 +208,7 @@ def _equal_cost(
     `tabulated` maps groups to the anchor of the board that shows their table; it is updated.
     """
     shown: list[tuple[str, Table | str]] = []
-    for group in comparison_groups(board.results):
-        if group not in controls:
-            continue
-        table = controls[group]
+    for group, table in select_tables(controls, board.results).items():
         title = " ".join([f"{table.title}.", *table.notes])
         shown.append((title, tabulated.get(group) or _table(table.rows)))
         tabulated.setdefault(group, anchor)
