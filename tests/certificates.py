@@ -175,17 +175,24 @@ def ffsd_losses(archive: Archive, trace: Trace) -> dict[str, tuple[np.ndarray, n
     return pairs
 
 
+def shared_trunk_parts(
+    networks: nn.ModuleList, classifier: str, first: int
+) -> dict[tuple[str, ...], nn.Module]:
+    """Return trunk and branches by their names in the authors' code, which counts from `first`."""
+    parts: dict[tuple[str, ...], nn.Module] = {
+        ("conv1.", "bn1.", "layer1.", "layer2."): networks[0].trunk
+    }
+    for i, network in enumerate(networks, start=first):
+        parts[f"layer3_{i}.",] = network.branch.stage
+        parts[f"{classifier}_{i}.",] = network.branch.classifier
+    return parts
+
+
 def ffl_parts(method: Method) -> dict[tuple[str, ...], nn.Module]:
     assert isinstance(method, FFL)
     depthwise, bn, _, pointwise, fused_bn, _ = method.fusion.remix
-    parts: dict[tuple[str, ...], nn.Module] = {
-        ("conv1.", "bn1.", "layer1.", "layer2."): method.networks[0].trunk,
-        ("fusion/",): nn.ModuleList([method.fusion.classifier, depthwise, bn, pointwise, fused_bn]),
-    }
-    for i, network in enumerate(method.networks, start=1):
-        parts[f"layer3_{i}.",] = network.branch.stage
-        parts[f"classfier3_{i}.",] = network.branch.classifier
-    return parts
+    fusion = nn.ModuleList([method.fusion.classifier, depthwise, bn, pointwise, fused_bn])
+    return shared_trunk_parts(method.networks, "classfier3", 1) | {("fusion/",): fusion}
 
 
 def ffl_losses(archive: Archive, trace: Trace) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -205,15 +212,10 @@ def ffl_losses(archive: Archive, trace: Trace) -> dict[str, tuple[np.ndarray, np
 
 def one_parts(method: Method) -> dict[tuple[str, ...], nn.Module]:
     assert isinstance(method, ONE)
-    parts: dict[tuple[str, ...], nn.Module] = {
-        ("conv1.", "bn1.", "layer1.", "layer2."): method.networks[0].trunk,
+    return shared_trunk_parts(method.networks, "classfier3", 1) | {
         ("control_v1.",): method.gate.linear,
         ("bn_v1.",): method.gate.bn,
     }
-    for i, network in enumerate(method.networks, start=1):
-        parts[f"layer3_{i}.",] = network.branch.stage
-        parts[f"classfier3_{i}.",] = network.branch.classifier
-    return parts
 
 
 def one_losses(archive: Archive, trace: Trace) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -227,19 +229,14 @@ def one_losses(archive: Archive, trace: Trace) -> dict[str, tuple[np.ndarray, np
 
 def okddip_parts(method: Method) -> dict[tuple[str, ...], nn.Module]:
     assert isinstance(method, OKDDip)
-    parts: dict[tuple[str, ...], nn.Module] = {
+    if method.shared:
+        networks = shared_trunk_parts(method.networks, "classifier3", 0)
+    else:
+        networks = {(f"stu{i}.",): network for i, network in enumerate(method.networks)}
+    return networks | {
         ("query_weight.",): method.attention.query,
         ("key_weight.",): method.attention.key,
     }
-    for i, network in enumerate(method.networks):
-        if method.shared:
-            parts[f"layer3_{i}.",] = network.branch.stage
-            parts[f"classifier3_{i}.",] = network.branch.classifier
-        else:
-            parts[f"stu{i}.",] = network
-    if method.shared:
-        parts["conv1.", "bn1.", "layer1.", "layer2."] = method.networks[0].trunk
-    return parts
 
 
 def okddip_losses(archive: Archive, trace: Trace) -> dict[str, tuple[np.ndarray, np.ndarray]]:
