@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 METHODS = list(built_in_files())
 
 
-def slow_except(quick: str, names: Sequence[str]) -> list[Any]:
-    """Return parameters of which only one runs by default; the others are marked slow."""
-    return [name if name == quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+def slow_except(quick: Container[Any], values: Iterable[Any]) -> list[Any]:
+    """Return parameters of which only the quick ones run by default; others are marked slow."""
+    return [v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values]
 
 
 TINY = """

@@ -110,7 +110,7 @@ def test_without_submitit_the_message_says_how_to_install_it(run_tiny, monkeypat
     assert code == 2 and is_one_sentence(err) and "pip install 'kdbench[slurm]'" in err
 
 
-def test_follow_without_runs_and_unknown_run_names(kdbench):
+def test_status_and_cancel_report_missing_runs_and_unknown_methods(kdbench):
     for command in ("status", "cancel"):
         code, _, err = kdbench(command)
         assert code == 2 and is_one_sentence(err) and "No run has a status in 'runs'" in err

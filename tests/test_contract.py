@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import METHODS
+from conftest import METHODS, slow_except
 
 from kdbench.check.checks import CHECKS
 from kdbench.check.command import check_method, check_methods, format_table, run_check
@@ -94,10 +94,6 @@ def make_subject(method: str, settings: dict[str, str] | None = None) -> Subject
     return Subject(entry, entry.options(settings or {}))
 
 
-def mark_slow(value: object, is_slow: bool) -> object:
-    return pytest.param(value, marks=[pytest.mark.slow] if is_slow else [])
-
-
 def write_method(folder: Path, source: str, name: str = "mine") -> Path:
     folder.mkdir(exist_ok=True)
     file = folder / f"{name}.py"
@@ -112,7 +108,7 @@ def test_options_are_those_of_the_papers(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("check", [mark_slow(name, name == "compiles") for name in CHECKS])
+@pytest.mark.parametrize("check", slow_except(CHECKS.keys() - {"compiles"}, CHECKS))
 def test_methods_keep_the_contract(check, method):
     outcome = run_check(make_subject(method), check, CHECKS[check])
     if outcome.result == "skipped":
@@ -120,7 +116,7 @@ def test_methods_keep_the_contract(check, method):
     assert outcome.result == "passed", outcome.reason
 
 
-@pytest.mark.parametrize("is_slow", [False, mark_slow(True, True)])
+@pytest.mark.parametrize("is_slow", slow_except({False}, [False, True]))
 @pytest.mark.parametrize(("method", "settings"), VARIANTS, ids=str)
 def test_variants_keep_the_contract(method, settings, is_slow):
     subject = make_subject(method, settings)
@@ -129,7 +125,7 @@ def test_variants_keep_the_contract(method, settings, is_slow):
     assert [outcome for outcome in outcomes if outcome.result != "passed"] == []
 
 
-@pytest.mark.parametrize("networks", [2, 3, mark_slow(8, True)])
+@pytest.mark.parametrize("networks", slow_except({2, 3}, [2, 3, 8]))
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_work_with_two_to_eight_networks(method, networks):
     (entry,) = find_methods([method])
@@ -142,7 +138,7 @@ def test_methods_work_with_two_to_eight_networks(method, networks):
 
 @pytest.mark.parametrize(
     "architecture",
-    [mark_slow(a, a not in QUICK_ARCHITECTURES) for a in load_suite("cifar100").architectures],
+    slow_except(QUICK_ARCHITECTURES, load_suite("cifar100").architectures),
 )
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_a_step_with_every_architecture(method, architecture):

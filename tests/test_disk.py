@@ -255,7 +255,7 @@ def subject(tmp_path):
     probe.mkdir(mode=0)
     listed = subprocess.run([*heeding, "ls", str(probe)], capture_output=True)
     if listed.returncode == 0:
-        pytest.skip("permissions are not deferred here")
+        pytest.skip("permissions are not enforced here")
     Path("tiny.toml").write_text(TINY)
     closed: list[tuple[Path, int]] = []
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from conftest import METHODS, Watcher
+from conftest import METHODS, Watcher, slow_except
 from encoded_data import photo_suite, write_parquet
 from torch import nn
 
@@ -91,13 +91,7 @@ evaluate = partial(evaluate_file, suite=None, data_dir=None, device=CPU, workers
 
 @pytest.mark.parametrize(
     "name",
-    [
-        QUICK,
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in sorted({*ARCHITECTURES} - {QUICK})
-        ),
-    ],
+    slow_except({QUICK}, sorted(ARCHITECTURES)),
 )
 def test_every_architecture_gives_the_same_logits_from_each_format(
     name, card, tmp_path, monkeypatch

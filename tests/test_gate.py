@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import is_one_sentence
+from conftest import is_one_sentence, slow_except
 from made_results import CIFAR, made
 from scipy import stats
 
@@ -195,7 +195,7 @@ def gate(kdbench, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "methods", [["baseline"], pytest.param(["baseline", "dml"], marks=pytest.mark.slow)]
+    "methods", slow_except([["baseline"]], [["baseline"], ["baseline", "dml"]])
 )
 def test_a_gate_end_to_end(gate, monkeypatch, methods):
     """With one method, steps are not timed."""

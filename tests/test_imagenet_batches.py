@@ -267,7 +267,7 @@ def test_an_undecodable_image_is_replaced_by_one_of_its_class(suite, images, dam
     assert batches.undecodable == dict.fromkeys(names, reason)
 
 
-def test_undecodable_images_have_no_prediction_in_evaluation(suite, damaged):
+def test_undecodable_images_have_an_ignored_label_in_evaluation(suite, damaged):
     evaluation = evaluation_batches(damaged[1], suite)
     pixels, labels = (torch.cat(part) for part in zip(*evaluation, strict=True))
     assert labels.tolist() == [IGNORE_INDEX if i == 6 else i % CLASSES for i in range(TEST)]

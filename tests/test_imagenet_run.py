@@ -226,7 +226,7 @@ def test_undecodable_images_are_reported_once_and_recorded(make):
     assert message.startswith("2 images cannot be decoded") and first.split(": ")[1] in message
 
 
-def test_an_image_without_a_prediction_counts_as_wrong_and_has_no_loss():
+def test_an_image_with_an_ignored_label_counts_as_wrong_and_has_no_loss():
     logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     labels = logits.argmax(1)
     whole = evaluate(Fixed(student=logits[:5]), [(torch.zeros(5, 3, 2, 2), labels[:5])])["student"]

@@ -204,7 +204,7 @@ def test_gpus_are_taken_in_turn_and_threads_are_shared(monkeypatch):
     assert "CUDA_VISIBLE_DEVICES" not in alone.environment(0)
 
 
-def test_a_run_file_reproduces_its_run_or_reports_a_change(spec):
+def test_a_work_order_reproduces_its_run_or_reports_a_change(spec):
     how = Execution(Path("results"), Path("runs"), Path("data"), "off", overwrite=True, jobs=2)
     order = WorkOrder.of(spec, how, jobs=2, parent=17)
     received = WorkOrder.model_validate_json(order.model_dump_json())

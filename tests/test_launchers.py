@@ -48,15 +48,15 @@ def saved():
     return True
 """
 SLOW_DISK = """
-from kdbench.engine import run_files as files
+from kdbench.engine import run_files
 
-write = files.write_checkpoint
+write = run_files.write_checkpoint
 
 def slowly(*checkpoint):
     time.sleep({seconds} if os.path.exists('hold') else 0)
     write(*checkpoint)
 
-files.write_checkpoint = slowly
+run_files.write_checkpoint = slowly
 """
 KILLED = "saved() and os.kill(os.getpid(), signal.SIGKILL)"
 RAISES = "raise RuntimeError('no luck in /home/somebody/secret.bin')"

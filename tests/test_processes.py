@@ -129,7 +129,6 @@ def test_8_a_run_resumes_with_another_number_of_processes(made, method):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("method", [*METHODS, "drawing"])
 @pytest.mark.parametrize("way", ["asked to stop", "killed"])
 def test_8_two_processes_resume_within_an_epoch_with_equal_numbers(made, method, way):

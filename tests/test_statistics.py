@@ -179,7 +179,7 @@ def test_seeds_needed_reach_the_stated_power(effect, powers):
     assert fewer < POWER + 0.02 + _error(POWER, DRAWS)
 
 
-def test_the_findings_document_matches_the_measurements(figures, powers):
+def test_the_statistics_document_matches_the_simulations(figures, powers):
     """If this fails, copy the printed tables to docs/statistics.md."""
     tables = _table(figures), _power_table(powers)
     text = DOCUMENT.read_text(encoding="utf-8")

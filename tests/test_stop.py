@@ -15,7 +15,7 @@ from launched import eventually, folder_of, numbers_of, status_of, write_method
 from torch import distributed
 
 from kdbench.engine import run as run_module
-from kdbench.engine import run_files as files
+from kdbench.engine import run_files
 from kdbench.engine.observer import CompositeObserver
 from kdbench.engine.result_builder import DivergedError
 from kdbench.engine.run import Run
@@ -105,7 +105,7 @@ def test_a_result_says_where_it_was_trained_before(make_run):
     assert result.cost.peak_memory_kind == "process" and result.cost.peak_memory_bytes < 2**60
 
 
-@pytest.mark.parametrize("number", slow_except(signal.SIGTERM, SIGNALS))
+@pytest.mark.parametrize("number", slow_except({signal.SIGTERM}, SIGNALS))
 def test_a_plan_stopped_within_an_epoch_resumes_there(run_tiny, monkeypatch, number):
     code, _, _ = run_tiny("--methods", "baseline", "--results-dir", "alone", "--runs-dir", "a")
     assert code == 0
@@ -132,9 +132,9 @@ def test_a_plan_stopped_within_an_epoch_resumes_there(run_tiny, monkeypatch, num
 
 @pytest.fixture
 def slow_disk(monkeypatch):
-    write = files.write_checkpoint
+    write = run_files.write_checkpoint
     monkeypatch.setattr(
-        files, "write_checkpoint", lambda *checkpoint: (time.sleep(0.3), write(*checkpoint))
+        run_files, "write_checkpoint", lambda *checkpoint: (time.sleep(0.3), write(*checkpoint))
     )
 
 
@@ -181,7 +181,7 @@ def test_a_failing_checkpoint_does_not_end_the_plan(
         if epoch == 2:
             raise DivergedError("'ce' is nan in epoch 2")
 
-    monkeypatch.setattr(files, "write_checkpoint", full)
+    monkeypatch.setattr(run_files, "write_checkpoint", full)
     monkeypatch.setattr(run_module, "check_finite", diverges)
     watcher = Watcher()
     where = tmp_path / "other", accelerator, watcher
@@ -195,7 +195,7 @@ def test_two_ctrl_c_end_a_run_whose_disk_hangs(kdbench):
     method, log = write_method("held", "pass"), folder_of("held") / "log.jsonl"
     with Path(method).open("a") as source:
         source.write(
-            "from kdbench.engine import run_files as files\nfiles.write_checkpoint = lambda *_: "
+            "from kdbench.engine import run_files\nrun_files.write_checkpoint = lambda *_: "
         )
         source.write("(Path('writing').touch(), time.sleep(100))\n")
     command = [sys.executable, "-m", "kdbench", "run", "--suite", "tiny.toml", "--methods", method]
@@ -213,9 +213,9 @@ def test_a_second_ctrl_c_does_not_wait_for_a_checkpoint():
     code = (
         "import os, signal, threading, time\n"
         "from pathlib import Path\n"
-        "from kdbench.engine import run_files as files\n"
-        "files.write_checkpoint = lambda *_: time.sleep(100)\n"
-        "run = files.RunFiles(Path(), print)\n"
+        "from kdbench.engine import run_files\n"
+        "run_files.write_checkpoint = lambda *_: time.sleep(100)\n"
+        "run = run_files.RunFiles(Path(), print)\n"
         "run.save_checkpoint({}, 1)\n"
         "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "run.finish()\n"
