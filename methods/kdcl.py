@@ -58,7 +58,8 @@ def linear_weights(logits: Tensor, labels: Tensor, steps: int = 20) -> Tensor:
         centred = scores - mean.unsqueeze(1)
         hessian = torch.einsum("bci,bc,bcj->bij", centred, p, centred)
         gradient = mean - own - barrier / weights
-        # Scaling by the weights makes the barrier's curvature the identity (well conditioned).
+        # Scaled by the weights, the barrier's Hessian is a multiple of the identity, so the system
+        # is well conditioned.
         scaled = weights.unsqueeze(2) * hessian * weights.unsqueeze(1) + barrier * identity
         sides = torch.stack([weights * gradient, weights], dim=2)
         solved = torch.linalg.solve_ex(scaled, sides).result * weights.unsqueeze(2)

@@ -41,7 +41,7 @@ def check(
 def new(
     name: Annotated[str, Argument(help="Name of the method; the file is NAME.py.")],
 ) -> None:
-    """Write a working one-file method to start from to the current folder."""
+    """Create a working one-file method in the current folder, as a starting point."""
     from kdbench.scaffold import write_method
 
     file = write_method(name, Path(), set(method_names()))

@@ -149,7 +149,7 @@ def run(
             seeds,
             set_ or [],
             results_dir,
-            # Only the results of the main process count.
+            # Only the main process decides by existing results; the others follow its plan.
             "all" if overwrite or not ranks.is_main else "stale" if overwrite_stale else "nothing",
             on_broken,
             match_cost,

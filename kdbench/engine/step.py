@@ -154,7 +154,9 @@ class TrainingStep:
             after = TrainingState(self.module, self.optimizers)
             difference = max(after.difference(end, start), _relative(self._output, expected))
             if not difference <= REPLAY_TOLERANCE:
-                raise RuntimeError(f"its replay differs by {difference:.1e} from the step itself")
+                raise RuntimeError(
+                    f"its replay differs by {difference:.1e} (relative) from the step itself"
+                )
             self._replay = replay
         except RuntimeError as error:  # includes out of memory, because a graph has its own pool
             mode: Mode = "inductor" if "inductor" in self.mode else "eager"

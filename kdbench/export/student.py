@@ -108,7 +108,8 @@ def _read_finished_result(file: Path) -> Result:
         raise UserError(f"'{file}' is not a valid result: {result.reason}.")
     if result.status != "finished" or result.last is None or result.cost is None:
         raise UserError(
-            f"{format_label(result.identity)} {result.status}; only finished runs can be exported."
+            f"{format_label(result.identity)} has status '{result.status}'; only finished runs can "
+            "be exported."
         )
     return result
 
@@ -149,8 +150,8 @@ def _read_weights(result: Result, folder: Path) -> dict[str, Tensor]:
     checkpoint = read_checkpoint(folder, result.fingerprint + str(result.notes.get("images", "")))
     if checkpoint is None:
         raise UserError(
-            f"The weights of {run} were not found: results do not contain weights, and '{folder}' "
-            f"has no valid checkpoint; {again}"
+            f"The weights of {run} were not found: '{folder}' has no valid checkpoint, and result "
+            f"files never contain weights; {again}"
         )
     state, progress = checkpoint
     if [Epoch.model_validate(epoch) for epoch in json.loads(progress.history)] != result.history:

@@ -80,7 +80,7 @@ def with_suite(specs: Sequence[RunSpec], suite: Suite) -> list[RunSpec]:
 def time_steps(
     specs: Sequence[RunSpec], on_message: Callable[[str], None]
 ) -> dict[Key, StepMeasurement]:
-    """Time eager steps of all methods and of REFERENCE_METHOD in alternation.
+    """Time eager steps of each method, alternating with steps of REFERENCE_METHOD.
 
     Raises:
         UserError: A method runs out of memory.

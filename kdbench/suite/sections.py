@@ -126,7 +126,7 @@ class Augmentation(Section):
 
 
 class OptimizerRecipe(Section):
-    """Settings of SGD with momentum."""
+    """Settings for SGD with momentum."""
 
     learning_rate: Annotated[float, Field(gt=0)]
     momentum: Fraction

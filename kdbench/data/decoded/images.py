@@ -38,7 +38,10 @@ class Images:
         return len(self.labels)
 
     def to(self, device: torch.device) -> "Images":
-        """Return the images on a device. Keeping them all there means no step waits for data."""
+        """Move the images to a device.
+
+        With all images there, no step waits for data.
+        """
         return Images(self.pixels.to(device), self.labels.to(device))
 
     def digest(self) -> str:

@@ -77,7 +77,7 @@ def shrink_pool(shorter_side: int, quality: int, workers: int) -> Iterator[Shrin
     if workers == 1:
         yield partial(map, shrink_chunk)
         return
-    # A process that is forked after torch was used may hang.
+    # Spawn, because a process that is forked after torch has been used may hang.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_init_worker)
     try:

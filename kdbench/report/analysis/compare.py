@@ -207,7 +207,7 @@ def _mean(runs: Runs) -> float | None:
 
 
 def _unmatched_reasons(key: Key, others: Iterable[Key]) -> list[str]:
-    """Return why the runs of the same name in the other input are not comparable."""
+    """Return in which parts of the key the other input's runs of the same method differ."""
     same = [other[3:] for other in others if other[:3] == key[:3]]
     return [
         why

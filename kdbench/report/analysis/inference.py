@@ -170,7 +170,7 @@ def _equicorrelated_cdf(c: float, k: int, rho: float, df: float) -> float:
 
 
 def seeds_needed(difference: float, sigma: float, comparisons: int = 1) -> int | None:
-    """Return the number of seeds at which Dunnett's procedure finds a difference of this size.
+    """Return the smallest number of seeds with which Dunnett's procedure detects a difference.
 
     Args:
         difference: true difference in percentage points.
@@ -178,8 +178,8 @@ def seeds_needed(difference: float, sigma: float, comparisons: int = 1) -> int |
         comparisons: number of methods compared with the reference.
 
     Returns:
-        The smallest number of seeds with a power of at least POWER, or None if the difference is
-        zero or MAX_SEEDS are not enough.
+        The number of seeds with a power of at least POWER, or None if the difference is zero or
+        even MAX_SEEDS seeds are not enough.
     """
     if difference == 0:
         return None

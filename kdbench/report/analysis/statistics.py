@@ -97,18 +97,19 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def seeds_needed(mean: float, sd: float | None, comparisons: int = 1) -> int | None:
-    """Return the number of seeds at which a difference is found with probability POWER.
+    """Return the smallest number of seeds that detects a difference with probability POWER.
 
-    The power is that of a t test at the level that sign flips of so many seeds can attain.
+    The power is that of a t test. Its significance level is the highest one, not above the adjusted
+    level, that a sign-flip test can attain with that number of seeds.
 
     Args:
         mean: mean difference in percentage points.
-        sd: standard deviation of the differences; None if it is not known.
-        comparisons: number of comparisons that p values are adjusted for.
+        sd: standard deviation of the differences, or None if unknown.
+        comparisons: number of comparisons for which p values are adjusted.
 
     Returns:
-        The number of seeds, or None if the deviation is not known, the difference is zero, or
-        MAX_SEEDS are not enough.
+        The number of seeds, or None if the standard deviation is unknown, the difference is zero,
+        or even MAX_SEEDS seeds are not enough.
     """
     if sd is None or mean == 0:
         return None

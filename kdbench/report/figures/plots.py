@@ -217,7 +217,7 @@ def seeds(runs: pd.DataFrame) -> Figure:
 
 
 def roles(tops: pd.DataFrame) -> Figure:
-    """Plot the accuracy of each role of a method, as means over seeds.
+    """Plot the mean accuracy over seeds of each role in each method.
 
     Args:
         tops: columns method, seed, role and top1.
