@@ -12,10 +12,13 @@ class Observer(Protocol):
         """Called after each training step is issued."""
 
     def on_epoch(self, epoch: Epoch, resumed: bool) -> None:
-        """Called after each epoch, and for each epoch that a checkpoint holds."""
+        """Called after each epoch, and for each evaluated epoch that a checkpoint holds.
+
+        Epochs that were not evaluated have no metrics.
+        """
 
     def on_resume(self, step: int) -> None:
-        """Called if the run resumes within an epoch, with the number of steps already done."""
+        """Called if the run resumes after more steps than its evaluated epochs, with their number."""
 
     def on_message(self, text: str) -> None:
         """Called with a message for the user."""

@@ -123,7 +123,7 @@ class Run:
         self.notes |= self.training.notes
 
     def train(self) -> Result:
-        """Train all remaining epochs, with an evaluation and a checkpoint after each.
+        """Train all remaining epochs, with a checkpoint after each and an evaluation if it is due.
 
         Raises:
             DivergedError: A loss or a weight is not finite.
@@ -134,7 +134,8 @@ class Run:
             for epoch in range(self.progress.epochs_done, self.spec.suite.schedule.epochs):
                 try:
                     losses = self._train_epoch(epoch)
-                    metrics = self._evaluate()
+                    due = self.spec.suite.is_evaluated(epoch + 1)
+                    metrics = self._evaluate() if due else {}
                 except StoppedError:
                     self._save()
                     self.files.finish()
@@ -184,7 +185,8 @@ class Run:
             self.files.write_log(self.history)
         for epoch in self.history:
             self.observer.on_epoch(epoch, resumed=True)
-        if self.progress.part is not None:
+        evaluated = self.history[-1].epoch * len(self.training) if self.history else 0
+        if self._steps_done() > evaluated:
             self.observer.on_resume(self._steps_done())
         self._report_resume(rejected)
 
@@ -281,7 +283,7 @@ class Run:
                     buffer.copy_(self.accelerator.reduce(buffer, "mean"))
 
     def _record(self, epoch: int, losses: dict[str, float], metrics: dict[str, Metrics]) -> None:
-        """Add an epoch to the history, the log and the checkpoint, and notify the observer."""
+        """Save a checkpoint and notify the observer; evaluated epochs are added to the history."""
         suite = self.spec.suite
         last_step = (epoch + 1) * len(self.training) - 1
         factor = learning_rate_factor(last_step, len(self.training), suite.schedule)
@@ -291,9 +293,10 @@ class Run:
             losses=losses,
             metrics=metrics,
         )
-        self.history.append(record)
-        if self.accelerator.is_main_process:
-            self.files.write_log(self.history)
+        if metrics:
+            self.history.append(record)
+            if self.accelerator.is_main_process:
+                self.files.write_log(self.history)
         self.accelerator.log(dict(epoch_scalars(record)), step=epoch + 1)
         self.progress.epochs_done = epoch + 1
         self.progress.part = None

@@ -62,6 +62,7 @@ def single_step_suite(suite: Suite) -> Suite:
         "test": _limit_per_class(data.test, 1),
     }
     changes = {"data": data.model_copy(update=splits), "name": f"{suite.name}-steps"}
+    changes["evaluate_every"] = 1
     return suite.with_epochs(STEPS).model_copy(update=changes)
 
 

@@ -152,7 +152,8 @@ class RunBar:
         self._move(self.step + 1)
 
     def on_epoch(self, epoch: Epoch, resumed: bool) -> None:
-        self._describe(epoch.epoch, sum(epoch.losses.values()), epoch.metrics["student"].top1)
+        top1 = epoch.metrics["student"].top1 if epoch.metrics else None
+        self._describe(epoch.epoch, sum(epoch.losses.values()), top1)
         self._move(epoch.epoch * self.spec.suite.steps_per_epoch, trained=not resumed)
 
     def on_resume(self, step: int) -> None:
@@ -163,7 +164,7 @@ class RunBar:
 
     def show(self, status: RunStatus) -> None:
         """How far the run is in its own process."""
-        if status.loss is not None and status.top1 is not None:
+        if status.loss is not None:
             self._describe(status.epoch, status.loss, status.top1)
         if status.step != self.step:
             self._move(status.step, trained=self.step > 0)
@@ -195,9 +196,11 @@ class RunBar:
             share = self.step / self.spec.suite.total_steps
             self.display.log(f"{self.spec.label}  {share:.0%}  {self._state}")
 
-    def _describe(self, epoch: int, loss: float, top1: float) -> None:
+    def _describe(self, epoch: int, loss: float, top1: float | None) -> None:
         epochs = self.spec.suite.schedule.epochs
-        self._state = f"{epoch}/{epochs}  loss {loss:.3f}  student {top1:.2f} %"
+        self._state = f"{epoch}/{epochs}  loss {loss:.3f}"
+        if top1 is not None:
+            self._state += f"  student {top1:.2f} %"
         self._bar.describe(self._state)
 
 

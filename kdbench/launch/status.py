@@ -172,8 +172,8 @@ class StatusReporter:
 
     def on_epoch(self, epoch: Epoch, resumed: bool) -> None:
         self.step = epoch.epoch * self.steps_per_epoch
-        loss, top1 = sum(epoch.losses.values()), epoch.metrics["student"].top1
-        self._write(state="running", epoch=epoch.epoch, loss=loss, top1=top1)
+        accuracy = {"top1": epoch.metrics["student"].top1} if epoch.metrics else {}
+        self._write(state="running", epoch=epoch.epoch, loss=sum(epoch.losses.values()), **accuracy)
 
     def on_resume(self, step: int) -> None:
         self.step = step

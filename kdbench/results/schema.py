@@ -62,7 +62,7 @@ class Epoch(Record):
     """Mean of each weighted loss term over the steps of the epoch."""
     metrics: dict[str, Metrics]
     """Metrics by role. Role "ensemble" is the mean probability of the networks, role "mean" the
-    mean of their accuracies."""
+    mean of their accuracies. Empty if the epoch was not evaluated."""
 
 
 class BestOnTest(Record):
@@ -146,6 +146,7 @@ class Result(Record):
     """Metrics of the last epoch by role, which are the headline."""
     best_on_test: BestOnTest | None
     history: list[Epoch]
+    """Epochs that were evaluated."""
     cost: Cost | None
     environment: Environment
     notes: dict[str, Any] = Field(default_factory=dict)
@@ -166,8 +167,8 @@ class Result(Record):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         """Check that redundant fields agree, so that no single number can be changed."""
-        if [epoch.epoch for epoch in self.history] != list(range(1, len(self.history) + 1)):
-            raise ValueError("the epochs of 'history' are not numbered from 1 without a gap")
+        if [epoch.epoch for epoch in self.history] != self._evaluated_epochs():
+            raise ValueError("the epochs of 'history' are not those that the suite evaluates")
         if self.status != "finished":
             return self
         if not all("student" in epoch.metrics for epoch in self.history):
@@ -177,6 +178,12 @@ class Result(Record):
         if self.best_on_test != best_on_test(self.history):
             raise ValueError("'best_on_test' is not the epoch of 'history' with the best student")
         return self
+
+    def _evaluated_epochs(self) -> list[int]:
+        """Return the epochs that the suite evaluates, up to the last one of the history."""
+        every = self.protocol.get("evaluate_every", 1)
+        last = self.history[-1].epoch if self.history else 0
+        return [*range(every, last, every), last] if last else []
 
 
 def best_on_test(history: Sequence[Epoch]) -> BestOnTest | None:

@@ -40,6 +40,8 @@ class Suite(Section):
     batch_size: Positive
     """Global batch size over all processes."""
     evaluation_batch_size: Positive
+    evaluate_every: Positive = 1
+    """Number of epochs between evaluations. The last epoch is always evaluated."""
     precision: Precision
     """Precision: fp32 (TF32 on GPUs that support it) or bf16 autocast."""
     data: Data
@@ -72,6 +74,10 @@ class Suite(Section):
     def total_steps(self) -> int:
         """Number of steps in the whole schedule."""
         return self.steps_per_epoch * self.schedule.epochs
+
+    def is_evaluated(self, epoch: int) -> bool:
+        """Return True if there is an evaluation after an epoch, counted from 1."""
+        return epoch % self.evaluate_every == 0 or epoch == self.schedule.epochs
 
     def with_epochs(self, epochs: int) -> "Suite":
         """Return the suite with another number of epochs, which becomes part of its name.
