@@ -13,7 +13,7 @@ HASHED = {
     "networks": "2",
     "batch_size": "32",
     "evaluation_batch_size": "100",
-    "evaluate_every": 2,
+    "evaluate_every": "2",
     "precision": '"bf16"',
     "data.name": '"other"',
     "data.classes": "9",
