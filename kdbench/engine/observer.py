@@ -18,7 +18,7 @@ class Observer(Protocol):
         """
 
     def on_resume(self, step: int) -> None:
-        """Called if the run resumes after more steps than its evaluated epochs, with their number."""
+        """Called with the steps done, if these are more than those of the evaluated epochs."""
 
     def on_message(self, text: str) -> None:
         """Called with a message for the user."""

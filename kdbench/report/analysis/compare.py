@@ -3,16 +3,16 @@
 import json
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from kdbench.errors import pluralize
 from kdbench.report.analysis.comparison_inputs import ComparisonInput, read_comparison_inputs
-from kdbench.report.analysis.statistics import LEVEL, holm, paired
+from kdbench.report.analysis.inference import LEVEL, compare_pairs
 from kdbench.report.analysis.summary import EXECUTION_KEYS
-from kdbench.report.tables.columns import MISSING, interval_text, number_text
+from kdbench.report.tables.columns import MISSING, interval_text, number_text, p_text
 from kdbench.report.tables.render import titled_table
 from kdbench.results.files import DamagedFile
 from kdbench.results.schema import Result
@@ -61,7 +61,9 @@ class Row:
     """B - A in percentage points."""
     interval: tuple[float, float] | None = None
     p: float | None = None
-    """Sign-flip p value, adjusted for all rows (Holm)."""
+    """P value, adjusted for all rows of the same suite, architecture and settings."""
+    seeds_needed: int | None = None
+    """Number of seeds that would show such a difference, if it is not distinguishable."""
     rate: float | None = None
     """Ratio B / A of images per second; None if the runs were executed differently."""
     memory: float | None = None
@@ -87,8 +89,31 @@ def compare(a: str, b: str, results: Path) -> Comparison:
     """
     inputs, damaged = read_comparison_inputs((a, b), results)
     ours, theirs = (_by_key(side) for side in inputs)
-    rows = [_row(key, ours, theirs) for key in sorted(ours.keys() | theirs.keys())]
-    return Comparison(a, b, _add_verdicts(rows), damaged)
+    keys = sorted(ours.keys() | theirs.keys())
+    rows = {key: _row(key, ours, theirs) for key in keys}
+    values: dict[tuple[Key, str], dict[int, float]] = {}
+    families: dict[Hashable, list[Key]] = {}
+    for key, row in rows.items():
+        if row.verdict == "not distinguishable":
+            suite, architecture, _, *settings = key
+            families.setdefault((suite, architecture, *settings), []).append(key)
+            values |= {(key, "a"): _top1(ours[key]), (key, "b"): _top1(theirs[key])}
+    for family in families.values():
+        found = compare_pairs(values, [((key, "b"), (key, "a")) for key in family])
+        for key, comparison in zip(family, found, strict=True):
+            assert comparison is not None
+            verdict = rows[key].verdict
+            if comparison.is_significant:
+                verdict = "better" if comparison.difference > 0 else "worse"
+            rows[key] = replace(
+                rows[key],
+                verdict=verdict,
+                difference=comparison.difference,
+                interval=comparison.interval,
+                p=comparison.p,
+                seeds_needed=comparison.seeds_needed,
+            )
+    return Comparison(a, b, sorted(rows.values(), key=_order), damaged)
 
 
 def render(found: Comparison, form: Format) -> str:
@@ -114,14 +139,17 @@ def _cells(row: Row, of_methods: bool) -> dict[str, str]:
     names = {"suite": row.suite, "architecture": row.architecture}
     if not of_methods:
         names["method"] = row.method
-    label = f"{row.verdict} at n = {row.n}" if row.verdict == "not distinguishable" else row.verdict
+    label = row.verdict
+    if row.verdict == "not distinguishable":
+        label += f" at n = {row.n}"
+        label += f" (needs {row.seeds_needed})" if row.seeds_needed else ""
     names["B is"] = ", ".join([label, *row.notes])
     return names | {
         "A %": number_text(row.a, ".2f"),
         "B %": number_text(row.b, ".2f"),
         "B - A": number_text(row.difference, "+.2f"),
         f"{LEVEL:.0%} interval": interval_text(row.interval),
-        "p (Holm)": number_text(row.p, ".3f"),
+        "p": p_text(row.p),
         "n": str(row.n),
         "images/s": _times(row.rate),
         "memory": _times(row.memory),
@@ -161,11 +189,10 @@ def _row(key: Key, ours: Mapping[Key, Runs], theirs: Mapping[Key, Runs]) -> Row:
     alone = [("A", top1[0].keys() - b.keys()), ("B", top1[1].keys() - a.keys())]
     lost = [f"{pluralize(len(seeds), 'seed')} only in {name}" for name, seeds in alone if seeds]
     row = replace(row, notes=row.notes + lost)
-    difference = paired(top1[1], top1[0])
-    if difference is None:
+    seeds = top1[0].keys() & top1[1].keys()
+    if not seeds:
         rate, memory = _cost_ratios(a, b)
         return replace(row, a=_mean(a), b=_mean(b), rate=rate, memory=memory)
-    seeds = difference.values.keys()
     rate, memory = _cost_ratios(*({seed: runs[seed] for seed in seeds} for runs in (a, b)))
     identical = all(a[s].last == b[s].last and a[s].history == b[s].history for s in seeds)
     return replace(
@@ -173,27 +200,18 @@ def _row(key: Key, ours: Mapping[Key, Runs], theirs: Mapping[Key, Runs]) -> Row:
         verdict="identical" if identical else "not distinguishable",
         a=statistics.fmean(top1[0][seed] for seed in seeds),
         b=statistics.fmean(top1[1][seed] for seed in seeds),
-        n=difference.n,
-        difference=difference.mean,
-        interval=difference.interval,
-        p=difference.p,
+        n=len(seeds),
+        difference=0.0 if identical else None,
         rate=rate,
         memory=memory,
     )
 
 
-def _add_verdicts(rows: list[Row]) -> list[Row]:
-    """Return the rows sorted and with verdicts; p is adjusted for all but identical rows."""
-    identical = [row for row in rows if row.verdict == "identical"]
-    compared = [row for row in rows if row.p is not None and row not in identical]
-    adjusted = holm([row.p for row in compared if row.p is not None])
-    judged = []
-    for row, p in zip(compared, adjusted, strict=True):
-        assert row.difference is not None
-        label = "better" if row.difference > 0 else "worse"
-        judged.append(replace(row, p=p, verdict=label if p <= 1 - LEVEL else row.verdict))
-    judged.sort(key=lambda row: (row.p, -abs(row.difference or 0)))
-    return judged + identical + [row for row in rows if row.p is None]
+def _order(row: Row) -> tuple[float, float]:
+    """Return the key that sorts rows: by p, then by difference; rows without a p come last."""
+    if row.p is None:
+        return 2 + (row.verdict not in ("identical", "not distinguishable")), 0.0
+    return row.p, -abs(row.difference or 0)
 
 
 def _top1(runs: Runs) -> dict[int, float]:

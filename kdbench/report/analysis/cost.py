@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 
 from kdbench.errors import pluralize, printable
+from kdbench.report.analysis.inference import LEVEL, Comparison, compare_pairs
 from kdbench.report.analysis.protocol import read_suite
-from kdbench.report.analysis.statistics import LEVEL, Difference, holm, paired
 from kdbench.report.analysis.summary import EXECUTION_KEYS
-from kdbench.report.tables.columns import interval_text, number_text
+from kdbench.report.tables.columns import interval_text, number_text, p_text
 from kdbench.report.tables.render import TextTable
 from kdbench.results.schema import Result
 from kdbench.suite.suite import Suite
@@ -33,7 +33,7 @@ ByGroup = dict[Group, TextTable]
 SHAPE = 1000
 """Number of epochs to which schedules are scaled to compare their shapes."""
 
-OPTIONAL_COLUMNS = ("PFLOP", "its epochs", "seeds", "p (Holm)", f"{LEVEL:.0%} interval")
+OPTIONAL_COLUMNS = ("PFLOP", "its epochs", "seeds", "p", f"{LEVEL:.0%} interval")
 """Columns that are dropped on narrow terminals, least important first."""
 
 TOLERANCE = 0.05
@@ -67,8 +67,8 @@ def equal_cost(results: Iterable[Result], against: str = "baseline") -> pd.DataF
 
     Columns are those of ROW, `student_top1` and `training_flops` of the method, and of the control
     `control_top1` and `control_epochs` (NaN without a control) and `control_versions` (seeds may
-    come from several versions). `difference` is the paired `Difference` of method minus control,
-    or None without a control or a common seed.
+    come from several versions). `difference` is the `Comparison` of the method with its control, or
+    None without a control or a common seed; the methods of a group are one family of comparisons.
     """
     runs = _runs(results)
     runs["method"] = runs.method.where(runs.base != against, against)
@@ -76,16 +76,16 @@ def equal_cost(results: Iterable[Result], against: str = "baseline") -> pd.DataF
     accuracy: dict[Any, dict[Any, float]] = {
         key: group.set_index("seed").student_top1.to_dict() for key, group in runs.groupby(ROW)
     }
-    rows = []
-    for row in _records(frame[frame.method != against]):
-        control = _control(frame, row, against)
-        difference = None
-        if control is not None:
-            ours, theirs = (accuracy[tuple(run[name] for name in ROW)] for run in (row, control))
-            row |= {"control_top1": control["student_top1"]}
+    rows: list[dict[str, Any]] = []
+    for _, group in frame[frame.method != against].groupby(GROUP):
+        family = [row | {"difference": None} for row in _records(group)]
+        controls = [_control(frame, row, against) for row in family]
+        pairs = [(row, c) for row, c in zip(family, controls, strict=True) if c is not None]
+        found = compare_pairs(accuracy, [(_key(row), _key(control)) for row, control in pairs])
+        for (row, control), comparison in zip(pairs, found, strict=True):
+            row |= {"control_top1": control["student_top1"], "difference": comparison}
             row |= {f"control_{name}": control[name] for name in ("epochs", "versions")}
-            difference = paired(ours, theirs)
-        rows.append({**row, "difference": difference})
+        rows += family
     columns = [*ROW, "student_top1", "training_flops", *CONTROL]
     return pd.DataFrame(rows, columns=columns).astype({"difference": object})
 
@@ -195,6 +195,10 @@ def _frame(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ROW)
+
+
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [dict(zip(frame.columns, row, strict=True)) for row in frame.itertuples(index=False)]
 
@@ -223,9 +227,6 @@ def _control(frame: pd.DataFrame, row: Mapping[str, Any], against: str) -> dict[
 
 
 def _cells(rows: pd.DataFrame, against: str) -> list[dict[str, str]]:
-    """Return the cells of a table; p is adjusted for all of its methods."""
-    differences: list[Difference | None] = rows.difference.tolist()
-    adjusted = iter(holm([found.p for found in differences if found]))
     return [
         {
             "method": row["method"],
@@ -235,8 +236,8 @@ def _cells(rows: pd.DataFrame, against: str) -> list[dict[str, str]]:
             f"{against} %": number_text(row["control_top1"], ".2f"),
             "its epochs": number_text(row["control_epochs"], ".0f"),
         }
-        | _difference(found, next(adjusted) if found else math.nan)
-        for row, found in zip(_records(rows), differences, strict=True)
+        | _difference(row["difference"])
+        for row in _records(rows)
     ]
 
 
@@ -244,10 +245,10 @@ def _pflop(flops: float) -> str:
     return number_text(flops / 1e15, ".2g" if flops < 1e14 else ",.3f")
 
 
-def _difference(found: Difference | None, p: float) -> dict[str, str]:
+def _difference(found: Comparison | None) -> dict[str, str]:
     return {
-        "difference": number_text(found.mean if found else math.nan, "+.2f"),
+        "difference": number_text(found.difference if found else None, "+.2f"),
         f"{LEVEL:.0%} interval": interval_text(found.interval if found else None),
-        "p (Holm)": number_text(p, ".3f"),
+        "p": p_text(found.p if found else None),
         "seeds": str(found.n if found else 0),
     }

@@ -1,114 +1,187 @@
-"""Simultaneous comparisons of several methods with one reference.
+"""Simultaneous comparisons of methods over seeds.
 
 The accuracies of all methods and seeds are fitted by a linear model with method and seed effects
-(a randomised block design), so the residual variance is pooled over all methods. Dunnett's
-procedure (Dunnett, JASA 1955) then gives intervals that hold for all comparisons together and p
-values adjusted for their number. Seeds that a method lacks are allowed.
+(a randomised block design), so the residual variance is pooled over all methods. Intervals hold for
+all comparisons together and p values are adjusted for their number, by the distribution of the
+largest of several correlated t statistics. If all methods are compared with one reference, this is
+Dunnett's procedure (Dunnett, JASA 1955). Seeds that a method lacks are allowed.
 
-Pooling is wrong if the reference varies more between seeds than the other methods do, because the
-reference enters every comparison. `compare_with_reference` then uses moderated t tests per pair
-(Smyth, SAGMB 2004) with Holm's correction instead.
+Pooling is wrong if the references vary more between seeds than the other methods do, because they
+enter every comparison. Then each pair has its own t test with a moderated variance (Smyth, SAGMB
+2004), and Holm's correction adjusts p.
 """
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from scipy import optimize, special, stats
 
-from kdbench.report.analysis.statistics import LEVEL, MAX_SEEDS, POWER, holm
+LEVEL = 0.95
+"""Confidence level of intervals. A difference is significant if p is at most 1 - LEVEL."""
 
-VARIANCE_RATIO_LEVEL = 0.05
-"""Significance level of the F test that finds the reference to be the more variable."""
+POWER = 0.8
+"""Probability with which the number of seeds needed detects a difference of the observed size."""
 
-Values = Mapping[str, Mapping[int, float]]
-"""Accuracy in percent by method and seed."""
+MAX_SEEDS = 1000
+"""Largest number of seeds that `seeds_needed` considers."""
+
+VARIANCE_RATIO_LEVEL = 0.1
+"""Significance level of the F test that finds the references to be the more variable."""
+
+SIGN_FLIPS = 9999
+"""Number of random sign flips; if there are fewer possible ones, all are used."""
+
+Accuracies = Mapping[int, float]
+"""Accuracy in percent by seed."""
+
+Name = TypeVar("Name", bound=Hashable)
+"""Name of a method, or anything else that identifies it."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Difference between one method and the reference, in percentage points."""
+    """Difference between a method and its reference, in percentage points.
 
-    mean: float
+    With a single seed, or without any variation between seeds, only the difference is known.
+    """
+
+    difference: float
     """Least-squares estimate; the mean of the paired differences if no seed is missing."""
-    standard_error: float
-    interval: tuple[float, float]
-    """Simultaneous interval of all comparisons (Dunnett), or of this pair alone (moderated t)."""
-    p: float
+    n: int
+    """Number of common seeds."""
+    interval: tuple[float, float] | None = None
+    """Simultaneous interval of all comparisons, or of this pair alone (moderated t)."""
+    p: float | None = None
     """Two-sided p value, adjusted for the number of comparisons."""
-    df: float
-    """Degrees of freedom of the variance."""
-    procedure: Literal["dunnett", "moderated t"]
+    sigma: float | None = None
+    """Residual standard deviation of a run."""
+    comparisons: int = 1
+    """Number of comparisons of the family."""
+    sign_flip_p: float | None = None
+    """Two-sided p value of the sign-flip test, adjusted by Holm's correction; None if so few seeds
+    cannot reach significance."""
+    procedure: Literal["multivariate t", "moderated t"] | None = None
+
+    @property
+    def is_significant(self) -> bool:
+        """True if the difference is significant."""
+        return self.p is not None and self.p <= 1 - LEVEL
+
+    @property
+    def seeds_needed(self) -> int | None:
+        """Number of seeds that would show such a difference; None if unknown or too many."""
+        if self.sigma is None:
+            return None
+        return seeds_needed(self.difference, self.sigma, self.comparisons)
 
 
 @dataclass(frozen=True)
 class _Fit:
     """Least-squares fit of method and seed effects."""
 
-    estimates: np.ndarray
-    """Difference from the reference by method, (k,)."""
+    effects: np.ndarray
+    """Effects of the methods, (m,). Only their differences are determined."""
     covariance: np.ndarray
-    """Covariance of the estimates in units of the residual variance, (k, k)."""
+    """Covariance of the effects in units of the residual variance, (m, m)."""
     sigma: float
     df: int
 
 
-def compare_with_reference(values: Values, reference: str) -> dict[str, Comparison]:
-    """Compare every method with the reference.
+def compare_pairs(
+    values: Mapping[Name, Accuracies], pairs: Sequence[tuple[Name, Name]]
+) -> list[Comparison | None]:
+    """Compare methods with their references, as one family of comparisons.
 
     Args:
         values: accuracy in percent by method and seed.
-        reference: name of the method that the others are compared with.
+        pairs: method and reference of each comparison.
 
     Returns:
-        A comparison for each other method that shares a seed with the reference, provided that
-        there are at least two seeds. Empty if nothing can be estimated.
+        One comparison per pair, or None where the pair has no common seed.
     """
-    blocks = _shared_blocks(values, reference)
-    if len(blocks) < 2:
-        return {}
-    if reference_is_more_variable(blocks, reference):
-        return _moderated(blocks, reference)
-    fit = _fit(blocks, reference)
-    if fit is None:
-        return {}
-    errors = fit.sigma * np.sqrt(np.diag(fit.covariance))
-    correlation = _correlation(fit.covariance)
-    margin = critical_value(correlation, fit.df) * errors
-    names = [name for name in blocks if name != reference]
-    return {
-        name: Comparison(
-            mean=float(estimate),
-            standard_error=float(error),
-            interval=(float(estimate - width), float(estimate + width)),
-            p=_adjusted_p(float(estimate), float(error), correlation, fit.df),
-            df=fit.df,
-            procedure="dunnett",
+    seeds = [sorted(values[one].keys() & values[other].keys()) for one, other in pairs]
+    known = [pair for pair, common in zip(pairs, seeds, strict=True) if common]
+    compared = iter(_compare(values, known))
+    found = [next(compared) if common else None for common in seeds]
+    flipped = iter(_sign_flip_ps(values, known))
+    return [c and replace(c, sign_flip_p=next(flipped)) for c in found]
+
+
+def paired_differences(ours: Accuracies, reference: Accuracies) -> np.ndarray:
+    """Return the differences of the common seeds, in percentage points."""
+    return np.array([ours[seed] - reference[seed] for seed in sorted(ours.keys() & reference)])
+
+
+def _compare(
+    values: Mapping[Name, Accuracies], pairs: Sequence[tuple[Name, Name]]
+) -> list[Comparison]:
+    samples = [paired_differences(values[one], values[other]) for one, other in pairs]
+    plain = [Comparison(float(sample.mean()), len(sample)) for sample in samples]
+    methods = list(dict.fromkeys(itertools.chain.from_iterable(pairs)))
+    involved = _blocks({method: values[method] for method in methods})
+    if references_are_more_variable(involved, {reference for _, reference in pairs}):
+        return _moderated(plain, samples)
+    fit = _fit(involved)
+    if fit is None or fit.sigma == 0:
+        return plain
+    contrasts = np.zeros((len(pairs), len(methods)))
+    for row, (one, other) in zip(contrasts, pairs, strict=True):
+        row[methods.index(one)], row[methods.index(other)] = 1, -1
+    covariance = contrasts @ fit.covariance @ contrasts.T
+    scale = np.sqrt(np.diag(covariance))
+    correlation = covariance / np.outer(scale, scale)
+    estimates, errors = contrasts @ fit.effects, fit.sigma * scale
+    margins = critical_value(correlation, fit.df) * errors
+    return [
+        replace(
+            comparison,
+            difference=float(estimate),
+            interval=(float(estimate - margin), float(estimate + margin)),
+            p=_clip(1 - max_t_cdf(abs(estimate) / error, correlation, fit.df)),
+            sigma=fit.sigma,
+            comparisons=len(pairs),
+            procedure="multivariate t",
         )
-        for name, estimate, error, width in zip(names, fit.estimates, errors, margin, strict=True)
-    }
+        for comparison, estimate, error, margin in zip(
+            plain, estimates, errors, margins, strict=True
+        )
+    ]
 
 
-def reference_is_more_variable(values: Values, reference: str) -> bool:
-    """Return True if the reference varies between seeds by far more than every other method.
+def _clip(p: float) -> float:
+    return min(1.0, max(0.0, p))
 
-    Two conditions must hold: its variance is the largest of all, and an F test of its variance
-    against the mean variance of the others is significant at VARIANCE_RATIO_LEVEL.
+
+def references_are_more_variable(values: Mapping[Name, Accuracies], references: set[Name]) -> bool:
+    """Return True if the references vary between seeds by far more than every other method.
+
+    Two conditions must hold: their mean variance is the largest of all, and an F test against the
+    mean variance of the others is significant at VARIANCE_RATIO_LEVEL.
     """
-    variances = {name: np.var(list(v.values()), ddof=1) for name, v in values.items() if len(v) > 1}
-    own = variances.pop(reference, None)
-    if own is None or not variances or own <= max(variances.values()):
+    own, others = (
+        [list(runs.values()) for method, runs in values.items() if (method in references) == part]
+        for part in (True, False)
+    )
+    own, others = ([runs for runs in part if len(runs) > 1] for part in (own, others))
+    if not own or not others:
         return False
-    df = [len(values[name]) - 1 for name in variances]
-    pooled = float(np.average(list(variances.values()), weights=df))
-    if pooled == 0:
-        return True
-    p = stats.f.sf(own / pooled, len(values[reference]) - 1, sum(df))
-    return bool(p <= VARIANCE_RATIO_LEVEL)
+    (variance, df), (pooled, others_df) = _pooled_variance(own), _pooled_variance(others)
+    if variance <= max(np.var(runs, ddof=1) for runs in others):
+        return False
+    return bool(pooled == 0 or stats.f.sf(variance / pooled, df, others_df) <= VARIANCE_RATIO_LEVEL)
+
+
+def _pooled_variance(samples: Sequence[Sequence[float]]) -> tuple[float, int]:
+    """Return the pooled variance of several samples, and its degrees of freedom."""
+    dfs = [len(sample) - 1 for sample in samples]
+    variances = [np.var(sample, ddof=1) for sample in samples]
+    return float(np.average(variances, weights=dfs)), sum(dfs)
 
 
 def critical_value(correlation: np.ndarray, df: float, level: float = LEVEL) -> float:
@@ -136,46 +209,66 @@ def _critical_value(correlation: tuple[tuple[float, ...], ...], df: float, level
 def max_t_cdf(c: float, correlation: np.ndarray, df: float) -> float:
     """Return P(max |T_i| <= c) for a central multivariate t distribution.
 
-    Equicorrelated T, as complete data give, are integrated by quadrature; other correlations by
-    the quasi-Monte Carlo integration of SciPy, with a fixed seed.
+    If no seed is missing, comparisons with the same reference are equally correlated and others are
+    not correlated; this case is integrated by quadrature. Other correlations are integrated by the
+    quasi-Monte Carlo method of SciPy, with a fixed seed.
     """
-    k = len(correlation)
-    if k == 1:
-        return float(1 - 2 * stats.t.sf(c, df))
-    off_diagonal = correlation[~np.eye(k, dtype=bool)]
-    if np.ptp(off_diagonal) < 1e-9 and 0 <= off_diagonal[0] < 1:
-        return _equicorrelated_cdf(c, k, float(off_diagonal[0]), df)
-    limit = np.full(k, c)
+    blocks = _equicorrelated_blocks(correlation)
+    if blocks is not None:
+        return _block_cdf(c, blocks, df)
+    limit = np.full(len(correlation), c)
     distribution = stats.multivariate_t(
         shape=correlation,
         df=df,  # type: ignore[arg-type]  # may be fractional
         allow_singular=True,
     )
-    return float(distribution.cdf(limit, lower_limit=-limit, random_state=0))
+    points = 10_000 * len(correlation)
+    return float(distribution.cdf(limit, lower_limit=-limit, random_state=0, maxpts=points))
+
+
+def _equicorrelated_blocks(correlation: np.ndarray) -> list[tuple[int, float]] | None:
+    """Return size and correlation of each block of equally correlated variables.
+
+    None if the matrix does not consist of such blocks with zeros between them.
+    """
+    blocks, left = [], list(range(len(correlation)))
+    while left:
+        block = [i for i in left if i == left[0] or abs(correlation[left[0], i]) > 1e-9]
+        left = [i for i in left if i not in block]
+        inside = correlation[np.ix_(block, block)][~np.eye(len(block), dtype=bool)]
+        rho = float(inside[0]) if len(inside) else 0.0
+        if np.abs(inside - rho).max(initial=0) > 1e-9 or not 0 <= rho < 1:
+            return None
+        if np.abs(correlation[np.ix_(block, left)]).max(initial=0) > 1e-9:
+            return None
+        blocks.append((len(block), rho))
+    return blocks
 
 
 _LEGENDRE = np.polynomial.legendre.leggauss(160)
 _HERMITE = np.polynomial.hermite_e.hermegauss(96)
 
 
-def _equicorrelated_cdf(c: float, k: int, rho: float, df: float) -> float:
-    """Integrate over the common factor z and over the scale s = sqrt(chi2_df / df)."""
+def _block_cdf(c: float, blocks: Sequence[tuple[int, float]], df: float) -> float:
+    """Integrate over a common factor z of each block and the scale s = sqrt(chi2_df / df)."""
     nodes, weights = _LEGENDRE
     s = np.sqrt(stats.chi2.ppf((nodes + 1) / 2, df) / df)[:, None]
     z, z_weights = _HERMITE
-    shift, scale = math.sqrt(rho) * z[None], math.sqrt(1 - rho)
-    inside = special.ndtr((c * s - shift) / scale) - special.ndtr((-c * s - shift) / scale)
-    over_z = inside**k @ (z_weights / math.sqrt(2 * math.pi))
-    return float(over_z @ (weights / 2))
+    inside = np.ones(len(nodes))
+    for size, rho in blocks:
+        shift, scale = math.sqrt(rho) * z[None], math.sqrt(1 - rho)
+        each = special.ndtr((c * s - shift) / scale) - special.ndtr((-c * s - shift) / scale)
+        inside *= each**size @ (z_weights / math.sqrt(2 * math.pi))
+    return float(inside @ (weights / 2))
 
 
 def seeds_needed(difference: float, sigma: float, comparisons: int = 1) -> int | None:
-    """Return the smallest number of seeds with which Dunnett's procedure detects a difference.
+    """Return the smallest number of seeds with which a difference is detected.
 
     Args:
         difference: true difference in percentage points.
         sigma: residual standard deviation of a run.
-        comparisons: number of methods compared with the reference.
+        comparisons: number of methods compared with one reference.
 
     Returns:
         The number of seeds with a power of at least POWER, or None if the difference is zero or
@@ -186,7 +279,7 @@ def seeds_needed(difference: float, sigma: float, comparisons: int = 1) -> int |
     low, high = 1, 2
     while _power(difference, sigma, comparisons, high) < POWER:
         low, high = high, 2 * high
-        if high > MAX_SEEDS:
+        if low >= MAX_SEEDS:
             return None
     while high - low > 1:
         middle = (low + high) // 2
@@ -194,7 +287,7 @@ def seeds_needed(difference: float, sigma: float, comparisons: int = 1) -> int |
             high = middle
         else:
             low = middle
-    return high
+    return high if high <= MAX_SEEDS else None
 
 
 def _power(difference: float, sigma: float, comparisons: int, n: int) -> float:
@@ -207,81 +300,105 @@ def _power(difference: float, sigma: float, comparisons: int, n: int) -> float:
     return float(stats.nct.sf(c, df, noncentrality) + stats.nct.cdf(-c, df, noncentrality))
 
 
-def _shared_blocks(values: Values, reference: str) -> dict[str, dict[int, float]]:
-    """Return the methods that share a seed with the reference, less seeds of a single method."""
-    own = values.get(reference, {})
-    kept = {name: dict(runs) for name, runs in values.items() if runs.keys() & own.keys()}
-    counts = Counter(seed for runs in kept.values() for seed in runs)
-    return {n: {s: v for s, v in runs.items() if counts[s] > 1} for n, runs in kept.items()}
+def holm(ps: Sequence[float]) -> list[float]:
+    """Return p values adjusted by Holm's correction (Holm, Scand. J. Statist. 1979)."""
+    adjusted = [0.0] * len(ps)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[index]))
+        adjusted[index] = largest
+    return adjusted
 
 
-def _fit(values: Values, reference: str) -> _Fit | None:
+def _sign_flip_ps(
+    values: Mapping[Name, Accuracies], pairs: Sequence[tuple[Name, Name]]
+) -> list[float | None]:
+    """Return adjusted p values of sign-flip tests, None where n seeds cannot reach significance."""
+    samples = [paired_differences(values[one], values[other]) for one, other in pairs]
+    if all(2 / 2 ** len(sample) * len(pairs) > 1 - LEVEL for sample in samples):
+        return [None] * len(pairs)
+    adjusted = holm([sign_flip_p(sample) for sample in samples])
+    can_decide = [2 / 2 ** len(sample) * len(pairs) <= 1 - LEVEL for sample in samples]
+    return [p if can else None for p, can in zip(adjusted, can_decide, strict=True)]
+
+
+def sign_flip_p(differences: np.ndarray) -> float:
+    """Return the two-sided p value of the sign-flip test (Fisher 1935).
+
+    It is the share of the sign flips of the differences whose sum is at least as far from zero.
+    """
+    if len(differences) < 2:
+        return 1.0
+    return float(
+        stats.permutation_test(
+            (differences,),
+            # Accuracies are counts of images, so sums are often equal but for rounding errors.
+            lambda sample, axis: np.round(sample.sum(axis), 9),
+            permutation_type="samples",
+            n_resamples=SIGN_FLIPS,
+            vectorized=True,
+            rng=np.random.default_rng(0),
+        ).pvalue
+    )
+
+
+def _blocks(values: Mapping[Name, Accuracies]) -> dict[Name, dict[int, float]]:
+    """Return the values without seeds that only a single method has."""
+    counts = Counter(seed for runs in values.values() for seed in runs)
+    return {m: {s: v for s, v in runs.items() if counts[s] > 1} for m, runs in values.items()}
+
+
+def _fit(values: Mapping[Name, Accuracies]) -> _Fit | None:
     """Fit method and seed effects by least squares; None without degrees of freedom."""
-    methods = [reference, *(name for name in values if name != reference)]
     seeds = sorted({seed for runs in values.values() for seed in runs})
     rows, accuracies = [], []
-    for m, name in enumerate(methods):
-        for seed, accuracy in values[name].items():
-            row = np.zeros(len(methods) - 1 + len(seeds))
-            if m:
-                row[m - 1] = 1
-            row[len(methods) - 1 + seeds.index(seed)] = 1
+    for m, runs in enumerate(values.values()):
+        for seed, accuracy in runs.items():
+            row = np.zeros(len(values) + len(seeds))
+            row[m] = row[len(values) + seeds.index(seed)] = 1
             rows.append(row)
             accuracies.append(accuracy)
     design, y = np.array(rows), np.array(accuracies)
+    if len(rows) == 0:
+        return None
     df = len(y) - int(np.linalg.matrix_rank(design))
     if df < 1:
         return None
     inverse = np.linalg.pinv(design.T @ design)
     beta = inverse @ design.T @ y
     residuals = y - design @ beta
-    k = len(methods) - 1
+    m = len(values)
     sigma = math.sqrt(float(residuals @ residuals) / df)
-    return _Fit(beta[:k], inverse[:k, :k], sigma if sigma > 1e-9 else 0.0, df)
+    return _Fit(beta[:m], inverse[:m, :m], sigma if sigma > 1e-9 else 0.0, df)
 
 
-def _correlation(covariance: np.ndarray) -> np.ndarray:
-    scale = np.sqrt(np.diag(covariance))
-    return covariance / np.outer(scale, scale)
-
-
-def _adjusted_p(estimate: float, error: float, correlation: np.ndarray, df: float) -> float:
-    if error == 0:
-        return 1.0 if abs(estimate) < 1e-9 else 0.0
-    return min(1.0, max(0.0, 1 - max_t_cdf(abs(estimate) / error, correlation, df)))
-
-
-def _moderated(values: Values, reference: str) -> dict[str, Comparison]:
+def _moderated(plain: Sequence[Comparison], samples: Sequence[np.ndarray]) -> list[Comparison]:
     """Compare pair by pair with variances shrunk towards their common value, and Holm's p."""
-    own = values[reference]
-    pairs = {}
-    for name, runs in values.items():
-        shared = sorted(runs.keys() & own.keys())
-        if name != reference and len(shared) > 1:
-            pairs[name] = np.array([runs[s] - own[s] for s in shared])
-    variances = np.array([d.var(ddof=1) for d in pairs.values()])
-    dfs = np.array([len(d) - 1 for d in pairs.values()])
+    several = [i for i, sample in enumerate(samples) if len(sample) > 1]
+    if not several:
+        return list(plain)
+    variances = np.array([samples[i].var(ddof=1) for i in several])
+    dfs = np.array([len(samples[i]) - 1 for i in several])
     prior_df, prior = _variance_prior(variances, dfs)
-    found = {}
-    for (name, d), own_variance, df in zip(pairs.items(), variances, dfs, strict=True):
+    found = list(plain)
+    for i, own_variance, df in zip(several, variances, dfs, strict=True):
         if math.isinf(prior_df):
             variance, total = prior, float(dfs.sum())
         else:
             variance = (prior_df * prior + df * own_variance) / (prior_df + df)
             total = min(prior_df + df, float(dfs.sum()))
-        error = math.sqrt(variance / len(d))
-        mean = float(d.mean())
-        if error == 0:
-            p, width = (1.0 if abs(mean) < 1e-9 else 0.0), 0.0
-        else:
-            p = float(2 * stats.t.sf(abs(mean) / error, total))
-            width = float(stats.t.isf((1 - LEVEL) / 2, total)) * error
-        found[name] = Comparison(mean, error, (mean - width, mean + width), p, total, "moderated t")
-    adjusted = holm([c.p for c in found.values()])
-    return {
-        name: replace(comparison, p=p)
-        for (name, comparison), p in zip(found.items(), adjusted, strict=True)
-    }
+        mean, error = plain[i].difference, math.sqrt(variance / plain[i].n)
+        margin = float(stats.t.isf((1 - LEVEL) / 2, total)) * error
+        found[i] = replace(
+            plain[i],
+            interval=(mean - margin, mean + margin),
+            p=float(2 * stats.t.sf(abs(mean) / error, total)),
+            sigma=math.sqrt(variance / 2),
+            comparisons=len(several),
+            procedure="moderated t",
+        )
+    adjusted = iter(holm([c.p for c in found if c.p is not None]))
+    return [c if c.p is None else replace(c, p=next(adjusted)) for c in found]
 
 
 def _variance_prior(variances: np.ndarray, dfs: np.ndarray) -> tuple[float, float]:

@@ -1,13 +1,13 @@
 """Results as a data frame, and the leaderboard with one row per method."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 import pandas as pd
 
 from kdbench.errors import printable
 from kdbench.report.analysis.protocol import description, read_suite
-from kdbench.report.analysis.statistics import LEVEL, Difference, holm, paired, seeds_needed
+from kdbench.report.analysis.verdicts import compare_rows
 from kdbench.results.schema import TRAINED_BEFORE, Result
 from kdbench.roles import is_peer
 
@@ -32,6 +32,7 @@ PROTOCOL_KEYS = ["description", "dataset", "classes", "encoded", "all_images", "
 ACCURACIES = {
     "student_top1": "last epoch, per cent",
     "student_top5": "last epoch, per cent",
+    "student_loss": "mean cross-entropy (negative log-likelihood) of the last epoch",
     "peers_top1": "mean of the networks that are not deployed, last epoch, per cent",
     "mean_top1": "of the networks, last epoch, per cent",
     "ensemble_top1": "last epoch, per cent",
@@ -78,11 +79,12 @@ def leaderboard(runs: pd.DataFrame, against: str = "baseline") -> pd.DataFrame:
     seed). `student_top1_by_seed` holds the values of each seed. Means that are equal to two
     decimals share a `rank` (1, 2, 2, 4). Rows without a finished run have none.
 
-    `difference` is the mean difference of the student from that of `against`, over the `pairs`
-    common seeds. `difference_low` and `difference_high` are its Student's t interval,
-    `bootstrap_low` and `bootstrap_high` its bootstrap interval. `p_holm` is `p` adjusted for all
-    comparisons of the board, `distinguishable` is true if it is at most 1 - LEVEL, and
-    `seeds_needed` is the number of seeds that would show such a difference.
+    `difference` is the difference of the student from that of `against`, with `pairs` common seeds.
+    `difference_low` and `difference_high` are its interval and `p` its p value, which hold for all
+    comparisons of the board together. `sign_flip_p` is that of the sign-flip test, missing if so
+    few seeds cannot decide. `verdict` is one of `verdicts.VERDICTS`. `seeds_needed` is the number
+    of seeds that would show such a difference. `among_best` is true if the student does not differ
+    significantly from the best one, and missing if no difference from it is significant.
 
     `cost` is in training FLOPs relative to `against`. Rates, times and memory come from runs that
     had one device to themselves. If a method was executed in several ways, they come from the way
@@ -150,6 +152,7 @@ def _accuracies(result: Result) -> dict[str, object]:
         f"{role}_top1": last[role].top1 for role in ("student", "mean", "ensemble") if role in last
     }
     row["student_top5"] = last["student"].top5
+    row["student_loss"] = last["student"].loss
     peers = [metrics.top1 for role, metrics in last.items() if is_peer(role)]
     if peers:
         row["peers_top1"] = sum(peers) / len(peers)
@@ -188,7 +191,7 @@ def _board(board: pd.DataFrame, against: str) -> pd.DataFrame:
         for name, runs in board.groupby(row_names(board), sort=True)
     ]
     frame = pd.DataFrame(rows)
-    frame = frame.join(pd.DataFrame(_compared(frame)))
+    frame = frame.join(pd.DataFrame(compare_rows(frame, list(frame.pop("students")))))
     flops = frame.training_flops[frame.reference].dropna().unique()
     frame["cost"] = frame.training_flops / (flops[0] if len(flops) == 1 else math.nan)
     shown = frame.student_top1.map(lambda mean: round(mean, 2))
@@ -219,6 +222,7 @@ def _method(runs: pd.DataFrame, against: str, usual: list[object]) -> dict[str, 
         "diverged": int((runs.status == "diverged").sum()),
         "failed": int((runs.status == "failed").sum()),
         "student_top1_by_seed": dict(zip(finished.seed, finished.student_top1, strict=True)),
+        "students": dict(zip(finished.seed, _student_metrics(finished), strict=True)),
         **accuracies.mean(),
         **accuracies.std(ddof=1).add_suffix("_sd"),
         "unmeasured": _unmeasured_reason(finished) if alone.empty else "",
@@ -239,75 +243,13 @@ def _method(runs: pd.DataFrame, against: str, usual: list[object]) -> dict[str, 
     }
 
 
+def _student_metrics(runs: pd.DataFrame) -> list[tuple[float, ...]]:
+    columns = ["student_top1", "student_top5", "student_loss"]
+    return [tuple(row) for row in runs[columns].itertuples(index=False)]
+
+
 def _unmeasured_reason(finished: pd.DataFrame) -> str:
     """Return in one word why a row has no rate, time and memory."""
     if finished.empty:
         return ""
     return "moved" if finished.moved.any() else "shared"
-
-
-def _compared(frame: pd.DataFrame) -> list[dict[str, object]]:
-    """Return the difference of each row from the reference of its kind, if they share seeds."""
-    references = [
-        _reference(frame.student_top1_by_seed[frame.reference & (frame.kind == kind)])
-        for kind in frame.kind
-    ]
-    found = [
-        None if itself else paired(by_seed, reference)
-        for itself, by_seed, reference in zip(
-            frame.reference, frame.student_top1_by_seed, references, strict=True
-        )
-    ]
-    compared = [difference for difference in found if difference is not None]
-    adjusted = iter(holm([difference.p for difference in compared]))
-    rows: list[dict[str, object]] = []
-    for difference, itself, reference in zip(found, frame.reference, references, strict=True):
-        if difference is not None:
-            rows.append(_statistics(difference, next(adjusted), len(compared)))
-        else:
-            row: dict[str, object] = dict.fromkeys(STATISTICS, math.nan)
-            rows.append(row | {"difference": 0.0 if itself and reference else math.nan})
-    return rows
-
-
-def _reference(rows: Iterable[Mapping[int, float]]) -> dict[int, float]:
-    """Return the reference's accuracy by seed, without seeds that several versions have."""
-    pairs = [pair for row in rows for pair in row.items()]
-    seeds = [seed for seed, _ in pairs]
-    return {seed: top1 for seed, top1 in pairs if seeds.count(seed) == 1}
-
-
-STATISTICS = (
-    "difference",
-    "pairs",
-    "difference_sd",
-    "difference_low",
-    "difference_high",
-    "bootstrap_low",
-    "bootstrap_high",
-    "p",
-    "p_holm",
-    "distinguishable",
-    "seeds_needed",
-)
-
-
-def _statistics(difference: Difference, p_holm: float, comparisons: int) -> dict[str, object]:
-    nothing = (math.nan, math.nan)
-    low, high = difference.interval or nothing
-    bootstrap_low, bootstrap_high = difference.bootstrap or nothing
-    needed = seeds_needed(difference.mean, difference.sd, comparisons)
-    values = (
-        difference.mean,
-        difference.n,
-        math.nan if difference.sd is None else difference.sd,
-        low,
-        high,
-        bootstrap_low,
-        bootstrap_high,
-        difference.p,
-        p_holm,
-        p_holm <= 1 - LEVEL,
-        math.nan if needed is None else needed,
-    )
-    return dict(zip(STATISTICS, values, strict=True))

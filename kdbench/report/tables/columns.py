@@ -8,16 +8,16 @@ from typing import Literal
 import pandas as pd
 
 from kdbench.errors import UserError, unknown_name_error
-from kdbench.report.analysis.statistics import MAX_SEEDS
+from kdbench.report.analysis.inference import MAX_SEEDS
 from kdbench.report.analysis.summary import EXECUTION_KEYS
 
 MISSING = "n/a"
 """Text of a cell whose value is not known."""
 
-ACCURACIES = ("top1", "top5", "peers", "mean", "ensemble")
-"""Columns of accuracies in the last epoch."""
+BETTER, WORSE, UNDECIDED = "▲", "▼", "≈"
+"""Symbols of verdicts."""
 
-ALWAYS = ("rank", "method", "top1", "n", "vs", "rate", "memory", "hours")
+ALWAYS = ("method", "top1", "n", "vs", "rate", "memory", "hours")
 """Default columns that are shown even if no value is known."""
 
 DEFAULT = (
@@ -64,13 +64,15 @@ def columns(
         board: the leaderboard.
         names: names of columns, or "all"; None means the usual ones.
         against: method that differences refer to.
-        default: the usual columns. Columns without any known value are left out, and so is top-5
-            with at most 100 classes and decoded images.
+        default: the usual columns. Columns without any known value are left out, and so are top-5
+            with at most 100 classes and decoded images, and ranks if no difference is significant.
 
     Raises:
         UserError: A name is unknown, or there is none.
     """
     every = {column.name: column for column in _all_columns(board, against)}
+    if not board.verdict.isin(["better", "worse"]).any():
+        default = [name for name in default if name != "rank"]  # nothing is decided
     if names is None:
         hard = board.encoded.eq(True).any() or bool((board.classes.dropna() > 100).any())
         usual = [every[name] for name in default if hard or name != "top5"]
@@ -121,15 +123,15 @@ def _result_columns(board: pd.DataFrame, against: str) -> list[Column]:
         _accuracy("top5", "student top-5 %", "student_top5"),
         Column("n", "n", _count, lambda row: float(row.n)),
         Column("vs", f"vs {against}", _difference, _number("difference"), better="high"),
-        Column("verdict", "verdict", _verdict, _number("p_holm"), words=True, better="low"),
+        Column("verdict", "verdict", _verdict, _number("p"), words=True, better="low"),
+        Column("p", "p", lambda row: p_text(row.p), _number("p"), better="low"),
         Column(
-            "bootstrap",
-            f"vs {against}, bootstrap interval",
-            _bootstrap,
-            _number("bootstrap_low"),
-            better="high",
+            "flips",
+            "p (sign flips)",
+            lambda row: p_text(row.sign_flip_p),
+            _number("sign_flip_p"),
+            better="low",
         ),
-        Column("p", "p (Holm)", _formatted("p_holm", ".3f"), _number("p_holm"), better="low"),
         _accuracy("peers", "peers %", "peers_top1"),
         _accuracy("mean", "mean of networks %", "mean_top1"),
         _accuracy("ensemble", "ensemble %", "ensemble_top1"),
@@ -213,6 +215,11 @@ def number_text(number: float | None, spec: str) -> str:
     return MISSING if number is None or math.isnan(number) else format(number, spec)
 
 
+def p_text(p: float | None) -> str:
+    """Return a p value with three decimals, or `< 0.001`."""
+    return "< 0.001" if p is not None and p < 0.0005 else number_text(p, ".3f")
+
+
 def interval_text(interval: tuple[float, float] | None) -> str:
     """Return an interval in percentage points, such as `-0.21 to +2.96`."""
     return MISSING if interval is None else "{:+.2f} to {:+.2f}".format(*interval)
@@ -230,11 +237,6 @@ def _spread(key: str) -> Callable[[pd.Series], str]:
     return text
 
 
-def _bootstrap(row: pd.Series) -> str:
-    known = not math.isnan(row.bootstrap_low)
-    return interval_text((row.bootstrap_low, row.bootstrap_high) if known else None)
-
-
 def _difference(row: pd.Series) -> str:
     """Return the difference with its interval, and the number of pairs if a seed has none."""
     if math.isnan(row.difference):
@@ -246,18 +248,13 @@ def _difference(row: pd.Series) -> str:
 
 
 def _verdict(row: pd.Series) -> str:
-    """Return the verdict, with the number of seeds needed if there are not enough."""
-    if row.reference:
-        return "reference"
-    if math.isnan(row.p_holm):
-        return MISSING
-    if row.distinguishable:
-        return f"{'better' if row.difference > 0 else 'worse'} (p = {row.p_holm:.3f})"
-    text = f"not distinguishable at n = {row.pairs:.0f}"
+    """Return a symbol or word, with the number of seeds needed if there are not enough."""
+    if row.verdict != "undecided":
+        return {"better": BETTER, "worse": WORSE, "": MISSING}.get(row.verdict, row.verdict)
     if row.seeds_needed > row.pairs:
-        return f"{text} (needs ~{row.seeds_needed:.0f})"
-    beyond = math.isnan(row.seeds_needed) and row.difference != 0 and row.difference_sd > 0
-    return f"{text} (needs > {MAX_SEEDS:,})" if beyond else text
+        return f"{UNDECIDED} {row.seeds_needed:.0f}"
+    beyond = math.isnan(row.seeds_needed) and row.difference != 0
+    return f"{UNDECIDED} > {MAX_SEEDS:,}" if beyond else UNDECIDED
 
 
 def _count(row: pd.Series) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping, Sequence
 
 import pandas as pd
 
-from kdbench.report.tables.columns import ACCURACIES, MISSING, Column
+from kdbench.report.tables.columns import Column
 from kdbench.report.tables.notes import caveats, suite_notes
 
 SPECIAL = {
@@ -18,26 +18,30 @@ SPECIAL = {
     "|": r"\textbar{}",
     "`": r"\textasciigrave{}",
     "±": r"$\pm$",
+    "▲": r"$\uparrow$",
+    "▼": r"$\downarrow$",
+    "≈": r"$\approx$",
 } | {character: rf"\{character}" for character in "&%$#_{}"}
 
 
 def leaderboard_table(title: str, rows: pd.DataFrame, shown: Sequence[Column], against: str) -> str:
     """Return a leaderboard as a LaTeX table.
 
-    In columns of accuracies the best mean is bold and the second best is underlined. Means that
-    are equal after rounding are marked alike.
+    The students that do not differ significantly from the best one are bold, if others do.
     """
     cells = {}
     for column in shown:
         texts = [column.text(row) for _, row in rows.iterrows()]
-        marked = _marked(texts) if column.name in ACCURACIES else list(map(escape, texts))
-        cells[escape(column.heading)] = marked
+        bold = rows.among_best.eq(True) if column.name == "top1" else [False] * len(rows)
+        cells[escape(column.heading)] = list(map(_cell, texts, bold))
     fewest, most = rows.n.min(), rows.n.max()
     runs = f"$n = {most}$" if fewest == most else f"$n = {fewest}$ to ${most}$"
     caption = (
         f"{escape(title)}: last epoch, mean $\\pm$ sample standard deviation over seeds, {runs}; "
         f"differences are paired by seed, against {escape(against)}."
     )
+    if rows.among_best.eq(True).any():
+        caption += " Bold: not distinguishable from the best mean."
     caption = " ".join([caption, *map(escape, [*suite_notes(rows), *caveats(rows)])])
     return _table(caption, pd.DataFrame(cells), [column.words for column in shown])
 
@@ -66,17 +70,10 @@ def _character(character: str) -> str:
     return character if character.isascii() or accented else f"U+{ord(character):04X}"
 
 
-def _marked(texts: Sequence[str]) -> list[str]:
-    """Mark the best and the second best mean; each cell begins with its mean."""
-    means = [text.split(" ")[0] for text in texts]
-    order = sorted({float(mean) for mean in means if mean != MISSING}, reverse=True)
-    marks = dict(zip(order, (r"\textbf", r"\underline"), strict=False))
-    marked = []
-    for text, mean in zip(texts, means, strict=True):
-        mark = marks.get(float(mean)) if mean != MISSING else None
-        rest = escape(text.removeprefix(mean))
-        marked.append(f"{mark}{{{mean}}}{rest}" if mark else escape(text))
-    return marked
+def _cell(text: str, bold: bool) -> str:
+    """Return a cell, whose mean, the text before the first space, may be bold."""
+    mean, space, rest = text.partition(" ")
+    return rf"\textbf{{{escape(mean)}}}{escape(space + rest)}" if bold else escape(text)
 
 
 def _table(caption: str, frame: pd.DataFrame, words: Sequence[bool]) -> str:

@@ -3,22 +3,24 @@
 import pandas as pd
 
 from kdbench.errors import printable
+from kdbench.report.analysis.inference import LEVEL
+from kdbench.report.tables.columns import BETTER, UNDECIDED, WORSE
 
 
 def suite_notes(rows: pd.DataFrame) -> list[str]:
-    """Return the description of a board's suite, with a warning if it uses a part of the images."""
+    """Return the description of a board's suite, with a note if it uses a part of the images."""
     known = rows.dropna(subset="description")
     if known.empty:
         return []
     note = f"{known.description.iloc[0]}."
     if not known.all_images.all():
-        note += " It uses a part of the images and does not rank methods."
+        note += " It uses a part of the images, so published accuracies do not compare."
     return [note]
 
 
 def verdicts(rows: pd.DataFrame, against: str) -> str:
     """Return a sentence on the verdicts, for tables without room for the column."""
-    apart = rows[rows.distinguishable.eq(True)]
+    apart = rows[rows.verdict.isin(["better", "worse"])]
     words = (
         f"{printable(method)} ({'better' if difference > 0 else 'worse'})"
         for method, difference in zip(apart.method, apart.difference, strict=True)
@@ -26,6 +28,18 @@ def verdicts(rows: pd.DataFrame, against: str) -> str:
     if apart.empty:
         return f"No difference from {against} is distinguishable at its number of seeds."
     return f"Distinguishable from {against} at their numbers of seeds: {', '.join(words)}."
+
+
+def legend(rows: pd.DataFrame) -> list[str]:
+    """Return a sentence on the symbols of the verdicts that occur in a table."""
+    words = {
+        "better": f"{BETTER} better",
+        "worse": f"{WORSE} worse",
+        "undecided": f"{UNDECIDED} not distinguishable, with the number of seeds that would show "
+        "such a difference",
+    }
+    found = [text for name, text in words.items() if (rows.verdict == name).any()]
+    return [f"Verdict, with a family-wise error of {1 - LEVEL:.0%}: {'; '.join(found)}."]
 
 
 def name_collisions(table: pd.DataFrame) -> list[str]:

@@ -12,7 +12,7 @@ from tabulate import tabulate
 from kdbench.report.analysis.summary import each_board
 from kdbench.report.tables.columns import DEFAULT, OPTIONAL_COLUMNS, PAPER, Column, columns
 from kdbench.report.tables.latex import leaderboard_table, plain_table
-from kdbench.report.tables.notes import caveats, name_collisions, suite_notes, verdicts
+from kdbench.report.tables.notes import caveats, legend, name_collisions, suite_notes, verdicts
 from kdbench.report.tables.published import (
     PUBLISHED_OPTIONAL_COLUMNS,
     TITLE,
@@ -138,13 +138,13 @@ def _leaderboard(
 ) -> TextTable:
     cells = [{column.heading: column.text(row) for column in shown} for _, row in rows.iterrows()]
     heading = {column.name: column.heading for column in shown}
-    has_verdicts = "verdict" in heading and rows.p_holm.notna().any()
+    has_verdicts = "verdict" in heading and rows.p.notna().any()
     return TextTable(
         title,
         cells,
         text_columns=[column.heading for column in shown if column.words],
         optional=[heading[name] for name in OPTIONAL_COLUMNS if name in heading],
-        notes=[*suite_notes(rows), *caveats(rows)],
+        notes=[*suite_notes(rows), *(legend(rows) if has_verdicts else []), *caveats(rows)],
         instead={heading["verdict"]: verdicts(rows, against)} if has_verdicts else {},
     )
 
