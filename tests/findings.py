@@ -1,20 +1,20 @@
 """The tables of docs/findings.md, computed from results/; running this file updates them."""
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 from pathlib import Path
 from statistics import mean, median, stdev
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 from tabulate import tabulate
 
 from kdbench.report.analysis.cost import equal_cost
-from kdbench.report.analysis.statistics import LEVEL, Difference, holm, paired
+from kdbench.report.analysis.inference import Comparison, compare_pairs
 from kdbench.report.analysis.summary import leaderboard, runs_frame
-from kdbench.report.tables.columns import MISSING, number_text
+from kdbench.report.tables.columns import MISSING, interval_text, number_text, p_text
 from kdbench.report.tables.published import Source, published_cells, read_published
 from kdbench.results.files import load_results
 
@@ -55,26 +55,34 @@ def finished(runs: pd.DataFrame, suite: str) -> pd.DataFrame:
 
 def sharing(runs: pd.DataFrame) -> str:
     """Compare students and ensembles with those of independent networks."""
-    others = [method for method in sorted(set(runs.method)) if method != "independent"]
+    controls = ("independent", "baseline")  # they have the same student
+    others = [method for method in sorted(set(runs.method)) if method not in controls]
     rows: dict[str, dict[str, str]] = {method: {"method": method} for method in others}
     for role in ("student", "ensemble"):
         column = f"{role}_top1"
-        reference = by_seed(runs, "independent", column)
-        found = {method: paired(by_seed(runs, method, column), reference) for method in others}
+        values = {method: by_seed(runs, method, column) for method in [*others, "independent"]}
+        pairs = [(method, "independent") for method in others if values[method]]
+        found = {m: c for (m, _), c in zip(pairs, compare_pairs(values, pairs), strict=True) if c}
         describe(rows, found, f"{role} - independent's")
     return table(rows.values())
 
 
 def leader(runs: pd.DataFrame) -> str:
     """Compare the network that a method deploys with the mean of its others."""
-    found = {
-        method: paired(by_seed(runs, method, "student_top1"), by_seed(runs, method, "peers_top1"))
-        for method in sorted(set(runs.method))
-    }
-    found = {method: difference for method, difference in found.items() if difference}
+    found = compare_columns(runs, sorted(set(runs.method)), "student_top1", "peers_top1")
     rows: dict[str, dict[str, str]] = {method: {"method": method} for method in found}
     describe(rows, found, "student - peers")
     return table(rows.values())
+
+
+def compare_columns(
+    runs: pd.DataFrame, methods: Iterable[str], first: str, second: str
+) -> dict[str, Comparison]:
+    """Compare two columns of accuracies of each method that has both, as one family."""
+    values = {(m, column): by_seed(runs, m, column) for m in methods for column in (first, second)}
+    pairs = [((m, first), (m, second)) for m in methods if values[m, second]]
+    found = zip(pairs, compare_pairs(values, pairs), strict=True)
+    return {ours[0]: comparison for (ours, _), comparison in found if comparison}
 
 
 def cost(runs: pd.DataFrame) -> str:
@@ -115,7 +123,8 @@ def at_equal_cost(found: pd.DataFrame, runs: pd.DataFrame, every: pd.DataFrame) 
 
 
 def stability(runs: pd.DataFrame) -> str:
-    """How alike two seeds rank the methods (Spearman's rho), and which pairs of methods differ.
+    """Return how alike two seeds rank the methods (Spearman's rho), and how many pairs of methods
+    differ in the same direction in every seed.
 
     Without `independent`, whose student is that of `baseline`.
     """
@@ -128,33 +137,24 @@ def stability(runs: pd.DataFrame) -> str:
     places = {"lowest": min(rho), "median": median(rho), "highest": max(rho)}
     agreement = {"pairs of seeds": str(len(rho))} | {k: f"{v:+.2f}" for k, v in places.items()}
     pairs = list(combinations(accuracies.index, 2))
-    found = {}
-    for a, b in pairs:
-        difference = paired(dict(accuracies.loc[a]), dict(accuracies.loc[b]))
-        assert difference is not None and difference.interval is not None
-        found[f"{a}, {b}"] = difference
-    of_one_sign = [d for d in found.values() if abs(sum(map(sign, d.values.values()))) == d.n]
-    told = [pair for pair, d in found.items() if not d.interval[0] <= 0 <= d.interval[1]]
-    smallest = min(d.p for d in found.values())
-    counts = [
-        {"of the pairs of methods": "all", "": str(len(pairs))},
-        {"of the pairs of methods": "same sign in every seed", "": str(len(of_one_sign))},
-        {"of the pairs of methods": f"{LEVEL:.0%} t interval without 0", "": "; ".join(told)},
-        {"of the pairs of methods": "smallest p of sign flips", "": f"{smallest:.2f}"},
-    ]
-    return f"{table([agreement])}\n\n{table(counts)}"
+    signs = [np.sign(accuracies.loc[a] - accuracies.loc[b]) for a, b in pairs]
+    of_one_sign = sum(abs(each.sum()) == len(each) for each in signs)
+    agreement |= {"pairs of methods": str(len(pairs)), "of one sign": str(of_one_sign)}
+    return table([agreement])
 
 
 def precision(runs: pd.DataFrame, in_bf16: pd.DataFrame) -> str:
     """Compare students trained with autocast and without."""
     methods = sorted(set(in_bf16.method))
     rows: dict[str, dict[str, str]] = {}
-    found = {}
+    values: dict[tuple[str, str], Accuracies] = {}
     for method in methods:
         full, half = (by_seed(part, method, "student_top1") for part in (runs, in_bf16))
-        found[method] = paired(half, full)
+        values |= {(method, "fp32"): full, (method, "bf16"): half}
         rows[method] = {"method": method, "fp32": spread(full), "bf16": spread(half)}
-    describe(rows, found, "bf16 - fp32")
+    pairs = [((method, "bf16"), (method, "fp32")) for method in methods]
+    found = dict(zip(methods, compare_pairs(values, pairs), strict=True))
+    describe(rows, {m: c for m, c in found.items() if c}, "bf16 - fp32")
     return table(rows.values())
 
 
@@ -177,10 +177,6 @@ def whole_schedule(runs: pd.DataFrame, published: Iterable[Source]) -> str:
     return table(rows)
 
 
-def sign(value: float) -> int:
-    return (value > 0) - (value < 0)
-
-
 def spread(accuracies: Accuracies) -> str:
     values = list(accuracies.values())
     if not values:
@@ -195,20 +191,17 @@ def by_seed(runs: pd.DataFrame, method: str, column: str) -> Accuracies:
 
 
 def describe(
-    rows: Mapping[str, dict[str, str]], found: Mapping[str, Difference | None], heading: str
+    rows: Mapping[str, dict[str, str]], found: Mapping[str, Comparison], heading: str
 ) -> None:
-    """Add a difference with its interval and its p, adjusted by Holm, to the rows."""
-    known = {method: difference for method, difference in found.items() if difference}
-    adjusted = dict(zip(known, holm([d.p for d in known.values()]), strict=True))
+    """Add differences with their intervals and p values to the rows."""
     for method, row in rows.items():
-        difference = known.get(method)
-        row[heading] = MISSING if difference is None else words(difference)
-        row[f"p ({heading.split()[0]})"] = f"{adjusted[method]:.2f}" if difference else MISSING
+        comparison = found.get(method)
+        row[heading] = words(comparison) if comparison else MISSING
+        row[f"p ({heading.split()[0]})"] = p_text(comparison and comparison.p)
 
 
-def words(difference: Difference) -> str:
-    low, high = difference.interval or (math.nan,) * 2
-    return f"{difference.mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+def words(comparison: Comparison) -> str:
+    return f"{comparison.difference:+.2f} ({interval_text(comparison.interval)})"
 
 
 def table(rows: Iterable[Mapping[str, str]]) -> str:

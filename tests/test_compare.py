@@ -10,7 +10,7 @@ from conftest import is_one_sentence
 from made_results import committed, metrics, one_epoch
 
 from kdbench.report.analysis.compare import compare, render
-from kdbench.report.analysis.statistics import paired
+from kdbench.report.analysis.inference import compare_pairs
 from kdbench.results.files import read_result, write_result
 from kdbench.results.schema import TRAINED_BEFORE, Result
 
@@ -62,34 +62,42 @@ def compared():
 
 BETTER = [70.0, 70.2, 70.1, 70.4, 70.3, 70.2, 70.5, 70.1]
 
+UP = [top1 + 2 + seed / 10 for seed, top1 in enumerate(BETTER)]
+DOWN = [top1 - 1 - seed / 10 for seed, top1 in enumerate(BETTER)]
+NOISE = [top1 + (-1) ** seed / 2 for seed, top1 in enumerate(BETTER)]
+
 
 def test_differences_are_paired_adjusted_and_sorted_by_evidence(save, compared):
     for method in ("up", "down", "noise", "same"):
         save("a", method, *BETTER)
-    save("b", "up", *(top1 + 2 + seed / 10 for seed, top1 in enumerate(BETTER)))
-    save("b", "down", *(top1 - 1 - seed / 10 for seed, top1 in enumerate(BETTER)))
-    save("b", "noise", *(top1 + (-1) ** seed for seed, top1 in enumerate(BETTER)))
+    save("b", "up", *UP)
+    save("b", "down", *DOWN)
+    save("b", "noise", *NOISE)
     save("b", "same", *BETTER)
     rows = compared()
     assert list(rows) == ["up", "down", "noise", "same"]
     verdicts = [row.verdict for row in rows.values()]
     assert verdicts == ["better", "worse", "not distinguishable", "identical"]
-    alone = paired(*(dict(enumerate(t)) for t in ([72.0 + s / 10 for s in range(8)], [70.0] * 8)))
-    assert rows["up"].difference == pytest.approx(alone.mean)
-    assert rows["up"].interval == pytest.approx(alone.interval)
-    # Two of 256 sign flips; the smallest of three comparisons counts three times, as the next does:
-    # what is identical was never in doubt.
-    assert rows["up"].p == rows["down"].p == pytest.approx(3 * 2 / 256)
+    changes = {"up": UP, "down": DOWN, "noise": NOISE}
+    values = {("a", method): dict(enumerate(BETTER)) for method in changes}
+    values |= {("b", method): dict(enumerate(top1s)) for method, top1s in changes.items()}
+    expected = compare_pairs(values, [(("b", method), ("a", method)) for method in changes])
+    for row, found in zip(rows.values(), expected, strict=False):  # without the identical one
+        assert (row.difference, row.p) == (found.difference, pytest.approx(found.p))
+        assert row.interval == pytest.approx(found.interval)
+        assert row.seeds_needed == found.seeds_needed
     text = render(compare("a", "b", Path("results")), "terminal")
     assert text.endswith("\n1 better, 1 worse, 1 not distinguishable, 1 identical\n")
 
 
-def test_three_seeds_decide_nothing(save, compared):
+def test_three_seeds_decide_a_large_difference_only(save, compared):
     save("a", "dml", 60.0, 60.1, 60.2)
-    save("b", "dml", 70.0, 70.1, 70.2)
+    save("b", "dml", 60.0, 60.2, 60.5)
     assert compared()["dml"].verdict == "not distinguishable"
     text = render(compare("a", "b", Path("results")), "terminal")
-    assert "not distinguishable at n = 3" in text and "+10.00" in text
+    assert "not distinguishable at n = 3 (needs 13)" in text and "+0.13" in text
+    save("b", "dml", 70.0, 70.2, 70.5)
+    assert compared()["dml"].verdict == "better"
 
 
 def test_only_common_seeds_count(save, compared):

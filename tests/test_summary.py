@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from made_results import CIFAR, made, made_seeds
 
-from kdbench.report.analysis.statistics import paired, seeds_needed
+from kdbench.report.analysis.inference import compare_pairs
 from kdbench.report.analysis.summary import leaderboard, runs_frame
 from kdbench.report.tables.columns import columns
 from kdbench.report.tables.render import render
@@ -40,22 +40,53 @@ def test_a_row_without_a_finished_run_has_no_rank():
     assert pd.isna(board_of(made("a"), lost).loc["b", "rank"])
 
 
-def test_differences_carry_the_statistics_of_their_pairs(three):
-    expected = paired(dict(enumerate(BETTER)), dict(enumerate(BASELINE)))
-    row = three.loc["dml"]
-    assert (row.difference, row.pairs, row.p) == (expected.mean, 8, expected.p)
-    assert (row.difference_low, row.difference_high) == expected.interval
-    assert (row.bootstrap_low, row.bootstrap_high) == expected.bootstrap
-    assert row.seeds_needed == seeds_needed(expected.mean, expected.sd, comparisons=2)
-
-
-def test_p_is_adjusted_for_all_methods_but_the_reference(three):
-    assert three.p_holm["dml"] == 2 * three.p["dml"]
-    assert three.p_holm["one"] == max(three.p["one"], three.p_holm["dml"])
-    assert three.distinguishable["dml"] and not three.distinguishable["one"]
+def test_differences_carry_the_statistics_of_their_comparison(three):
+    values = {"baseline": BASELINE, "dml": BETTER, "one": UNCLEAR}
+    by_seed = {method: dict(enumerate(top1s)) for method, top1s in values.items()}
+    found = compare_pairs(by_seed, [("dml", "baseline"), ("one", "baseline")])
+    for method, expected in zip(("dml", "one"), found, strict=True):
+        row = three.loc[method]
+        assert (row.difference, row.pairs, row.p) == (expected.difference, 8, expected.p)
+        assert (row.difference_low, row.difference_high) == expected.interval
+        assert row.seeds_needed == expected.seeds_needed
+        assert row.sign_flip_p == expected.sign_flip_p
+    assert three.verdict.to_dict() == {
+        "baseline": "reference", "dml": "better", "one": "undecided"
+    }  # fmt: skip
     reference = three.loc["baseline"]
-    assert reference.difference == 0 and reference.reference
-    assert pd.isna(reference.p) and pd.isna(reference.p_holm)
+    assert reference.difference == 0 and reference.reference and pd.isna(reference.p)
+
+
+def test_the_students_that_do_not_differ_from_the_best_are_marked():
+    top1s = {"a": BETTER, "b": [top1 - 0.05 for top1 in reversed(BETTER)], "baseline": BASELINE}
+    board = board_of(*(run for method in top1s for run in made_seeds(method, top1s[method])))
+    assert board.among_best.to_dict() == {"a": True, "b": True, "baseline": False}
+    text = render(board.reset_index(), "latex")
+    assert text.count(r"\textbf{") == 2 and "not distinguishable from the best" in text
+    undecided = board_of(*made_seeds("a", UNCLEAR), *made_seeds("baseline", BASELINE))
+    assert undecided.among_best.isna().all()
+    assert r"\textbf" not in render(undecided.reset_index(), "latex")
+
+
+def test_ranks_are_shown_if_a_difference_is_significant(three):
+    def first(board: pd.DataFrame) -> str:
+        return columns(board.reset_index(), None, "baseline")[0].name
+
+    assert first(three) == "rank"
+    assert first(board_of(*made_seeds("one", UNCLEAR), *made_seeds("baseline", BASELINE))) != "rank"
+
+
+def test_a_student_that_is_the_references_network_is_not_compared():
+    runs = made_seeds("baseline", BASELINE) + made_seeds("dml", BETTER)
+    board = board_of(*runs, *made_seeds("independent", BASELINE))
+    row = board.loc["independent"]
+    assert (row.verdict, row.difference, row.pairs) == ("identical by construction", 0, 8)
+    assert pd.isna(row.p)
+    assert board.difference_low["dml"] == board_of(*runs).difference_low["dml"]
+    almost = made_seeds("independent", BASELINE)
+    metrics = almost[3].last["student"].model_copy(update={"loss": 1.1})
+    almost[3] = almost[3].model_copy(update={"last": {"student": metrics}})
+    assert board_of(*runs, *almost).verdict["independent"] == "undecided"
 
 
 def test_boards_are_compared_separately():
@@ -63,14 +94,15 @@ def test_boards_are_compared_separately():
     small += made_seeds("baseline", BASELINE, architecture="resnet8")
     large = made_seeds("dml", BETTER) + made_seeds("baseline", BASELINE)
     board = leaderboard(runs_frame(small + large))
-    assert (board.p_holm == board.p)[board.method == "dml"].all()
+    alone = leaderboard(runs_frame(small))
+    assert board[board.architecture == "resnet8"].p.dropna().tolist() == alone.p.dropna().tolist()
 
 
 def test_one_common_seed_decides_nothing():
     board = board_of(made("baseline", 0, 50.0), made("dml", 0, 60.0))
-    assert (board.difference["dml"], board.p_holm["dml"]) == (10.0, 1.0)
-    assert not board.distinguishable["dml"]
-    assert pd.isna(board.difference_low["dml"]) and pd.isna(board.seeds_needed["dml"])
+    row = board.loc["dml"]
+    assert (row.difference, row.verdict) == (10.0, "")
+    assert row[["p", "difference_low", "sign_flip_p", "seeds_needed"]].isna().all()
 
 
 def test_a_seed_with_two_versions_of_the_reference_is_not_compared():

@@ -34,6 +34,10 @@ MAX_SEEDS = 1000
 VARIANCE_RATIO_LEVEL = 0.1
 """Significance level of the F test that finds the references to be the more variable."""
 
+DECIMALS = 9
+"""Decimals to which differences are rounded. Accuracies are counts of images, so differences are
+often equal, and rounding errors must not make them differ."""
+
 SIGN_FLIPS = 9999
 """Number of random sign flips; if there are fewer possible ones, all are used."""
 
@@ -122,7 +126,7 @@ def _compare(
     values: Mapping[Name, Accuracies], pairs: Sequence[tuple[Name, Name]]
 ) -> list[Comparison]:
     samples = [paired_differences(values[one], values[other]) for one, other in pairs]
-    plain = [Comparison(float(sample.mean()), len(sample)) for sample in samples]
+    plain = [Comparison(round(float(sample.mean()), DECIMALS), len(sample)) for sample in samples]
     methods = list(dict.fromkeys(itertools.chain.from_iterable(pairs)))
     involved = _blocks({method: values[method] for method in methods})
     if references_are_more_variable(involved, {reference for _, reference in pairs}):
@@ -141,7 +145,7 @@ def _compare(
     return [
         replace(
             comparison,
-            difference=float(estimate),
+            difference=round(float(estimate), DECIMALS),
             interval=(float(estimate - margin), float(estimate + margin)),
             p=_clip(1 - max_t_cdf(abs(estimate) / error, correlation, fit.df)),
             sigma=fit.sigma,
@@ -332,8 +336,7 @@ def sign_flip_p(differences: np.ndarray) -> float:
     return float(
         stats.permutation_test(
             (differences,),
-            # Accuracies are counts of images, so sums are often equal but for rounding errors.
-            lambda sample, axis: np.round(sample.sum(axis), 9),
+            lambda sample, axis: np.round(sample.sum(axis), DECIMALS),
             permutation_type="samples",
             n_resamples=SIGN_FLIPS,
             vectorized=True,
