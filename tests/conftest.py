@@ -152,13 +152,14 @@ def make_run(suite, images, accelerator, tmp_path):
         watcher: Watcher | None = None,
         changed_suite: Suite | None = None,
         stop: Stop | None = None,
+        train: Images | None = None,
         **settings: str,
     ) -> Run:
         (entry,) = find_methods([method])
         chosen = changed_suite or suite
         spec = RunSpec(chosen, "resnet8", entry, entry.options(settings), seed)
         where = tmp_path / folder, accelerator, watcher or Watcher()
-        return Completing(spec, *images, *where, stop=stop)
+        return Completing(spec, train or images[0], images[1], *where, stop=stop)
 
     return build
 

@@ -292,7 +292,7 @@ def test_8_a_checkpoint_of_another_version_is_ignored_with_a_message(make_run):
     assert make_run("baseline", watcher=watcher).train().status == "finished"
     assert (watcher.resumed_at, watcher.steps) == (0, 12)
     (said,) = watcher.messages
-    assert "checkpoint-000000004.pt is of another version of its suite, its method" in said
+    assert "checkpoint-000000004.pt is of another version of its suite, its data, its" in said
 
 
 def test_8_a_checkpoint_with_more_or_fewer_fields_is_used():

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from kdbench.launch.ranks import Ranks
     from kdbench.launch.slurm import SlurmRequest
     from kdbench.results.schema import Result
+    from kdbench.suite.suite import Suite
 
 
 def run(
@@ -153,6 +154,7 @@ def run(
             "all" if overwrite or not ranks.is_main else "stale" if overwrite_stale else "nothing",
             on_broken,
             match_cost,
+            lambda: _find_data_digest(chosen, config),
         )
         if not dry_run:
             check_nothing_in_the_way(plan)
@@ -169,6 +171,19 @@ def run(
             code = _execute(plan, config, ranks, bool(broken), match_cost is not None)
     if code:
         raise typer.Exit(code)
+
+
+def _find_data_digest(suite: "Suite", config: "Execution") -> str | None:
+    """Return the hash of a suite's data; None if the data is not found."""
+    import torch
+
+    from kdbench.data import data_digest, is_cached, locate, open_images
+
+    try:
+        source = locate(suite.data, config.data_dir, is_cached)
+    except UserError:  # existing results can be shown without data
+        return None
+    return data_digest(*open_images(source, torch.device("cpu"), workers=0))
 
 
 def _preview(

@@ -1,5 +1,6 @@
 """One interface to decoded and encoded image sets; the suite decides which kind is used."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -61,6 +62,11 @@ def open_images(source: Source, device: torch.device, workers: int) -> tuple[Ima
         train, test = (open_encoded(source, s, device, workers) for s in (data.train, data.test))
         return train, test
     return load_images(source, data.train).to(device), load_images(source, data.test).to(device)
+
+
+def data_digest(train: ImageSet, test: ImageSet) -> str:
+    """Return a hash of the images and labels of both splits."""
+    return hashlib.sha256(f"{train.digest()} {test.digest()}".encode()).hexdigest()[:16]
 
 
 def training_batches(

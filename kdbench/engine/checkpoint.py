@@ -53,6 +53,17 @@ class Progress:
     """Reasons why images could not be decoded, by image name."""
 
 
+def checkpoint_key(fingerprint: str, images: str, data: str | None) -> str:
+    """Return the key that a checkpoint must have for a run to resume from it.
+
+    Args:
+        fingerprint: fingerprint of the run.
+        images: kind of images, such as prepared ones; empty if all images are decoded.
+        data: hash of images and labels; None for results of earlier versions.
+    """
+    return fingerprint + images + (data or "")
+
+
 def snapshot(
     fingerprint: str, method: Method, optimizers: list[Optimizer], progress: Progress
 ) -> dict[str, Any]:
@@ -189,7 +200,7 @@ def _last(
         elif content.get("format") == FORMAT and matches(content["fingerprint"], fingerprint):
             return file, content
         else:
-            on_rejected(file, "of another version of its suite, its method or kdbench")
+            on_rejected(file, "of another version of its suite, its data, its method or kdbench")
     return None
 
 

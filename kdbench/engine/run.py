@@ -10,9 +10,15 @@ from accelerate import Accelerator
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from kdbench.data import Evaluation, ImageSet, evaluation_batches, training_batches
+from kdbench.data import (
+    Evaluation,
+    ImageSet,
+    data_digest,
+    evaluation_batches,
+    training_batches,
+)
 from kdbench.engine.agreement import GO_ON, SAVE, Agreement
-from kdbench.engine.checkpoint import Progress, load_checkpoint, snapshot
+from kdbench.engine.checkpoint import Progress, checkpoint_key, load_checkpoint, snapshot
 from kdbench.engine.data_stats import DataStats, undecodable_notes, waiting_share
 from kdbench.engine.environment import describe_hardware
 from kdbench.engine.evaluate import evaluate
@@ -82,8 +88,10 @@ class Run:
         self.memory = MemoryMeter(accelerator.device)
         self._build_method(mode)
         self._open_data(train, test)
+        self.data = data_digest(train, test)
         # Prepared images differ from the originals, so each kind has its own checkpoints.
-        self.key = spec.fingerprint() + str(self.training.notes.get("images", ""))
+        images = str(self.training.notes.get("images", ""))
+        self.key = checkpoint_key(spec.fingerprint(), images, self.data)
         others = (self.evaluation, self.held_out)
         self.data_stats = DataStats(self.training, others, accelerator, observer.on_message)
         self.clock = StepClock(accelerator.device)
@@ -158,6 +166,7 @@ class Run:
                 "history": self.history,
                 "cost": self._cost(),
                 "environment": self._environment(),
+                "data": self.data,
                 "notes": self.notes | self._hardware_notes() | undecodable_notes(self.progress),
             }
         )

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from kdbench.discovery import find_methods
-from kdbench.engine.checkpoint import read_checkpoint
+from kdbench.engine.checkpoint import checkpoint_key, read_checkpoint
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
 from kdbench.method_names import method_names
@@ -147,7 +147,8 @@ def _read_weights(result: Result, folder: Path) -> dict[str, Tensor]:
     """Return the weights of all networks and modules of the method."""
     run = format_label(result.identity)
     again = f"train it again: {result.environment.command} --overwrite"
-    checkpoint = read_checkpoint(folder, result.fingerprint + str(result.notes.get("images", "")))
+    images = str(result.notes.get("images", ""))
+    checkpoint = read_checkpoint(folder, checkpoint_key(result.fingerprint, images, result.data))
     if checkpoint is None:
         raise UserError(
             f"The weights of {run} were not found: '{folder}' has no valid checkpoint, and result "

@@ -105,7 +105,10 @@ def open_images_together(
         images = open_images(source, device, workers)
     if ranks.count > 1:
         names = (f"{part} images of '{source.data.name}'" for part in ("training", "test"))
-        seen = {name: part.digest() for name, part in zip(names, images, strict=True)}
+        seen = {
+            name: part.digest() + str(getattr(part, "notes", ""))
+            for name, part in zip(names, images, strict=True)
+        }
         ranks.require_alike(seen, "--data-dir or KDBENCH_DATA must lead all to the same data")
     return images
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -47,11 +48,13 @@ def make_plan(
     overwrite: Overwrite = "nothing",
     on_broken: Callable[[BrokenMethodError], None] | None = None,
     match_cost: str | None = None,
+    data_digest: Callable[[], str | None] = lambda: None,
 ) -> list[PlannedRun]:
     """All runs of methods x architectures x seeds.
 
     With `on_broken`, a method file that cannot be used is told and left out of the plan. With
     `match_cost`, each method has as many epochs as cost what the method of this name costs.
+    `data_digest` returns the hash of the data that the suite finds now, or None if it finds none.
 
     Raises:
         UserError: an unknown name, or a method that does not fit the suite.
@@ -62,7 +65,8 @@ def make_plan(
     specs = make_specs(suite, methods, architectures, count, settings, on_broken)
     if match_cost is not None:
         specs = matched(specs, match_cost)
-    return [_planned(spec, results, overwrite) for spec in specs]
+    data_digest = cache(data_digest)
+    return [_planned(spec, results, overwrite, data_digest) for spec in specs]
 
 
 def check_nothing_in_the_way(plan: list[PlannedRun]) -> None:
@@ -168,7 +172,9 @@ def _options_by_method(
     return found
 
 
-def _planned(spec: RunSpec, results: Path, overwrite: Overwrite) -> PlannedRun:
+def _planned(
+    spec: RunSpec, results: Path, overwrite: Overwrite, data_digest: Callable[[], str | None]
+) -> PlannedRun:
     file = result_path(results, spec.identity())
     to_run = PlannedRun(spec, file, "to run")
     existing = read_result(file) if exists(file) else None
@@ -180,6 +186,8 @@ def _planned(spec: RunSpec, results: Path, overwrite: Overwrite) -> PlannedRun:
         return to_run  # the reason may be outside the run; what diverged would diverge again
     elif existing.fingerprint != spec.fingerprint():
         problem = f"'{file}' was made by {_difference(spec, existing)}"
+    elif existing.data is not None and data_digest() not in (None, existing.data):
+        problem = f"'{file}' was made with other images or labels"
     else:
         return PlannedRun(spec, file, existing.status, existing.reason or "")
     return to_run if overwrite == "stale" else PlannedRun(spec, file, "in the way", problem)

@@ -149,6 +149,8 @@ class Result(Record):
     """Epochs that were evaluated."""
     cost: Cost | None
     environment: Environment
+    data: str | None = None
+    """Hash of training and test images and their labels; None in results of earlier versions."""
     notes: dict[str, Any] = Field(default_factory=dict)
     """Further facts about the run, by title."""
 

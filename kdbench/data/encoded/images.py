@@ -1,5 +1,6 @@
 """Image sets that stay encoded on disk, validated and reduced to the images that are used."""
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from kdbench.data.sources.selection import first_per_class, stratified_holdout
 from kdbench.suite.sections import Split
 
 DIGEST_SAMPLES = 64
-"""Number of images that a digest reads."""
+"""Number of images that a digest reads besides the first one of each class."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,19 @@ class EncodedImages:
         return f"{self.split}: {self.reader.name(int(self.rows[position]))}"
 
     def digest(self) -> str:
-        """Return a SHA-256 hash of labels, notes and a sample of the images.
+        """Return a SHA-256 hash of all labels and of a sample of the images.
 
-        Raises:
-            OSError: An image cannot be read.
+        The sample has the first image of each class and DIGEST_SAMPLES others, evenly spaced. An
+        image that cannot be read counts as empty.
         """
-        digest = hashlib.sha256(repr(sorted(self.notes.items())).encode())
-        digest.update(self.labels.numpy().data)
-        for position in range(0, len(self), max(1, len(self) // DIGEST_SAMPLES)):
-            digest.update(self.read(position))
+        labels = self.labels.numpy()
+        digest = hashlib.sha256(labels.data)
+        sample = {*np.unique(labels, return_index=True)[1].tolist()}
+        sample |= {*range(0, len(self), max(1, len(self) // DIGEST_SAMPLES))}
+        for position in sorted(sample):
+            with contextlib.suppress(OSError):
+                digest.update(self.read(position))
+            digest.update(b"\n")
         return digest.hexdigest()
 
     def hold_out(self, share: float) -> tuple["EncodedImages", "EncodedImages"]:

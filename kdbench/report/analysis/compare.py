@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -11,6 +11,7 @@ from typing import Literal
 from kdbench.errors import pluralize
 from kdbench.report.analysis.comparison_inputs import ComparisonInput, read_comparison_inputs
 from kdbench.report.analysis.inference import LEVEL, compare_pairs
+from kdbench.report.analysis.protocol import data_versions
 from kdbench.report.analysis.summary import EXECUTION_KEYS
 from kdbench.report.tables.columns import MISSING, interval_text, number_text, p_text
 from kdbench.report.tables.render import titled_table
@@ -18,9 +19,9 @@ from kdbench.results.files import DamagedFile
 from kdbench.results.schema import Result
 
 Format = Literal["terminal", "markdown", "json"]
-Key = tuple[str, str, str, str, str, str]
-"""Suite, architecture, method, suite hash, precision and images, which must be equal for runs to be
-compared."""
+Key = tuple[str, str, str, str, str, str, str]
+"""Suite, architecture, method, suite hash, precision, images and data, which must be equal for runs
+to be compared."""
 
 Runs = Mapping[int, Result]
 """Runs by seed."""
@@ -37,7 +38,7 @@ VERDICTS = (
 NUMERIC_COLUMNS = 8
 """Number of right-aligned columns."""
 
-UNMATCHED_REASONS = ("another suite hash", "another precision", "other images")
+UNMATCHED_REASONS = ("another suite hash", "another precision", "other images", "other data")
 """Reasons why only one input has a key, in the order of the key's last parts."""
 
 
@@ -88,7 +89,8 @@ def compare(a: str, b: str, results: Path) -> Comparison:
         UserError: A name is none of these, or the inputs are of different kinds.
     """
     inputs, damaged = read_comparison_inputs((a, b), results)
-    ours, theirs = (_by_key(side) for side in inputs)
+    versions = iter(data_versions([result for side in inputs for result in side.results]))
+    ours, theirs = (_by_key(side, versions) for side in inputs)
     keys = sorted(ours.keys() | theirs.keys())
     rows = {key: _row(key, ours, theirs) for key in keys}
     values: dict[tuple[Key, str], dict[int, float]] = {}
@@ -160,7 +162,8 @@ def _times(ratio: float | None) -> str:
     return MISSING if ratio is None else f"{ratio:.2f}x"
 
 
-def _by_key(side: ComparisonInput) -> dict[Key, dict[int, Result]]:
+def _by_key(side: ComparisonInput, versions: Iterator[str]) -> dict[Key, dict[int, Result]]:
+    """Return the runs of one input by key; `versions` yields the version of each run's data."""
     found: dict[Key, dict[int, Result]] = {}
     for result in side.results:
         identity = result.identity
@@ -171,6 +174,7 @@ def _by_key(side: ComparisonInput) -> dict[Key, dict[int, Result]]:
             identity.suite_hash,
             result.environment.precision,
             str(result.notes.get("images", "")),
+            next(versions),
         )
         found.setdefault(key, {})[identity.seed] = result
     return found

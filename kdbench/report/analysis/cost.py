@@ -10,7 +10,7 @@ import pandas as pd
 
 from kdbench.errors import pluralize, printable
 from kdbench.report.analysis.inference import LEVEL, Comparison, compare_pairs
-from kdbench.report.analysis.protocol import read_suite
+from kdbench.report.analysis.protocol import data_versions, read_suite
 from kdbench.report.analysis.summary import EXECUTION_KEYS
 from kdbench.report.tables.columns import interval_text, number_text, p_text
 from kdbench.report.tables.render import TextTable
@@ -46,10 +46,10 @@ def cost_frame(results: Iterable[Result]) -> pd.DataFrame:
     Only finished runs count. Results whose suite this version cannot read are left out.
 
     `suite` is the name without the number of epochs. `key` is a hash of everything else that must
-    be equal: protocol, precision, images and harness version. `student_top1` is a mean in percent.
-    `training_flops` is NaN if no run has it. `training_seconds` is NaN if runs shared a device,
-    moved, or were executed in several ways; `way` is the way of execution. Two versions of a
-    method are two rows, whose names contain the hash; `base` is the name without it.
+    be equal: protocol, precision, images, data and harness version. `student_top1` is a mean in
+    percent. `training_flops` is NaN if no run has it. `training_seconds` is NaN if runs shared a
+    device, moved, or were executed in several ways; `way` is the way of execution. Two versions of
+    a method are two rows, whose names contain the hash; `base` is the name without it.
     """
     return _frame(_runs(results))
 
@@ -132,10 +132,11 @@ def _uncontrolled(rows: pd.DataFrame, against: str) -> list[str]:
 
 def _runs(results: Iterable[Result]) -> pd.DataFrame:
     """Return a frame with a row per finished run."""
+    finished = [result for result in results if result.status == "finished" and result.last]
     rows = [
-        _run(result, suite)
-        for result in results
-        if result.status == "finished" and result.last and (suite := read_suite(result))
+        _run(result, suite, data)
+        for result, data in zip(finished, data_versions(finished), strict=True)
+        if (suite := read_suite(result))
     ]
     columns = [
         *ROW,
@@ -155,11 +156,11 @@ def _runs(results: Iterable[Result]) -> pd.DataFrame:
     return runs
 
 
-def _run(result: Result, suite: Suite) -> dict[str, object]:
+def _run(result: Result, suite: Suite, data: str) -> dict[str, object]:
     assert result.last is not None
     identity, cost = result.identity, result.cost
     alike = [suite.digest(schedule=False), result.environment.precision]
-    alike += [str(result.notes.get("images", "")), str(result.harness)]
+    alike += [str(result.notes.get("images", "")), data, str(result.harness)]
     alike.append(_shape(suite))
     name, _, changes = identity.suite.partition("@")
     kept = [change for change in changes.split(",") if change and not change.startswith("epochs=")]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import pandas as pd
 
 from kdbench.errors import printable
-from kdbench.report.analysis.protocol import description, read_suite
+from kdbench.report.analysis.protocol import data_versions, description, read_suite
 from kdbench.report.analysis.verdicts import compare_rows
 from kdbench.results.schema import TRAINED_BEFORE, Result
 from kdbench.roles import is_peer
@@ -23,7 +23,7 @@ EXECUTION_KEYS = ["device", "step", "processes", "threads"]
 RUN_KEYS = [*EXECUTION_KEYS, "precision", "jobs"]
 """Columns of the environment of a run that can explain differences."""
 
-COMPARABILITY_KEYS = ["precision", "images", "harness"]
+COMPARABILITY_KEYS = ["precision", "images", "data", "harness"]
 """Columns that must be equal for two rows to be compared."""
 
 PROTOCOL_KEYS = ["description", "dataset", "classes", "encoded", "all_images", "epochs"]
@@ -53,7 +53,12 @@ RUN_COLUMNS = ACCURACIES | {
 
 def runs_frame(results: Iterable[Result]) -> pd.DataFrame:
     """Return a frame with a row per run; numbers are missing if the run did not finish."""
-    rows = [_run(result) for result in results]
+    results = list(results)
+    versions = data_versions(results)
+    rows = [
+        _run(result) | {"data": f"data {version[:8]}" if version else ""}
+        for result, version in zip(results, versions, strict=True)
+    ]
     columns = [
         *BOARD_KEYS,
         *PROTOCOL_KEYS,
@@ -61,6 +66,7 @@ def runs_frame(results: Iterable[Result]) -> pd.DataFrame:
         "status",
         *RUN_KEYS,
         "images",
+        "data",
         "harness",
         "moved",
         "alone",
@@ -112,7 +118,7 @@ def row_names(board: pd.DataFrame) -> "pd.Series[str]":
     """Return the name of the leaderboard row of each run of a board.
 
     Two versions of a method are two rows, whose names contain the hash. If a board has several
-    precisions, kinds of images or harness versions, the name of each row contains its own.
+    precisions, kinds of images, data or harness versions, the name of each row contains its own.
     """
     finished = board[board.status == "finished"]
     versions = finished.groupby("method").method_hash.nunique()

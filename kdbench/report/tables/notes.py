@@ -60,7 +60,7 @@ def _several_kinds(rows: pd.DataFrame) -> list[str]:
     if rows.kind[rows.n > 0].nunique() < 2:
         return []
     return [
-        "Rows with different precision, images or harness version are ranked together; "
+        "Rows with different precision, images, data or harness version are in one table; "
         "differences refer to rows of the same kind."
     ]
 
