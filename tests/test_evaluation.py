@@ -1,9 +1,15 @@
 """What an evaluation measures, and after which epochs there is one."""
 
 import pytest
+import torch
 from conftest import Watcher
+from made_results import committed, made_seeds
 
-from kdbench.results.schema import Result
+from kdbench.data import IGNORE_INDEX
+from kdbench.engine.evaluate import BINS, measure
+from kdbench.report.analysis.summary import leaderboard, runs_frame
+from kdbench.report.tables.columns import columns
+from kdbench.results.schema import Metrics, Result
 
 
 @pytest.fixture
@@ -35,3 +41,68 @@ def test_a_run_killed_after_an_epoch_without_evaluation_resumes_there(make_spars
 def test_evaluating_less_often_is_another_recipe(suite):
     assert suite.model_copy(update={"evaluate_every": 1}).digest() == suite.digest()
     assert suite.model_copy(update={"evaluate_every": 2}).digest() != suite.digest()
+
+
+def test_metrics_match_their_definitions():
+    """Probabilities of 40 images are compared with sums written out image by image."""
+    torch.manual_seed(0)
+    labels = torch.randint(5, (40,))
+    logits = {role: 3 * torch.randn(40, 5) for role in ("student", "peer0", "peer1")}
+    batches = [
+        (torch.arange(40)[start : start + 16], labels[start : start + 16]) for start in (0, 16, 32)
+    ]
+    found = measure(lambda rows: {role: z[rows] for role, z in logits.items()}, batches)
+    for role, z in logits.items():
+        p = z.double().softmax(1)
+        expected = [-p[i, label].log() for i, label in enumerate(labels)]
+        assert found[role].loss == pytest.approx(float(sum(expected)) / 40)
+        one_hot = torch.eye(5, dtype=torch.float64)[labels]
+        assert found[role].brier == pytest.approx(float(((p - one_hot) ** 2).sum()) / 40)
+        gap = 0.0
+        for edge in range(BINS):
+            inside = (p.amax(1) > edge / BINS) & (p.amax(1) <= (edge + 1) / BINS)
+            right = (p.argmax(1) == labels)[inside].double()
+            gap += abs(float((p.amax(1)[inside] - right).sum()))
+        assert found[role].ece == pytest.approx(100 * gap / 40)
+        assert found[role].disagreement is None
+    classes = [z.argmax(1) for z in logits.values()]
+    pairs = [(classes[a] != classes[b]).double().mean() for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert found["mean"].disagreement == pytest.approx(100 * float(sum(pairs)) / 3)
+    networks = [found[role] for role in logits]
+    for name in ("top1", "top5", "loss", "ece", "brier"):
+        mean = sum(getattr(metrics, name) for metrics in networks) / 3
+        assert getattr(found["mean"], name) == pytest.approx(mean)
+
+
+def test_images_without_a_label_count_as_wrong_and_are_not_calibrated():
+    logits = torch.tensor([[4.0, 0.0], [4.0, 0.0]])
+    whole = measure(lambda x: {"student": logits[:1]}, [(logits[:1], torch.tensor([0]))])["student"]
+    labels = torch.tensor([0, IGNORE_INDEX])
+    found = measure(lambda x: {"student": logits}, [(logits, labels)])["student"]
+    assert (found.top1, found.ece, found.brier) == (50.0, whole.ece, whole.brier)
+
+
+def test_a_diverged_network_can_be_measured():
+    logits = torch.full((2, 3), torch.nan)
+    found = measure(lambda x: {"student": logits}, [(logits, torch.tensor([0, 1]))])["student"]
+    assert found.loss != found.loss and found.brier != found.brier
+
+
+def test_what_older_results_lack_is_left_out():
+    old = committed("dml")
+    assert old.last["student"].ece is None and "ece" not in old.model_dump()["last"]["student"]
+    metrics = {
+        "student": Metrics(top1=50.0, top5=90.0, loss=1.25, ece=4.0, brier=0.5),
+        "ensemble": Metrics(top1=53.0, top5=90.0, loss=1.0, ece=2.0, brier=0.4),
+        "mean": Metrics(top1=51.0, top5=90.0, loss=1.2, ece=4.0, brier=0.5, disagreement=30.0),
+    }
+    (result,) = made_seeds("ffsd", [50.0])
+    new = result.model_copy(update={"last": metrics})
+    names = ["nll", "ece", "brier", "ensemble-ece", "gain", "disagreement"]
+    for each, texts in [
+        (new, ["1.250", "4.00", "0.500", "2.00", "2.00", "30.00"]),
+        (result, ["1.000", "n/a", "n/a", "n/a", "n/a", "n/a"]),
+    ]:
+        board = leaderboard(runs_frame([each]))
+        cells = [column.text(board.iloc[0]) for column in columns(board, names, "baseline")]
+        assert [cell.split(" ")[0] for cell in cells] == texts

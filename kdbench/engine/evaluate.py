@@ -1,5 +1,6 @@
 """Evaluation of every role. Each image counts exactly once."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
@@ -12,6 +13,15 @@ from kdbench.losses import mean_probability_logits
 from kdbench.method import ContractError, Method
 from kdbench.results.schema import Metrics
 from kdbench.roles import is_network
+
+BINS = 15
+"""Number of bins of confidence of the expected calibration error."""
+
+SUMS = 6 + 2 * BINS
+"""Number of sums that the metrics of a role are computed from."""
+
+PAIRS = "pairs of networks"
+"""Key of the sum of disagreements, which is no role."""
 
 Predict = Callable[[Tensor], dict[str, Tensor]]
 """Function from images (B, 3, H, W) to logits (B, C) by role."""
@@ -55,15 +65,18 @@ def measure(
     sums: dict[str, Tensor] = {}
     for inputs, labels in batches:
         roles = _roles(predict, inputs)
-        for role, logits in roles.items():
-            counts = _count(logits, labels)
-            sums[role] = sums[role] + counts if role in sums else counts
+        counts = {role: _count(logits, labels) for role, logits in roles.items()}
+        counts[PAIRS] = _count_disagreements(roles)
+        for role, count in counts.items():
+            sums[role] = sums[role] + count if role in sums else count
     totals = torch.stack(list(sums.values()))
-    rows = (totals if reduce is None else reduce(totals)).tolist()
-    metrics = {role: _metrics(row) for role, row in zip(sums, rows, strict=True)}
+    rows = dict(zip(sums, totals if reduce is None else reduce(totals), strict=True))
+    disagreeing = float(rows.pop(PAIRS)[0])
+    metrics = {role: _metrics(row) for role, row in rows.items()}
     networks = [value for role, value in metrics.items() if is_network(role)]
     if len(networks) > 1:
-        metrics["mean"] = _mean(networks)
+        pairs = math.comb(len(networks), 2) * float(rows["student"][3])
+        metrics["mean"] = _mean(networks, disagreement=100 * disagreeing / pairs)
     return metrics
 
 
@@ -91,28 +104,54 @@ def check_roles(roles: Mapping[str, Tensor]) -> None:
 
 
 def _count(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the sums over a batch that metrics are computed from, (5,) in float64.
+    """Return the sums over a batch that metrics are computed from, (SUMS,) in float64.
 
-    The sums are: top-1 correct, top-5 correct, cross-entropy, images, images with a loss. Images
-    labeled IGNORE_INDEX count as wrong and have no loss.
+    The sums are: top-1 correct, top-5 correct, cross-entropy, images, images with a label, squared
+    distance from the label; then for each bin the confidence, and for each bin the correct images.
+    Images labeled IGNORE_INDEX count as wrong and in no other sum.
     """
     guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices
     right = guesses == labels[:, None]
     loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE_INDEX)
     images = loss.new_full((), len(labels))
-    with_loss = (labels != IGNORE_INDEX).sum()
-    counts = (right[:, 0].sum(), right.sum(), loss, images, with_loss)
-    return torch.stack([count.double() for count in counts])
+    known = labels != IGNORE_INDEX
+    probabilities = logits.softmax(dim=1).double()
+    one_hot = F.one_hot(labels.clamp(min=0), logits.shape[1])
+    distance = ((probabilities - one_hot).square().sum(dim=1) * known).sum()
+    counts = (right[:, 0].sum(), right.sum(), loss, images, known.sum(), distance)
+    confidence = probabilities.amax(dim=1)
+    bins = F.one_hot(((confidence * BINS).ceil().long() - 1).clamp(0, BINS - 1), BINS).double()
+    values = torch.stack([confidence, right[:, 0].double()])
+    binned = (values * known) @ bins
+    return torch.cat([torch.stack([count.double() for count in counts]), binned.flatten()])
 
 
-def _metrics(sums: list[float]) -> Metrics:
-    top1, top5, loss, images, with_loss = sums
-    return Metrics(top1=100 * top1 / images, top5=100 * top5 / images, loss=loss / with_loss)
+def _count_disagreements(roles: Mapping[str, Tensor]) -> Tensor:
+    """Return how many images two networks classify differently, summed over pairs of networks.
+
+    It is the first of as many numbers as `_count` returns.
+    """
+    classes = torch.stack([z.argmax(dim=1) for role, z in roles.items() if is_network(role)])
+    sums = torch.zeros(SUMS, dtype=torch.float64, device=classes.device)
+    sums[0] = (classes[:, None] != classes[None]).sum() / 2
+    return sums
 
 
-def _mean(networks: list[Metrics]) -> Metrics:
+def _metrics(sums: Tensor) -> Metrics:
+    top1, top5, loss, images, known, distance, *binned = sums.tolist()
+    gaps = [abs(c - r) for c, r in zip(binned[:BINS], binned[BINS:], strict=True)]
+    return Metrics(
+        top1=100 * top1 / images,
+        top5=100 * top5 / images,
+        loss=loss / known,
+        ece=min(100.0, 100 * sum(gaps) / known),
+        brier=distance / known,
+    )
+
+
+def _mean(networks: list[Metrics], disagreement: float) -> Metrics:
     totals: dict[str, float] = defaultdict(float)
     for metrics in networks:
         for key, value in metrics.model_dump().items():
             totals[key] += value / len(networks)
-    return Metrics(**totals)
+    return Metrics(**totals, disagreement=disagreement)

@@ -3,7 +3,14 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from kdbench.validation import FolderName
 
@@ -48,7 +55,20 @@ class Metrics(Record):
     top5: Percent
     """Top-5 accuracy in percent."""
     loss: float
-    """Mean cross-entropy."""
+    """Mean cross-entropy, which is the negative log-likelihood."""
+    ece: Percent | None = None
+    """Expected calibration error in percent: the mean distance between confidence and accuracy over
+    15 equal bins of confidence (Guo et al., ICML 2017). None in results of earlier versions."""
+    brier: float | None = None
+    """Brier score: the mean squared distance between probabilities and one-hot labels, from 0 to 2
+    (Brier, 1950). None in results of earlier versions."""
+    disagreement: Percent | None = None
+    """Share of the images on which two networks predict different classes, in percent, as a mean
+    over pairs of networks. Role "mean" only."""
+
+    @model_serializer(mode="wrap")
+    def _without_unknown(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in serialize(self).items() if value is not None}
 
 
 class Epoch(Record):
@@ -62,7 +82,7 @@ class Epoch(Record):
     """Mean of each weighted loss term over the steps of the epoch."""
     metrics: dict[str, Metrics]
     """Metrics by role. Role "ensemble" is the mean probability of the networks, role "mean" the
-    mean of their accuracies. Empty if the epoch was not evaluated."""
+    mean of their metrics. Empty if the epoch was not evaluated."""
 
 
 class BestOnTest(Record):

@@ -32,10 +32,15 @@ PROTOCOL_KEYS = ["description", "dataset", "classes", "encoded", "all_images", "
 ACCURACIES = {
     "student_top1": "last epoch, per cent",
     "student_top5": "last epoch, per cent",
-    "student_loss": "mean cross-entropy (negative log-likelihood) of the last epoch",
+    "student_loss": "mean cross-entropy (negative log-likelihood), last epoch",
+    "student_ece": "expected calibration error, last epoch, per cent",
+    "student_brier": "Brier score, last epoch",
     "peers_top1": "mean of the networks that are not deployed, last epoch, per cent",
     "mean_top1": "of the networks, last epoch, per cent",
     "ensemble_top1": "last epoch, per cent",
+    "ensemble_ece": "expected calibration error, last epoch, per cent",
+    "ensemble_gain": "top-1 of the ensemble minus the mean of the networks, percentage points",
+    "disagreement": "images that two networks classify differently, mean over pairs, per cent",
     "best_on_test_top1": "the student's best epoch on the test set: optimistic, per cent",
 }
 
@@ -158,7 +163,12 @@ def _accuracies(result: Result) -> dict[str, object]:
         f"{role}_top1": last[role].top1 for role in ("student", "mean", "ensemble") if role in last
     }
     row["student_top5"] = last["student"].top5
-    row["student_loss"] = last["student"].loss
+    for name in ("loss", "ece", "brier"):
+        row[f"student_{name}"] = getattr(last["student"], name)
+    if "ensemble" in last and "mean" in last:
+        row["ensemble_ece"] = last["ensemble"].ece
+        row["ensemble_gain"] = last["ensemble"].top1 - last["mean"].top1
+        row["disagreement"] = last["mean"].disagreement
     peers = [metrics.top1 for role, metrics in last.items() if is_peer(role)]
     if peers:
         row["peers_top1"] = sum(peers) / len(peers)

@@ -135,6 +135,17 @@ def _result_columns(board: pd.DataFrame, against: str) -> list[Column]:
         _accuracy("peers", "peers %", "peers_top1"),
         _accuracy("mean", "mean of networks %", "mean_top1"),
         _accuracy("ensemble", "ensemble %", "ensemble_top1"),
+        _accuracy("gain", "ensemble - mean", "ensemble_gain"),
+        Column(
+            "disagreement",
+            "disagreement of networks %",
+            _spread("disagreement"),
+            _number("disagreement"),
+        ),
+        _error("nll", "student NLL", "student_loss", digits=3),
+        _error("ece", "student ECE %", "student_ece"),
+        _error("brier", "student Brier", "student_brier", digits=3),
+        _error("ensemble-ece", "ensemble ECE %", "ensemble_ece"),
     ]
 
 
@@ -202,6 +213,10 @@ def _accuracy(name: str, heading: str, key: str) -> Column:
     return Column(name, heading, _spread(key), _number(key), better="high")
 
 
+def _error(name: str, heading: str, key: str, digits: int = 2) -> Column:
+    return Column(name, heading, _spread(key, digits), _number(key), better="low")
+
+
 def _number(key: str) -> Callable[[pd.Series], float | None]:
     return lambda row: None if pd.isna(row[key]) else float(row[key])
 
@@ -225,14 +240,15 @@ def interval_text(interval: tuple[float, float] | None) -> str:
     return MISSING if interval is None else "{:+.2f} to {:+.2f}".format(*interval)
 
 
-def mean_and_deviation(mean: float, sd: float | None) -> str:
+def mean_and_deviation(mean: float, sd: float | None, digits: int = 2) -> str:
     """Return mean and sample standard deviation, such as `72.70 ± 0.16`; n/a for one value."""
-    return f"{mean:.2f} ± {number_text(sd, '.2f')}"
+    return f"{mean:.{digits}f} ± {number_text(sd, f'.{digits}f')}"
 
 
-def _spread(key: str) -> Callable[[pd.Series], str]:
+def _spread(key: str, digits: int = 2) -> Callable[[pd.Series], str]:
     def text(row: pd.Series) -> str:
-        return MISSING if pd.isna(row[key]) else mean_and_deviation(row[key], row[f"{key}_sd"])
+        known = not pd.isna(row[key])
+        return mean_and_deviation(row[key], row[f"{key}_sd"], digits) if known else MISSING
 
     return text
 
