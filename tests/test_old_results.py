@@ -78,8 +78,8 @@ def test_a_changed_suite_of_the_same_name_is_kept_apart(run_tiny):
     assert "another version of suite 'tiny'" in err and "--overwrite-stale" in err
     code, out, err = run_tiny("--methods", "independent")
     assert (code, err) == (0, "")
-    tables = [block for block in out.split("\n\n") if "rank" in block]
-    methods = [[line.split()[1] for line in table.splitlines() if "±" in line] for table in tables]
+    tables = [block for block in out.split("\n\n") if "method" in block]
+    methods = [[line.split()[0] for line in table.splitlines() if "±" in line] for table in tables]
     assert sorted(methods) == [["baseline"], ["independent"]]
 
 

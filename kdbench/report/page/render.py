@@ -239,7 +239,6 @@ def _recipe(result: Result) -> str:
         + (f" of {total:,}" if used < total else "")
         + f" training images, {suite.data.classes} classes; {suite.schedule.epochs} epochs, "
         f"batch {suite.batch_size}, {suite.precision}, {suite.networks} networks"
-        + ("; reduced, so it does not rank methods" if used < total else "")
     )
 
 
