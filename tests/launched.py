@@ -94,11 +94,15 @@ def result_of(method: str, seed: int = 0, suite: str = "tiny", results: str = "r
     return json.loads(Path(f"{results}/{suite}/resnet8/{method}/seed{seed}.json").read_text())
 
 
-def numbers_of(method: str, seed: int = 0, results: str = "results") -> dict:
-    """Return a result without the fields that depend on the machine's load."""
-    result = result_of(method, seed, results=results)
-    del result["cost"]
+def numbers_in(file: Path) -> dict:
+    """Return a result without the fields that depend on the machine's load or on commits."""
+    result = json.loads(file.read_text())
+    del result["cost"], result["environment"]["commit"], result["environment"]["dirty"]
     return result
+
+
+def numbers_of(method: str, seed: int = 0, results: str = "results") -> dict:
+    return numbers_in(Path(f"{results}/tiny/resnet8/{method}/seed{seed}.json"))
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 120) -> bool:
