@@ -14,6 +14,8 @@ import psutil
 from kdbench import cli
 from kdbench.launch.status import RunStatus, read_status
 
+RUN = ["-m", "kdbench", "run", "--suite", "tiny.toml", "--methods"]
+
 METHOD = """
 import os, signal, sys, time
 from pathlib import Path
@@ -59,8 +61,10 @@ class Drawing(Baseline):
 '''
 
 
-def write_method(name: str, statement: str) -> str:
-    Path(f"{name}.py").write_text(METHOD.format(name=name.title(), statement=statement))
+def write_method(name: str, statement: str, more: str = "") -> str:
+    """Write a method with a statement in its `forward` and more after its class."""
+    source = METHOD.format(name=name.title(), statement=statement)
+    Path(f"{name}.py").write_text(f"{source}\n{more}")
     return f"./{name}.py"
 
 
@@ -90,11 +94,15 @@ def result_of(method: str, seed: int = 0, suite: str = "tiny", results: str = "r
     return json.loads(Path(f"{results}/{suite}/resnet8/{method}/seed{seed}.json").read_text())
 
 
-def numbers_of(method: str, seed: int = 0, results: str = "results") -> dict:
-    """Return a result without the fields that depend on the machine's load."""
-    result = result_of(method, seed, results=results)
-    del result["cost"]
+def numbers_in(file: Path) -> dict:
+    """Return a result without the fields that depend on the machine's load or on commits."""
+    result = json.loads(file.read_text())
+    del result["cost"], result["environment"]["commit"], result["environment"]["dirty"]
     return result
+
+
+def numbers_of(method: str, seed: int = 0, results: str = "results") -> dict:
+    return numbers_in(Path(f"{results}/tiny/resnet8/{method}/seed{seed}.json"))
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 120) -> bool:
@@ -122,16 +130,9 @@ def group_exists(group: int) -> bool:
     return True
 
 
-def _is_zombie(process: psutil.Process) -> bool:
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:  # somebody waited for it since it was listed
-        return False
-
-
 def left_here() -> list[psutil.Process]:
-    """Return other processes in this working folder, including zombies."""
-    here, children = str(Path.cwd()), psutil.Process().children(recursive=True)
-    zombies = [child for child in children if _is_zombie(child)]
-    working = [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == here]
-    return zombies + [process for process in working if process.pid != os.getpid()]
+    """Return other processes in this working folder, and zombies that this process left."""
+    here, this = str(Path.cwd()), os.getpid()
+    zombie = {"ppid": this, "status": psutil.STATUS_ZOMBIE}
+    others = [p for p in psutil.process_iter(["cwd", *zombie]) if p.pid != this]
+    return [p for p in others if p.info["cwd"] == here or zombie.items() <= p.info.items()]

@@ -3,30 +3,23 @@
 from dataclasses import replace
 
 import pytest
-from reliability.soak import Sample, Soaked, differing, soak
+from reliability.soak import FORMS, Sample, Soaked, differing, soak
 
 pytestmark = pytest.mark.slow
 
 
-def test_many_runs_leak_nothing_and_agree_in_both_forms(tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_many_runs_leak_nothing_and_agree_in_both_forms(tmp_path):
     methods = ["baseline", "dml", "ffsd"]
-    one, two = (soak(form, methods, 4, tmp_path / form) for form in ("one process", "--jobs 2"))
+    one, two = (soak(form, methods, 4, tmp_path / form) for form in FORMS)
     for soaked in (one, two):
         assert len(soaked.samples) == len(soaked.numbers) == 12
         assert soaked.faults(leak=5.0) == []  # so few runs do not tell a leak from a warm-up
     assert differing(one, two) == []
 
 
-GOOD = Soaked(
-    "one process",
-    methods=2,
-    seeds=3,
-    numbers={str(run): {"top1": 1.0} for run in range(6)},
-    samples=[Sample(100.0 + (run == 3), 10, 3) for run in range(6)],
-    left=0,
-    seconds=1.0,
-)
+NUMBERS = {str(run): {"top1": 1.0} for run in range(6)}
+SAMPLES = [Sample(100.0 + (run == 3), 10, 3) for run in range(6)]
+GOOD = Soaked("one process", 6, 2, NUMBERS, SAMPLES, left=0, seconds=1.0)
 
 
 @pytest.mark.parametrize(

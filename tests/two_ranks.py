@@ -25,22 +25,6 @@ from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import state_tensors
 from kdbench.engine.stop import Stop, StoppedError
 from kdbench.suite.load import load_suite
-from kdbench.suite.suite import Suite
-
-
-def odd_suite() -> Suite:
-    """Return a suite of two epochs of four steps, with 99 test images for uneven shares."""
-    digits = load_suite("digits")
-    train = digits.data.train.model_copy(update={"per_class": 16})
-    data = digits.data.model_copy(update={"train": train})
-    changes = {"name": "odd", "data": data, "batch_size": 40, "evaluation_batch_size": 40}
-    return digits.model_copy(update=changes).with_epochs(2)
-
-
-def odd_images(suite: Suite) -> tuple[Images, Images]:
-    source = locate(suite.data, None)
-    train, test = (load_images(source, part) for part in (suite.data.train, suite.data.test))
-    return train, Images(test.pixels[:99], test.labels[:99])
 
 
 @contextmanager
@@ -50,13 +34,12 @@ def normalised_per_sample() -> Iterator[None]:
     def per_sample(x, mean, var, weight, bias, *_: Any, **__: Any) -> Tensor:
         return F.group_norm(x, 1, weight, bias)
 
-    original, F.batch_norm = F.batch_norm, per_sample
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-        F.batch_norm = original
+    with mock.patch.object(F, "batch_norm", per_sample):
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
 
 
 def leave(method: str, folder: Path, accelerator: Accelerator) -> None:
@@ -67,10 +50,7 @@ def leave(method: str, folder: Path, accelerator: Accelerator) -> None:
 
 
 def stop_and_train(method: str, folder: Path, accelerator: Accelerator) -> dict[str, Any]:
-    """A run that its last process is asked to stop amid the second epoch, and that goes on.
-
-    `signal` is what each met.
-    """
+    """Stop a run amid its second epoch by its last process, and resume it."""
     watcher = Stopper(6 if accelerator.is_last_process else None)
     try:
         _run(method, folder, accelerator, watcher, watcher.stop).train()
@@ -87,29 +67,22 @@ def leave_and_train(method: str, folder: Path, accelerator: Accelerator) -> dict
 
 def train(method: str, folder: Path, accelerator: Accelerator) -> dict[str, Any]:
     """Return learning-rate factors, epochs, test images and states of a run."""
-    factors: list[float] = []
-    seen: list[str] = []
     watcher = Watcher()
     run = _run(method, folder, accelerator, watcher)
-    predict, set_rates = run.method.predict, run_module.set_learning_rates
-
-    def watched_predict(images: Tensor) -> dict[str, Tensor]:
-        if run.progress.epochs_done == 1:
-            seen.extend(hashlib.sha256(i.float().numpy().tobytes()).hexdigest() for i in images)
-        return predict(images)
-
-    def watched_rates(optimizers: Any, factor: float) -> None:
-        factors.append(factor)
-        set_rates(optimizers, factor)
-
-    run.method.predict = watched_predict
-    with mock.patch.object(run_module, "set_learning_rates", watched_rates):
+    set_rates = run_module.set_learning_rates
+    with (
+        mock.patch.object(run.method, "predict", wraps=run.method.predict) as predictions,
+        mock.patch.object(run_module, "set_learning_rates", wraps=set_rates) as rates,
+    ):
         result = run.train()
+    evaluated = [call.args[0] for call in predictions.call_args_list]
+    last = torch.cat(evaluated[len(evaluated) // 2 :])  # of two evaluations
+    seen = [hashlib.sha256(image.float().numpy().tobytes()).hexdigest() for image in last]
     state = hashlib.sha256()
     for tensor in state_tensors(run.method, run.optimizers):
         state.update(tensor.detach().contiguous().numpy().tobytes())
     return {
-        "factors": factors,
+        "factors": [call.args[1] for call in rates.call_args_list],
         "steps": watcher.steps,
         "epochs": [epoch.model_dump() for epoch in result.history],
         "seen": gather_object(seen),
@@ -118,31 +91,31 @@ def train(method: str, folder: Path, accelerator: Accelerator) -> dict[str, Any]
 
 
 def _run(
-    method: str,
-    folder: Path,
-    accelerator: Accelerator,
-    watcher: Watcher,
-    stop: Stop | None = None,
+    method: str, folder: Path, accelerator: Accelerator, watcher: Watcher, stop: Stop | None = None
 ) -> Run:
-    suite = odd_suite()
+    """Build a run of two epochs of four steps, with 99 test images for uneven shares."""
+    digits = load_suite("digits")
+    data = digits.data.model_copy(
+        update={"train": digits.data.train.model_copy(update={"per_class": 16})}
+    )
+    changes = {"name": "odd", "data": data, "batch_size": 40, "evaluation_batch_size": 40}
+    suite = digits.model_copy(update=changes).with_epochs(2)
+    source = locate(data, None)
+    train, test = (load_images(source, part) for part in (data.train, data.test))
+    odd = Images(test.pixels[:99], test.labels[:99])
     (entry,) = find_methods([method])
     spec = RunSpec(suite, "resnet8", entry, entry.options({}), 0)
-    where = folder / entry.name, accelerator, watcher
-    return Completing(spec, *odd_images(suite), *where, stop=stop)
+    return Completing(spec, train, odd, folder / entry.name, accelerator, watcher, stop=stop)
 
 
 def main(folder: Path) -> None:
     """Train all methods with batch normalization and without, and the resumed runs."""
     accelerator = make_accelerator(cpu=True)
     made: dict[str, Any] = {"processes": accelerator.num_processes}
-    two = folder / "two"
-    drawing = str(folder / "drawing.py")
-    for way, do in {
-        "as it is": train,
-        "asked to stop": stop_and_train,
-        "killed": leave_and_train,
-    }.items():
-        made[way] = {Path(m).stem: do(m, two / way, accelerator) for m in [*METHODS, drawing]}
+    two, methods = folder / "two", [*METHODS, str(folder / "drawing.py")]
+    ways = {"as it is": train, "asked to stop": stop_and_train, "killed": leave_and_train}
+    for way, do in ways.items():
+        made[way] = {Path(m).stem: do(m, two / way, accelerator) for m in methods}
     with normalised_per_sample():
         made["exact"] = {m: train(m, two / "exact", accelerator) for m in METHODS}
         made["resumed"] = {m: train(m, folder / "one, left", accelerator) for m in METHODS}

@@ -213,7 +213,7 @@ FAULTS = (
     Fault(
         "a process ends beside its watcher",
         ((RANKS, UNWATCH, "        pass\n"),),
-        ("test_launchers.py::test_watched_processes_keep_their_exit_codes[2]",),
+        ("test_nodes.py::test_watched_processes_keep_their_exit_codes[2]",),
     ),
     Fault(
         "rows of several precisions are compared",

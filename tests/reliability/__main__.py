@@ -4,25 +4,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
-FUZZ = ["-m", "pytest", str(HERE.parent / "test_fuzz.py"), "--hypothesis-show-statistics"]
-PARTS = [
-    [str(HERE / "kills.py")],
-    [str(HERE / "soak.py")],
-    [*FUZZ, "--hypothesis-profile", "thorough"],
-    [str(HERE / "mutations.py")],
-]
-
-
-def main() -> None:
-    failed = []
-    for part in PARTS:
-        command = " ".join(["python", *part])
-        print(f"\n{command}\n", flush=True)
-        if subprocess.run([sys.executable, *part], cwd=HERE.parents[1]).returncode:
-            failed.append(command)
-    sys.exit("\n".join(["Failed:", *failed]) if failed else 0)
-
+TESTS = Path(__file__).parents[1]
+FUZZ = "-m pytest tests/test_fuzz.py --hypothesis-show-statistics --hypothesis-profile thorough"
+PARTS = (
+    "tests/reliability/kills.py",
+    "tests/reliability/soak.py",
+    FUZZ,
+    "tests/reliability/mutations.py",
+)
 
 if __name__ == "__main__":
-    main()
+    failed = []
+    for part in PARTS:
+        print(f"\npython {part}\n", flush=True)
+        if subprocess.run([sys.executable, *part.split()], cwd=TESTS.parent).returncode:
+            failed.append(f"python {part}")
+    sys.exit("\n".join(["Failed:", *failed]) if failed else 0)

@@ -1,13 +1,11 @@
-"""Runs that are killed again and again, at moments drawn at random, beside runs that never were.
+"""Kills runs again and again at random moments, and compares them with runs that never were.
 
-`python tests/reliability/kills.py` prints a table of what was done and lost. Moments are counted,
-not timed: every step, evaluated batch and stage of writing a file is one, however short it is, and
-each kind of moment is as likely as any other. Of processes that train a run together, one comes to
-the moment and all are killed. A checkpoint is written as often as can be, after each step and after
-every other one of two processes.
+Each kind of moment is as likely as any other. Of processes that train a run together, one comes to
+the moment and all are killed. Checkpoints are written as often as possible.
+
+python tests/reliability/kills.py [METHOD ...]
 """
 
-import argparse
 import contextlib
 import itertools
 import json
@@ -19,8 +17,9 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from tabulate import tabulate
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import METHODS, TINY, finish
-from launched import carry_out
+from launched import carry_out, numbers_in
 
 from kdbench import atomic
 from kdbench.engine import checkpoint, evaluate
@@ -42,18 +41,18 @@ from kdbench.results import files
 from kdbench.results.files import read_result
 from kdbench.results.schema import Result
 
-COMPILED = ["--compile", "inductor"]
-TOGETHER = ["--num-processes", "2"]
-FORMS: dict[str, tuple[list[str], int]] = {
-    "plain": ([], 1),
-    "compiled": (COMPILED, 1),
-    "together": (TOGETHER, 2),
-    "both": ([*TOGETHER, *COMPILED], 2),
-}
-"""Options of the command, and the number of processes that train the run."""
+FORMS = (
+    ((), 1, 4),
+    (("--compile", "inductor"), 1, 1),
+    (("--num-processes", "2"), 2, 2),
+    (("--num-processes", "2", "--compile", "inductor"), 2, 1),
+)
+"""Options of the command, number of processes that train a run, and kills of each method."""
 
-Numbers = tuple[dict[str, Any], dict[str, Any]]
-"""A result without load-dependent fields, and the final training state."""
+Moment = tuple[int, str, int]
+"""Process, kind and number (from 1) of a moment."""
+
+RANK = int(os.environ.get("RANK", "0"))
 
 
 @dataclass
@@ -69,58 +68,32 @@ class Harm:
     """Number of result and checkpoint files that a kill left incomplete."""
 
 
-Moment = tuple[int, str, int]
-"""Process, kind and number (from 1) of a moment."""
+def install(moment: Callable[[str], None]) -> None:
+    """Make kdbench call `moment` with the kind of each moment."""
+    step, count = TrainingStep.__call__, evaluate._count
 
-RANK = int(os.environ.get("RANK", "0"))
-"""Rank of this process within the run."""
+    def stepped(*arguments: Any) -> Any:
+        moment("before a step")
+        values = step(*arguments)
+        moment("after a step")
+        return values
 
+    def counted(*arguments: Any) -> Any:
+        moment("in an evaluation")
+        return count(*arguments)
 
-class Moments:
-    """Counts moments, and kills the process at the fatal one."""
+    @contextlib.contextmanager
+    def written(kind: str, file: Path, durable: bool = True) -> Iterator[Any]:
+        moment(f"before writing {kind}")
+        with atomic.atomic_write(file, durable) as stream:
+            yield Halting(stream, lambda: moment(f"amid writing {kind}"))
+            moment(f"before {kind} gets its name")
+        moment(f"after writing {kind}")
 
-    def __init__(self, fatal: Moment | None):
-        self.fatal = fatal
-        self.seen = Counter[str]()
-
-    def __call__(self, kind: str) -> None:
-        self.seen[kind] += 1
-        if (RANK, kind, self.seen[kind]) == self.fatal:
-            Path("moment").write_text(kind)
-            if "RANK" in os.environ:
-                for process in psutil.Process(os.getppid()).children():
-                    if process.pid != os.getpid():
-                        process.kill()
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def install(self) -> None:
-        step, count, writing = TrainingStep.__call__, evaluate._count, atomic.atomic_write
-
-        def stepped(*arguments: Any) -> Any:
-            self("before a step")
-            values = step(*arguments)
-            self("after a step")
-            return values
-
-        def counted(*arguments: Any) -> Any:
-            self("in an evaluation")
-            return count(*arguments)
-
-        def written_as(kind: str) -> Any:
-            @contextlib.contextmanager
-            def written(file: Path, durable: bool = True) -> Iterator[Any]:
-                self(f"before writing {kind}")
-                with writing(file, durable) as stream:
-                    yield Halting(stream, lambda: self(f"amid writing {kind}"))
-                    self(f"before {kind} gets its name")
-                self(f"after writing {kind}")
-
-            return written
-
-        TrainingStep.__call__ = stepped  # type: ignore[method-assign]
-        evaluate._count = counted
-        checkpoint.atomic_write = written_as("a checkpoint")  # type: ignore[attr-defined]
-        files.atomic_write = written_as("a result")  # type: ignore[attr-defined]
+    TrainingStep.__call__ = stepped  # type: ignore[method-assign]
+    evaluate._count = counted
+    checkpoint.atomic_write = partial(written, "a checkpoint")  # type: ignore[attr-defined]
+    files.atomic_write = partial(written, "a result")  # type: ignore[attr-defined]
 
 
 class Halting:
@@ -141,13 +114,22 @@ class Halting:
 
 
 def attempt(command: list[str], folder: Path, fatal: Moment | None) -> None:
-    """Run in a separate process."""
-    torch.set_num_threads(1)
+    """Run a command, count its moments, and kill the processes of the run at the fatal one."""
+    seen = Counter[str]()
+
+    def moment(kind: str) -> None:
+        seen[kind] += 1
+        if (RANK, kind, seen[kind]) == fatal:
+            Path("moment").write_text(kind)
+            if "RANK" in os.environ:
+                for process in psutil.Process(os.getppid()).children():
+                    if process.pid != os.getpid():
+                        process.kill()
+            os.kill(os.getpid(), signal.SIGKILL)
+
     run_module.SAVE_SECONDS = -1
-    moments = Moments(fatal)
-    moments.install()
-    counted = f"moments{RANK}"
-    carry_out(command, folder, lambda: Path(counted).write_text(json.dumps(moments.seen)))
+    install(moment)
+    carry_out(command, folder, lambda: Path(f"moments{RANK}").write_text(json.dumps(seen)))
 
 
 def run(command: list[str], folder: Path, processes: int, fatal: Moment | None = None) -> bool:
@@ -164,27 +146,18 @@ def run(command: list[str], folder: Path, processes: int, fatal: Moment | None =
         what = json.dumps([command, str(folder), fatal])
         launcher = torchrun(processes, "reliability.kills", "--attempt", what)
         code, _, _ = finish(launcher, seconds=600, PYTHONPATH=os.pathsep.join(sys.path))
-    if code != 0 and not (folder / "moment").exists():
-        raise AssertionError(f"{command} ended with {code}: {folder / 'log'}")
+    assert code == 0 or (folder / "moment").exists(), (folder / "log").read_text()[-2000:]
     return code == 0
 
 
-def numbers(folder: Path) -> Numbers:
+def numbers(folder: Path) -> dict[str, Any]:
+    """Return the numbers of the result, and the final training state."""
     (file,) = folder.glob("results/*/*/*/seed*.json")
-    result = json.loads(file.read_text())
+    result = numbers_in(file)
     assert result["status"] == "finished", result["reason"]
-    del result["cost"]
-    del result["environment"]["commit"], result["environment"]["dirty"]  # someone may work on it
     last = max(folder.glob("runs/*/*/*/*/checkpoint-*.pt"))
-    content = checkpoint._read(last, torch.device("cpu"))
-    assert content is not None
-    return result, {"method": content["method"], "optimizers": content["optimizers"]}
-
-
-def differing(ours: Numbers, theirs: Numbers) -> list[str]:
-    """Return the keys of the result and the parts of the state that are not bit-identical."""
-    results = [key for key in ours[0] | theirs[0] if ours[0].get(key) != theirs[0].get(key)]
-    return results + [part for part in theirs[1] if not _same(ours[1][part], theirs[1][part])]
+    state = checkpoint._read(last, torch.device("cpu"))
+    return result | {part: state[part] for part in ("method", "optimizers")}
 
 
 def _same(ours: Any, theirs: Any) -> bool:
@@ -221,14 +194,15 @@ def harm(command: list[str], kills: int, place: Path, draw: random.Random, proce
         for attempts in itertools.count(1):
             assert attempts < 100, "it does not get on"
             fatal = drawn(moments, draw) if done.kills < kills else None
-            ended = run(command, victim, processes, fatal)
-            if ended:
+            if run(command, victim, processes, fatal):
                 break
             done.kills += 1
             done.moments[(victim / "moment").read_text()] += 1
             done.damaged += half_files(victim)
         done.finished += 1
-        differ = differing(numbers(victim), expected)
+        found = numbers(victim)
+        parts = expected | found
+        differ = [part for part in parts if not _same(found.get(part), expected.get(part))]
         done.equal += not differ
         if differ:
             print(f"{done.command}: another {', '.join(differ)}", file=sys.stderr, flush=True)
@@ -241,49 +215,29 @@ def drawn(moments: list[dict[str, int]], draw: random.Random) -> Moment:
     return rank, kind, draw.randint(1, moments[rank][kind])
 
 
-def campaign(kills: Sequence[int], methods: list[str], seed: int) -> Iterator[Harm]:
-    """Kill each method the given number of times, for each of FORMS."""
-    draw = random.Random(seed)
-    with tempfile.TemporaryDirectory() as place:
-        for (form, (options, processes)), count in zip(FORMS.items(), kills, strict=True):
-            for method in methods if count else []:
-                command = ["run", "--suite", "tiny.toml", "--methods", method, *options]
-                yield harm(command, count, Path(place) / form / method, draw, processes)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    for form, default in zip(FORMS, (4, 1, 2, 1), strict=True):
-        parser.add_argument(f"--{form}", type=int, default=default, help="kills of each method")
-    parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--attempt", type=json.loads, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.attempt:  # a process that torchrun started
-        command, folder, fatal = asked.attempt
-        return attempt(command, Path(folder), fatal and tuple(fatal))
-    kills = [getattr(asked, form) for form in FORMS]
+def main(methods: list[str]) -> None:
+    draw = random.Random(0)
     rows, moments = [], Counter[str]()
-    for done in campaign(kills, asked.methods.split(","), asked.seed):
+    for (options, processes, kills), method in itertools.product(FORMS, methods):
+        command = ["run", "--suite", "tiny.toml", "--methods", method, *options]
+        with tempfile.TemporaryDirectory() as place:
+            done = harm(command, kills, Path(place), draw, processes)
         print(done, file=sys.stderr, flush=True)
         moments += done.moments
-        rows.append(
-            {
-                "command": f"`kdbench {done.command}`",
-                "kills": done.kills,
-                "runs": done.finished,
-                "equal to one never killed": done.equal,
-                "half files": done.damaged,
-            }
-        )
-    print(tabulate(rows, headers="keys", tablefmt="github"))
+        name = f"`kdbench {done.command}`"
+        rows.append([name, done.kills, done.finished, done.equal, done.damaged])
+    headers = ["command", "kills", "runs", "equal to one never killed", "half files"]
+    print(tabulate(rows, headers, tablefmt="github"))
     print()
-    print(tabulate(moments.most_common(), headers=["moment", "kills"], tablefmt="github"))
-    unequal = any(row["runs"] != row["equal to one never killed"] for row in rows)
-    sys.exit(unequal or any(row["half files"] for row in rows))
+    print(tabulate(moments.most_common(), ["moment", "kills"], tablefmt="github"))
+    sys.exit(any(runs != equal or damaged for *_, runs, equal, damaged in rows))
 
 
 if __name__ == "__main__":
     from reliability import kills  # processes find what they run by this name
 
-    kills.main()
+    if sys.argv[1:2] == ["--attempt"]:  # a process that torchrun started
+        command, folder, fatal = json.loads(sys.argv[2])
+        kills.attempt(command, Path(folder), fatal and tuple(fatal))
+    else:
+        kills.main(sys.argv[1:] or METHODS)

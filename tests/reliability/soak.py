@@ -1,13 +1,7 @@
-"""Soak test: many short runs in one process and two at a time.
+"""Trains many short runs in one process and two at a time; prints what grows and what differs."""
 
-`python tests/reliability/soak.py` trains 200 runs of one epoch in each form, and prints what grows
-and what differs.
-"""
-
-import argparse
 import json
 import multiprocessing
-import os
 import sys
 import tempfile
 import time
@@ -22,61 +16,44 @@ from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from conftest import METHODS
-from launched import carry_out
+from conftest import METHODS, TINY
+from launched import carry_out, numbers_in
 
 from kdbench.launch import execution
 from kdbench.launch.jobs import Followed
-from kdbench.results.files import iter_results, result_path
+from kdbench.results.files import read_result
 from kdbench.results.schema import Result
 
-SUITE = """
-version = 1
-extends = "digits"
-description = "one epoch of two steps"
-batch_size = 40
-evaluation_batch_size = 40
-[data.train]
-per_class = 8
-[data.test]
-per_class = 4
-[schedule]
-epochs = 1
-milestones = []
-warmup_epochs = 0
-"""
+SUITE = TINY.replace("per_class = 16", "per_class = 8")
+PLAN = ["run", "--suite", "soak.toml", "--epochs", "1"]
+"""Runs of one epoch of two steps."""
+
 FORMS = {"one process": [], "--jobs 2": ["--jobs", "2"]}
 LEAK = 0.1
 """Limit of memory growth in MiB per run; a leaked smallest network takes 0.6 MiB."""
 
 
 class Sample(NamedTuple):
-    """Sample of the main process after a run."""
+    """Resident memory in MiB, and numbers of open files and threads, of the main process."""
 
     resident: float
-    """Resident memory in MiB."""
     files: int
-    """Number of open files."""
     threads: int
 
 
 @dataclass(frozen=True)
 class Soaked:
-    """A plan, and samples of the process that executed it."""
+    """A plan, and samples of the process that executed it, one after each run."""
 
     form: str
+    runs: int
     methods: int
-    seeds: int
     numbers: dict[str, dict[str, Any]]
     """Finished results that load, by file, without load-dependent fields."""
     samples: list[Sample]
     left: int
     """Child processes that still existed at its end."""
     seconds: float
-
-    @property
-    def runs(self) -> int:
-        return self.methods * self.seeds
 
     def levels(self, of: str) -> list[float]:
         """Return medians over all methods for each seed, without the first, which warms up."""
@@ -91,7 +68,6 @@ class Soaked:
         return (levels[-1] - levels[0]) / ((len(levels) - 1) * self.methods)
 
     def faults(self, leak: float = LEAK) -> list[str]:
-        """Return the problems found."""
         files, right = self.levels("files"), len(self.numbers)
         found = {
             f"{self.runs - right} results are not there": right != self.runs,
@@ -130,34 +106,26 @@ def _inside(command: list[str], folder: Path) -> None:
 
 
 def soak(form: str, methods: list[str], seeds: int, folder: Path) -> Soaked:
-    """Execute the plan in one of the forms."""
     folder.mkdir(parents=True)
     (folder / "soak.toml").write_text(SUITE)
-    plan = ["run", "--suite", "soak.toml", "--methods", ",".join(methods), "--seeds", str(seeds)]
+    command = [*PLAN, "--methods", ",".join(methods), "--seeds", str(seeds), *FORMS[form]]
     started = time.monotonic()
-    process = multiprocessing.get_context("spawn").Process(
-        target=_inside, args=([*plan, *FORMS[form]], folder)
-    )
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_inside, args=(command, folder))
     process.start()
     process.join()
     seconds = time.monotonic() - started
-    if process.exitcode != 0:
-        log = (folder / "log").read_text()[-2000:]
-        raise AssertionError(f"{form} ended with {process.exitcode}: {log}")
-    made = json.loads((folder / "samples.json").read_text())
-    samples = [Sample(*sample) for sample in made["samples"]]
-    numbers = _numbers(folder / "results")
-    return Soaked(form, len(methods), seeds, numbers, samples, made["left"], seconds)
-
-
-def _numbers(results: Path) -> dict[str, dict[str, Any]]:
-    load_or_commits = {"cost": True, "environment": {"commit", "dirty"}}  # someone may work on it
-    found = {}
-    for result in iter_results(results):
-        if isinstance(result, Result) and result.status == "finished":
-            file = result_path(results, result.identity).relative_to(results)
-            found[str(file)] = result.model_dump(exclude=load_or_commits)
-    return found
+    assert process.exitcode == 0, (folder / "log").read_text()[-2000:]
+    state = json.loads((folder / "samples.json").read_text())
+    samples = [Sample(*sample) for sample in state["samples"]]
+    found = {
+        str(file.relative_to(folder)): numbers_in(file)
+        for file in folder.glob("results/*/*/*/seed*.json")
+        if isinstance(read_result(file), Result)
+    }
+    numbers = {file: made for file, made in found.items() if made["status"] == "finished"}
+    runs = len(methods) * seeds
+    return Soaked(form, runs, len(methods), numbers, samples, state["left"], seconds)
 
 
 def differing(one: Soaked, other: Soaked) -> list[str]:
@@ -167,9 +135,7 @@ def differing(one: Soaked, other: Soaked) -> list[str]:
 
 
 def row(soaked: Soaked) -> dict[str, Any]:
-    """Return a row of the table."""
-    cells: dict[str, Any] = {"form": soaked.form, "runs": soaked.runs}
-    cells["right results"] = len(soaked.numbers)
+    cells = {"form": soaked.form, "runs": soaked.runs, "right results": len(soaked.numbers)}
     for of, title in (("resident", "MiB"), ("files", "open files"), ("threads", "threads")):
         levels = soaked.levels(of)
         cells[title] = f"{levels[0]:.0f} -> {levels[-1]:.0f} (at most {max(levels):.0f})"
@@ -179,12 +145,8 @@ def row(soaked: Soaked) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=20, help="of each method")
-    asked = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"  # the last bits depend on it, and jobs share the cores
     with tempfile.TemporaryDirectory() as place:
-        done = [soak(form, METHODS, asked.seeds, Path(place) / form) for form in FORMS]
+        done = [soak(form, METHODS, 20, Path(place) / form) for form in FORMS]
     print(tabulate([row(soaked) for soaked in done], headers="keys", tablefmt="github"))
     faults = [f"{soaked.form}: {fault}" for soaked in done for fault in soaked.faults()]
     faults += [f"{name} differs between the forms" for name in differing(*done)]
