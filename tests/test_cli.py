@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY, is_one_sentence
 
 from kdbench import cli
@@ -361,3 +362,12 @@ def test_help_and_unknown_names_do_not_import_torch(command, imported):
     )
     assert ended.returncode == 0, ended.stderr
     assert command == "--help" or "Did you mean" in ended.stderr
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_bf16_on_a_cpu_without_it_gives_a_warning_first(run_tiny, monkeypatch, supported):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    code, _, err = run_tiny("--precision", "bf16", "--dry-run")
+    assert code == 0 and ("ten times as long" in err) is not supported
+    assert run_tiny("--dry-run")[2] == ""

@@ -101,6 +101,7 @@ def run(
     if not Place.of_this_process().launched:  # launched processes must meet first, to end together
         load_suite(suite)
         check_method_names([*split_names(methods), *([match_cost] if match_cost else [])])
+    from kdbench.engine.device import emulates_bf16
     from kdbench.launch.execution import Execution, check_processes
     from kdbench.launch.plan import agree, check_nothing_in_the_way, make_plan
     from kdbench.launch.ranks import together
@@ -136,6 +137,11 @@ def run(
             chosen = chosen.with_epochs(epochs)
         if precision is not None:
             chosen = chosen.with_precision(precision.value)
+        if chosen.precision == "bf16" and emulates_bf16():
+            print_error(
+                "This CPU has no instructions for bf16, so training takes about ten times as long "
+                "as in fp32; leave out --precision bf16 or use another machine."
+            )
         check_processes(chosen, config.processes, ranks)
         broken: list[UserError] = []
 

@@ -24,6 +24,11 @@ def trains_on_cpu() -> bool:
     return not torch.cuda.is_available() or bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
+def emulates_bf16() -> bool:
+    """Return True if training in bf16 would be slow because this CPU has no instructions for it."""
+    return trains_on_cpu() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def make_accelerator(
     runs: Path | None = None,
     tensorboard: bool = False,
