@@ -1,5 +1,8 @@
 """What an evaluation measures, and after which epochs there is one."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from conftest import Watcher
@@ -9,6 +12,8 @@ from kdbench.data import IGNORE_INDEX
 from kdbench.engine.evaluate import BINS, measure
 from kdbench.report.analysis.summary import leaderboard, runs_frame
 from kdbench.report.tables.columns import columns
+from kdbench.results.files import read_result
+from kdbench.results.predictions import read_predictions, write_predictions
 from kdbench.results.schema import Metrics, Result
 
 
@@ -106,3 +111,47 @@ def test_what_older_results_lack_is_left_out():
         board = leaderboard(runs_frame([each]))
         cells = [column.text(board.iloc[0]) for column in columns(board, names, "baseline")]
         assert [cell.split(" ")[0] for cell in cells] == texts
+
+
+def test_the_predictions_of_the_last_epoch_lie_beside_the_result(run_tiny):
+    assert run_tiny("--methods", "dml")[0] == 0
+    result = read_result(Path("results/tiny/resnet8/dml/seed0.json"))
+    found = read_predictions(Path("results"), result.identity)
+    assert set(found) == {"student", "peer0", "peer1", "ensemble", "labels"}
+    assert {array.dtype for array in found.values()} == {np.dtype("uint8")}
+    for role in found.keys() - {"labels"}:
+        accuracy = 100 * (found[role] == found["labels"]).mean()
+        assert accuracy == pytest.approx(result.last[role].top1)
+    differing = [
+        (found[a] != found[b]).mean()
+        for a, b in (("student", "peer0"), ("student", "peer1"), ("peer0", "peer1"))
+    ]
+    assert 100 * sum(differing) / 3 == pytest.approx(result.last["mean"].disagreement)
+
+
+def test_a_run_that_only_lacks_its_result_still_has_predictions(make_run):
+    first = make_run("dml")
+    first.train()
+    watcher = Watcher()
+    again = make_run("dml", watcher=watcher)
+    again.train()
+    assert watcher.steps == 0
+    for role, classes in first.predictions.items():
+        assert (again.predictions[role] == classes).all()
+
+
+def test_predictions_survive_the_disk_in_the_smallest_type(tmp_path):
+    identity = made_seeds("dml", [50.0])[0].identity
+    assert read_predictions(tmp_path, identity) is None
+    arrays = {
+        "student": np.array([0, 255]),
+        "peer0": np.array([0, 999]),
+        "labels": np.array([-1, 3]),
+    }
+    file = write_predictions(tmp_path, identity, arrays)
+    found = read_predictions(tmp_path, identity)
+    assert [found[name].dtype for name in arrays] == ["uint8", "uint16", "int64"]
+    assert all((found[name] == arrays[name]).all() for name in arrays)
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(ValueError, match=r"seed0\.npz' is not valid"):
+        read_predictions(tmp_path, identity)

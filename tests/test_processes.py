@@ -68,6 +68,7 @@ def test_3_5_two_processes_train_as_one_does(made, method):
     rates = [[epoch["learning_rate"] for epoch in each["epochs"]] for each in (one, two)]
     assert rates[0] == rates[1]
     assert len(one["seen"]) == 99 and sorted(two["seen"]) == sorted(one["seen"])
+    assert two["labels"] == one["labels"] and len(one["labels"]) == 99
     right = [epoch["metrics"]["student"]["top1"] * 99 / 100 for epoch in two["epochs"]]
     assert right == pytest.approx([round(count) for count in right])
     assert totals(two) == pytest.approx(totals(one), rel=0.1)

@@ -86,6 +86,7 @@ def train(method: str, folder: Path, accelerator: Accelerator) -> dict[str, Any]
         "steps": watcher.steps,
         "epochs": [epoch.model_dump() for epoch in result.history],
         "seen": gather_object(seen),
+        "labels": run.predictions["labels"].tolist(),
         "states": gather_object([state.hexdigest()]),
     }
 

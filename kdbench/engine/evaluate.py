@@ -11,6 +11,7 @@ from torch import Tensor
 from kdbench.data import IGNORE_INDEX
 from kdbench.losses import mean_probability_logits
 from kdbench.method import ContractError, Method
+from kdbench.results.predictions import LABELS
 from kdbench.results.schema import Metrics
 from kdbench.roles import is_network
 
@@ -31,6 +32,7 @@ def evaluate(
     method: Method,
     batches: Iterable[tuple[Tensor, Tensor]],
     reduce: Callable[[Tensor], Tensor] | None = None,
+    guesses: dict[str, list[Tensor]] | None = None,
 ) -> dict[str, Metrics]:
     """Evaluate a method in eval mode, and put it back into train mode.
 
@@ -38,6 +40,7 @@ def evaluate(
         method: the method to evaluate.
         batches: images (B, 3, H, W) and labels (B,).
         reduce: sums a tensor over all processes, if each has a share of the images.
+        guesses: receives the predicted classes (B,) of each batch by role, and the labels.
 
     Returns:
         Metrics by role: the roles that the method predicts, and `ensemble` and `mean` of its
@@ -47,7 +50,7 @@ def evaluate(
         ContractError: The method predicts no `student`, or a role that the harness computes.
     """
     method.eval()
-    metrics = measure(method.predict, batches, reduce)
+    metrics = measure(method.predict, batches, reduce, guesses)
     method.train()
     return metrics
 
@@ -57,6 +60,7 @@ def measure(
     predict: Predict,
     batches: Iterable[tuple[Tensor, Tensor]],
     reduce: Callable[[Tensor], Tensor] | None = None,
+    guesses: dict[str, list[Tensor]] | None = None,
 ) -> dict[str, Metrics]:
     """Compute metrics by role like `evaluate`, for any function that predicts logits.
 
@@ -67,6 +71,10 @@ def measure(
         roles = _roles(predict, inputs)
         counts = {role: _count(logits, labels) for role, logits in roles.items()}
         counts[PAIRS] = _count_disagreements(roles)
+        if guesses is not None:
+            classes = {role: logits.argmax(dim=1) for role, logits in roles.items()}
+            for name, values in (classes | {LABELS: labels}).items():
+                guesses.setdefault(name, []).append(values)
         for role, count in counts.items():
             sums[role] = sums[role] + count if role in sums else count
     totals = torch.stack(list(sums.values()))
@@ -97,7 +105,7 @@ def check_roles(roles: Mapping[str, Tensor]) -> None:
     """
     if "student" not in roles:
         raise ContractError("predict() returned no role 'student'")
-    reserved = {"ensemble", "mean"} & set(roles)
+    reserved = {"ensemble", "mean", LABELS} & set(roles)
     if reserved:
         role = reserved.pop()
         raise ContractError(f"predict() returned the role '{role}', which kdbench computes")

@@ -1,10 +1,12 @@
 """One run: the loop that trains every method."""
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from pydantic import TypeAdapter
@@ -33,6 +35,7 @@ from kdbench.engine.schedule import learning_rate_factor
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.step import Mode, TrainingStep
 from kdbench.engine.stop import Stop, StoppedError
+from kdbench.results.predictions import Predictions
 from kdbench.results.schema import (
     TRAINED_BEFORE,
     Cost,
@@ -97,6 +100,7 @@ class Run:
         self.clock = StepClock(accelerator.device)
         self.progress = Progress(jobs=jobs)
         self.history: list[Epoch] = []
+        self.predictions: Predictions | None = None
         self.empty_result = empty_result(spec, accelerator, "failed")
         self.hardware = describe_hardware(self.empty_result.environment, mode)
         self.saved_at = time.monotonic()
@@ -143,7 +147,8 @@ class Run:
                 try:
                     losses = self._train_epoch(epoch)
                     due = self.spec.suite.is_evaluated(epoch + 1)
-                    metrics = self._evaluate() if due else {}
+                    last = epoch + 1 == self.spec.suite.schedule.epochs
+                    metrics = self._evaluate(keep=last) if due else {}
                 except StoppedError:
                     self._save()
                     self.files.finish()
@@ -152,6 +157,8 @@ class Run:
                     raise
                 check_finite(epoch + 1, losses, metrics, self.method)
                 self._record(epoch, losses, metrics)
+            if self.predictions is None:  # the run was killed before its result was written
+                self._evaluate(keep=True)
             self.files.finish()
         return self.result("finished")
 
@@ -258,11 +265,15 @@ class Run:
             steps, self.step.names, sums, self.method, self.accelerator
         )
 
-    def _evaluate(self) -> dict[str, Metrics]:
+    def _evaluate(self, keep: bool) -> dict[str, Metrics]:
+        """Return the metrics by role, and keep the predictions if they are those of the run."""
         started = time.perf_counter()
         self._average_buffers()
+        guesses: dict[str, list[Tensor]] = {}
         with self.step.autocast():
-            metrics = evaluate(self.method, self._evaluation_batches(), self._sum)
+            metrics = evaluate(self.method, self._evaluation_batches(), self._sum, guesses)
+        if keep:
+            self.predictions = {name: self._in_order(parts) for name, parts in guesses.items()}
         self.progress.evaluation_seconds += time.perf_counter() - started
         return metrics
 
@@ -272,6 +283,17 @@ class Run:
             if self.stop.requested and self.agreement.alone:
                 raise StoppedError(self.stop.received[0])
             yield batch
+
+    def _in_order(self, parts: list[Tensor]) -> np.ndarray:
+        """Return the values of all test images in order; each process has every n-th image."""
+        own, processes = torch.cat(parts), self.accelerator.num_processes
+        if processes > 1:
+            images = int(self._sum(torch.tensor(len(own), device=own.device)))
+            padded = own.new_zeros(math.ceil(images / processes))
+            padded[: len(own)] = own
+            own = self.accelerator.gather(padded).view(processes, -1).T.flatten()[:images]
+        array: np.ndarray = own.cpu().numpy()
+        return array
 
     def _calibrate(self) -> None:
         if self.held_out is not None:

@@ -26,6 +26,7 @@ from kdbench.launch.place import Place
 from kdbench.launch.ranks import Ranks
 from kdbench.launch.shares import check_gpus, cores
 from kdbench.results.files import write_result
+from kdbench.results.predictions import Predictions, write_predictions
 from kdbench.results.schema import Result, Status
 from kdbench.suite.suite import Suite
 
@@ -139,8 +140,10 @@ def run_and_save(
     if how.tensorboard:
         accelerator.init_trackers(str(folder.relative_to(how.runs)))
 
-    def record(result: Result) -> None:
+    def record(result: Result, predictions: Predictions | None) -> None:
         if ranks.is_main:
+            if predictions is not None:
+                write_predictions(how.results, result.identity, predictions)
             write_result(how.results, result)
 
     return run_one(spec, *images, folder, accelerator, observer, mode, jobs, ranks, stop, record)
@@ -157,7 +160,7 @@ def run_one(
     jobs: int = 1,
     ranks: Ranks = ALONE,
     stop: Stop | None = None,
-    record: Callable[[Result], None] = lambda result: None,
+    record: Callable[[Result, Predictions | None], None] = lambda result, predictions: None,
 ) -> Result:
     """One run; whatever goes wrong in it is recorded as its result, so that the others go on.
 
@@ -177,7 +180,7 @@ def run_one(
         if run is not None:
             run.files.close()
 
-    ranks.on_failure = lambda reason: record(unfinished("failed", reason))
+    ranks.on_failure = lambda reason: record(unfinished("failed", reason), None)
     try:
         run = Run(spec, train, test, folder, accelerator, observer, mode, jobs, stop)
         result = run.train()
@@ -201,7 +204,7 @@ def run_one(
             tracker.finish()
         accelerator.trackers.clear()  # or the next run would log to this one's too
         accelerator.free_memory()
-    record(result)
+    record(result, run.predictions if run is not None and result.status == "finished" else None)
     if not ranks.in_step:
         raise PlanAbandonedError(spec.label, result.reason or "", lost=ranks.lost)
     return result
