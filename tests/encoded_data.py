@@ -4,12 +4,10 @@ from functools import cache
 from pathlib import Path
 
 import datasets
-import numpy as np
+import pictures
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pictures import encode
-from PIL import Image
 
 from kdbench.data import locate
 from kdbench.data.encoded.images import EncodedImages, open_encoded
@@ -45,11 +43,9 @@ warmup_epochs = 0
 
 @cache
 def photo(split: str, index: int) -> bytes:
-    """Return a JPEG of smooth shapes whose size depends on `index`."""
-    noise = np.random.default_rng([index, len(split)])
-    small = Image.fromarray(noise.integers(0, 256, (5, 5, 3), dtype=np.uint8))
-    size = (40 + 3 * (index % 7), 52 - 4 * (index % 5))
-    return encode(small.resize(size, Image.Resampling.BICUBIC), quality=90)
+    """Return a JPEG whose size depends on `index`."""
+    height, width, seed = 52 - 4 * (index % 5), 40 + 3 * (index % 7), 100 * len(split) + index
+    return pictures.encode(pictures.photo(height, width, seed), quality=90)
 
 
 Content = dict[str, list[tuple[bytes, int]]]
@@ -103,9 +99,10 @@ def write_folders(folder: Path, rows: Content | None = None) -> Path:
 LAYOUTS = {"parquet": write_parquet, "save_to_disk": write_saved, "imagefolder": write_folders}
 
 
-def photo_suite() -> Suite:
+def photo_suite(batch_size: int = 8) -> Suite:
     """Write `photos.toml` to the working folder and load it."""
-    Path("photos.toml").write_text(SUITE)
+    text = SUITE.replace("\nbatch_size = 8", f"\nbatch_size = {batch_size}")
+    Path("photos.toml").write_text(text)
     return load_suite("photos.toml")
 
 
