@@ -1,15 +1,13 @@
 """Tiny encoded photographs of four classes in every layout, and a suite for them."""
 
-import io
 from functools import cache
 from pathlib import Path
 
 import datasets
-import numpy as np
+import pictures
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
 
 from kdbench.data import locate
 from kdbench.data.encoded.images import EncodedImages, open_encoded
@@ -23,7 +21,7 @@ SUITE = f"""
 version = 1
 extends = "imagenet"
 description = "two epochs of two steps"
-architectures = ["resnet8", "resnet18"]
+architectures = ["resnet8"]
 default_architecture = "resnet8"
 networks = 2
 batch_size = 8
@@ -34,10 +32,8 @@ hub = "nobody/photos"
 classes = {CLASSES}
 image_size = 32
 resize = 36
-[data.train]
-images = {TRAIN}
-[data.test]
-images = {TEST}
+train.images = {TRAIN}
+test.images = {TEST}
 [schedule]
 epochs = 2
 milestones = [1]
@@ -47,24 +43,22 @@ warmup_epochs = 0
 
 @cache
 def photo(split: str, index: int) -> bytes:
-    """Return a JPEG of smooth shapes whose size depends on `index`."""
-    noise = np.random.default_rng([index, len(split)])
-    small = Image.fromarray(noise.integers(0, 256, (5, 5, 3), dtype=np.uint8))
-    stream = io.BytesIO()
-    size = (40 + 3 * (index % 7), 52 - 4 * (index % 5))
-    small.resize(size, Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
-    return stream.getvalue()
+    """Return a JPEG whose size depends on `index`."""
+    height, width, seed = 52 - 4 * (index % 5), 40 + 3 * (index % 7), 100 * len(split) + index
+    return pictures.encode(pictures.photo(height, width, seed), quality=90)
 
 
 Content = dict[str, list[tuple[bytes, int]]]
 
 
-def content() -> Content:
-    """Return the encoded images and labels of each split."""
-    counts = {"train": TRAIN, "validation": TEST}
+def content(**damaged: list[int]) -> Content:
+    """Return the encoded images and labels of each split; the damaged ones are no images."""
     return {
-        split: [(photo(split, index), index % CLASSES) for index in range(count)]
-        for split, count in counts.items()
+        split: [
+            (b"no image" if i in damaged.get(split, ()) else photo(split, i), i % CLASSES)
+            for i in range(count)
+        ]
+        for split, count in (("train", TRAIN), ("validation", TEST))
     }
 
 
@@ -77,8 +71,7 @@ def write_parquet(folder: Path, rows: Content | None = None) -> Path:
     """Write the hub's layout, with the training split in two files."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, images in (rows or content()).items():
-        half = len(images) // 2 if split == "train" else len(images)
-        parts = [part for part in (images[:half], images[half:]) if part]
+        parts = [images[:10], images[10:]] if split == "train" else [images]
         for shard, part in enumerate(parts):
             name = f"{split}-{shard:05d}-of-{len(parts):05d}.parquet"
             pq.write_table(table(part), folder / name)
@@ -93,12 +86,11 @@ def write_saved(folder: Path, rows: Content | None = None) -> Path:
     return folder
 
 
-def write_folders(folder: Path, rows: Content | None = None, validation: str = "val") -> Path:
+def write_folders(folder: Path, rows: Content | None = None) -> Path:
     """Write one folder per class; the images of a class keep their order."""
     for split, images in (rows or content()).items():
         for index, (image, label) in enumerate(images):
-            name = validation if split == "validation" else split
-            place = folder / name / f"n{label:08d}"
+            place = folder / ("val" if split == "validation" else split) / f"n{label:08d}"
             place.mkdir(parents=True, exist_ok=True)
             (place / f"n{label:08d}_{index:03d}.JPEG").write_bytes(image)
     return folder
@@ -107,10 +99,11 @@ def write_folders(folder: Path, rows: Content | None = None, validation: str = "
 LAYOUTS = {"parquet": write_parquet, "save_to_disk": write_saved, "imagefolder": write_folders}
 
 
-def photo_suite(**changes: object) -> Suite:
+def photo_suite(batch_size: int = 8) -> Suite:
     """Write `photos.toml` to the working folder and load it."""
-    Path("photos.toml").write_text(SUITE)
-    return load_suite("photos.toml").model_copy(update=changes)
+    text = SUITE.replace("\nbatch_size = 8", f"\nbatch_size = {batch_size}")
+    Path("photos.toml").write_text(text)
+    return load_suite("photos.toml")
 
 
 def opened(suite: Suite, folder: Path, workers: int = 0) -> tuple[EncodedImages, EncodedImages]:

@@ -16,33 +16,31 @@ import sys
 import tempfile
 from pathlib import Path
 
-COMMAND = [sys.executable, "-m", "kdbench", "run", "--suite", "cifar100-reduced", "--epochs", "1"]
 
-
-def cost(arguments: argparse.Namespace, processes: int, folder: Path) -> dict[str, float]:
+def cost(arguments: argparse.Namespace, processes: int, folder: str) -> dict[str, float]:
     """Return the cost of a run with the given number of processes."""
-    places = ["--results-dir", str(folder / "results"), "--runs-dir", str(folder / "runs")]
-    what = ["--methods", arguments.method, "--architectures", arguments.architecture]
-    what += ["--data-dir", str(arguments.data_dir)]
-    ways = ["--num-processes", str(processes), "--compile", "off", "--overwrite"]
-    subprocess.run([*COMMAND, *places, *what, *ways], check=True, stdout=subprocess.DEVNULL)
-    (file,) = (folder / "results").rglob("seed0.json")
+    command = [sys.executable, "-m", "kdbench", "run", "--suite", "cifar100-reduced"]
+    command += ["--epochs", "1", "--num-processes", str(processes), "--compile", "off"]
+    command += ["--methods", arguments.method, "--architectures", arguments.architecture]
+    command += ["--data-dir", str(arguments.data_dir.absolute()), "--overwrite"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
+    (file,) = Path(folder, "results").rglob("seed0.json")
     return json.loads(file.read_text())["cost"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--method", default="dml")
-    parser.add_argument("--architecture", default="resnet20")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
+    for option, default in (("method", "dml"), ("architecture", "resnet20")):
+        parser.add_argument(f"--{option}", default=default)
+    for option, default in (("processes", 2), ("rounds", 3)):
+        parser.add_argument(f"--{option}", type=int, default=default)
     arguments = parser.parse_args()
     rates: dict[int, list[float]] = {1: [], arguments.processes: []}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(arguments.rounds):
             for processes, measured in rates.items():
-                made = cost(arguments, processes, Path(folder))
+                made = cost(arguments, processes, folder)
                 measured.append(made["images_per_second"])
             one, several = (measured[-1] for measured in rates.values())
             print(f"round {number + 1}: {one:.1f} and {several:.1f} images/s", flush=True)
