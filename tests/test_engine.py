@@ -19,14 +19,14 @@ from kdbench.engine.result_builder import DivergedError
 from kdbench.engine.spec import RunSpec
 from kdbench.errors import UserError
 from kdbench.launch.execution import run_one
+from kdbench.launch.plan import make_specs
 from kdbench.method import ContractError, MethodOptions, ParameterGroup
 from kdbench.suite.load import load_suite
 
 
 @pytest.fixture
 def spec(suite) -> RunSpec:
-    (entry,) = find_methods(["label_smoothing"])
-    return RunSpec(suite, "resnet8", entry, entry.options({}), 0)
+    return make_specs(suite, ["label_smoothing"], ["resnet8"])[0]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -12,7 +12,6 @@ from test_step import compare_steps
 
 from kdbench.bench.subject import Subject
 from kdbench.data import Images, random_images
-from kdbench.discovery import find_methods
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.run import Run
 from kdbench.engine.spec import RunSpec
@@ -34,10 +33,9 @@ def make_run(suite, images, tmp_path, monkeypatch):
     torch.set_float32_matmul_precision("highest")
 
     def build(method: str, folder: str, mode: Mode, watcher: Watcher | None = None) -> Run:
-        (entry,) = find_methods([method])
-        spec = RunSpec(suite, "resnet8", entry, entry.options({}), 0)
-        watcher = watcher or Watcher()
-        return Completing(spec, *cuda_images, tmp_path / folder, accelerator, watcher, mode)
+        (spec,) = make_specs(suite, [method], ["resnet8"])
+        where = tmp_path / folder, accelerator, watcher or Watcher()
+        return Completing(spec, *cuda_images, *where, mode)
 
     yield build
     torch.set_float32_matmul_precision("high")

@@ -20,7 +20,7 @@ from kdbench.engine.optimizers import build_optimizers, set_learning_rates
 from kdbench.engine.run import Run
 from kdbench.engine.step import REPLAY_TOLERANCE, Mode, TrainingState, TrainingStep, state_tensors
 from kdbench.launch import estimate
-from kdbench.launch.plan import PlannedRun
+from kdbench.launch.plan import PlannedRun, make_specs
 from kdbench.results.files import write_result
 from kdbench.suite.load import load_suite
 
@@ -226,19 +226,19 @@ def test_networks_of_a_recorded_step_are_compiled_together(train_beside_eager, m
 
 def test_the_state_of_a_step_is_all_that_it_changes(make_run):
     run = make_run("ffsd")
-    views, labels = next(iter(run.training.epoch(0)))
+    state = partial(TrainingState, run.method, run.optimizers)
+    views, labels = next(run.training.epoch(0))
     run.method.train().begin_epoch(0)
-    before = TrainingState(run.method, run.optimizers)  # optimizers have made no state yet
+    before = state()  # optimizers have made no state yet
     first = run.step(views, labels)
     before.restore()
     assert not any(optimizer.state for optimizer in run.optimizers)
-    again = run.step(views, labels)
-    assert torch.equal(first, again)
-    after = TrainingState(run.method, run.optimizers)
+    assert torch.equal(first, run.step(views, labels))
+    after = state()
     run.step(views, labels)
-    third = TrainingState(run.method, run.optimizers)
+    third = state()
     after.restore()
-    assert TrainingState(run.method, run.optimizers).difference(third, after) == 1.0
+    assert state().difference(third, after) == 1.0
 
 
 def test_rates_of_a_recorded_step_are_tensors_that_it_reads(make_run, suite):
@@ -250,25 +250,18 @@ def test_rates_of_a_recorded_step_are_tensors_that_it_reads(make_run, suite):
     assert rate.item() == pytest.approx(0.1 * suite.optimizer.learning_rate)
 
 
-def test_an_estimate_uses_rates_of_runs_executed_alike(
-    make_run, accelerator, tmp_path, monkeypatch
-):
-    spec = make_run("baseline").spec
+def test_an_estimate_uses_rates_of_runs_executed_alike(suite, tmp_path, monkeypatch):
+    (spec,) = make_specs(suite, ["baseline"], ["resnet20"])
     monkeypatch.setattr(estimate, "_time_step", lambda *_: 100.0)
-    result = made(
-        "baseline",
-        suite=spec.suite,
-        cost={"step_milliseconds": 1000.0},
-        environment={"step": "inductor", "device": device_name(accelerator.device)},
-        architecture="resnet8",
-    )
-    write_result(tmp_path, result)
+    device = torch.device("cpu")
+    cost = {"step_milliseconds": 1000.0}
+    environment = {"step": "inductor", "device": device_name(device)}
+    write_result(tmp_path, made("baseline", suite=suite, cost=cost, environment=environment))
     fp32 = PlannedRun(spec, tmp_path / "other.json", "to run")
-    bf16 = replace(fp32, spec=replace(spec, suite=spec.suite.with_precision("bf16")))
+    bf16 = replace(fp32, spec=replace(spec, suite=suite.with_precision("bf16")))
 
     def seconds(mode: str, done: int = 0) -> list[float]:
-        plan, steps, modes = [fp32, bf16], [done, 0], [mode, mode]
-        return estimate.estimate_seconds(plan, steps, tmp_path, accelerator.device, modes)
+        return estimate.estimate_seconds([fp32, bf16], [done, 0], tmp_path, device, [mode] * 2)
 
     assert seconds("inductor") == [12.0, 1200.0]
     assert seconds("inductor", done=9) == [3.0, 1200.0]

@@ -32,19 +32,19 @@ FAULTS = (
     Fault(
         "milestones a step late",
         ((SCHEDULE, "step >= round", "step > round"),),
-        (invariant("3_learning_rates_of_cifar100_step_at_epochs_150_and_225"),),
+        (invariant("3_learning_rates_warm_up_per_step_and_fall_at_the_milestones"),),
         "baseline,independent",
     ),
     Fault(
         "milestones an epoch late",
         ((SCHEDULE, "round(milestone * steps", "round((milestone + 1) * steps"),),
-        (invariant("3_learning_rates_of_cifar100_step_at_epochs_150_and_225"),),
+        (invariant("3_learning_rates_warm_up_per_step_and_fall_at_the_milestones"),),
         "baseline,independent",
     ),
     Fault(
         "warm-up from zero",
         ((SCHEDULE, "return (step + 1) / warmup_steps", "return step / warmup_steps"),),
-        (invariant("3_warm_up_rises_linearly_per_step"),),
+        (invariant("3_learning_rates_warm_up_per_step_and_fall_at_the_milestones"),),
     ),
     Fault(
         "weight decay 5e-4 for 1e-4",
