@@ -8,6 +8,7 @@ the fault, so the unchanged copy runs first. Use a baseline that was made on the
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,8 +67,8 @@ def main() -> int:
     arguments = parser.parse_args()
     print("| fault | methods run | caught by |\n| --- | --- | --- |", flush=True)
     false_alarm = False
-    for fault in (NONE, *(fault for fault in FAULTS if fault.methods), *GATE_ONLY):
-        if not arguments.names or fault.name in arguments.names:
+    for fault in (NONE, *FAULTS, *GATE_ONLY):
+        if fault.methods and fault.name in (arguments.names or [fault.name]):
             failed = find_failed_measures(fault, arguments.baseline.resolve())
             false_alarm |= fault is NONE and bool(failed)
             nothing = "nothing, as expected" if fault is NONE else "**not caught**"
@@ -83,10 +84,8 @@ def find_failed_measures(fault: Fault, baseline: Path) -> str:
         environment = os.environ | {"PYTHONPATH": str(copy)}
         process = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
         assert process.returncode in (0, 1), process.stderr
-        rows = [
-            [cell.strip() for cell in r.split("|")[1:-1]] for r in table.read_text().split("\n")
-        ]
-        failed = [f"{row[0]}: {row[1]}" for row in rows if len(row) > 1 and row[-1] in REGRESSIONS]
+        rows = [re.split(r" *\| *", row) for row in table.read_text().splitlines()]
+        failed = [f"{row[1]}: {row[2]}" for row in rows if len(row) > 3 and row[-2] in REGRESSIONS]
         assert bool(failed) == bool(process.returncode)
         return "; ".join(failed)
 

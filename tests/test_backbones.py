@@ -1,7 +1,6 @@
 """Every architecture is the network its name means: sizes, stages, split, initial weights."""
 
 import math
-from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
@@ -14,6 +13,7 @@ from kdbench.errors import UserError
 
 
 class Expected(NamedTuple):
+    name: str
     parameters: int
     stages: tuple[tuple[int, int, int], ...]
     classes: int = 100
@@ -24,34 +24,29 @@ RESNET = ((16, 32, 32), (32, 16, 16), (64, 8, 8))
 WRN = ((32, 32, 32), (64, 16, 16), (128, 8, 8))
 IMAGENET = ((64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7))
 
-EXPECTED = {
-    "resnet8": Expected(83_892, RESNET),
-    "resnet20": Expected(278_324, RESNET),
-    "resnet32": Expected(472_756, RESNET),
-    "resnet56": Expected(861_620, RESNET),
-    "resnet110": Expected(1_736_564, RESNET),
-    "wrn16-2": Expected(704_420, WRN),
-    "wrn40-2": Expected(2_258_084, WRN),
-    "densenet40-12": Expected(1_100_428, ((168, 32, 32), (312, 16, 16), (456, 8, 8))),
-    "googlenet": Expected(6_258_500, ((480, 32, 32), (832, 16, 16), (1024, 8, 8))),
-    "resnet18": Expected(11_689_512, IMAGENET, classes=1000, image_size=224),
-    "resnet34": Expected(21_797_672, IMAGENET, classes=1000, image_size=224),
-}
+EXPECTED = [
+    Expected("resnet8", 83_892, RESNET),
+    Expected("resnet20", 278_324, RESNET),
+    Expected("resnet32", 472_756, RESNET),
+    Expected("resnet56", 861_620, RESNET),
+    Expected("resnet110", 1_736_564, RESNET),
+    Expected("wrn16-2", 704_420, WRN),
+    Expected("wrn40-2", 2_258_084, WRN),
+    Expected("densenet40-12", 1_100_428, ((168, 32, 32), (312, 16, 16), (456, 8, 8))),
+    Expected("googlenet", 6_258_500, ((480, 32, 32), (832, 16, 16), (1024, 8, 8))),
+    Expected("resnet18", 11_689_512, IMAGENET, classes=1000, image_size=224),
+    Expected("resnet34", 21_797_672, IMAGENET, classes=1000, image_size=224),
+]
 
 
-@pytest.fixture(scope="module", params=EXPECTED)
-def name(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(scope="module", params=EXPECTED, ids=lambda expected: expected.name)
+def expected(request: pytest.FixtureRequest) -> Expected:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def expected(name: str) -> Expected:
-    return EXPECTED[name]
-
-
-@pytest.fixture(scope="module")
-def backbone(name: str, expected: Expected) -> Backbone:
-    return seeded_build(name, expected.classes, seed=0)
+def backbone(expected: Expected) -> Backbone:
+    return seeded_build(expected, seed=0)
 
 
 @pytest.fixture
@@ -61,22 +56,19 @@ def images(expected: Expected) -> Tensor:
     return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def seeded_build(name: str, classes: int, seed: int) -> Backbone:
+def seeded_build(expected: Expected, seed: int) -> Backbone:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build(name, classes)
+        return build(expected.name, expected.classes)
 
 
 def test_every_architecture_has_an_expectation():
-    assert set(EXPECTED) == set(ARCHITECTURES)
-
-
-def test_parameter_count(backbone: Backbone, expected: Expected):
-    assert count_parameters(backbone) == expected.parameters
+    assert {expected.name for expected in EXPECTED} == set(ARCHITECTURES)
 
 
 @torch.no_grad()
-def test_shapes(backbone: Backbone, expected: Expected):
+def test_parameters_and_shapes(backbone: Backbone, expected: Expected):
+    assert count_parameters(backbone) == expected.parameters
     size = expected.image_size
     stages, embedding, logits = backbone.eval()(torch.zeros(1, 3, size, size))
     assert tuple(tuple(stage.shape[1:]) for stage in stages) == expected.stages
@@ -87,32 +79,18 @@ def test_shapes(backbone: Backbone, expected: Expected):
 
 
 @torch.no_grad()
-def test_consecutive_stages_halve_the_size(backbone: Backbone, images: Tensor):
-    sizes = [stage.shape[2:] for stage in backbone.eval()(images).stages]
-    for (height, width), (next_height, next_width) in pairwise(sizes):
-        assert (height, width) == (2 * next_height, 2 * next_width)
-
-
-@torch.no_grad()
 def test_trunk_and_branch_are_the_whole_network(backbone: Backbone, images: Tensor):
     whole = backbone.train()(images)
     maps = backbone.trunk(images)
     last, embedding, logits = backbone.branch(maps[-1])
-    torch.testing.assert_close(whole.stages, (*maps, last))
-    torch.testing.assert_close(whole.embedding, embedding)
-    torch.testing.assert_close(whole.logits, logits)
+    torch.testing.assert_close(tuple(whole), ((*maps, last), embedding, logits))
     torch.testing.assert_close(embedding, last.mean(dim=(2, 3)))
-
-
-@torch.no_grad()
-def test_no_stage_modifies_the_output_of_an_earlier_stage(backbone: Backbone, images: Tensor):
-    backbone.train()
-    x = backbone.trunk.stem(images)
-    fresh = []
+    # No stage modifies the output of an earlier one.
+    x, fresh = backbone.trunk.stem(images), []
     for stage in (*backbone.trunk.stages, backbone.branch.stage):
         x = stage(x)
         fresh.append(x.clone())
-    torch.testing.assert_close(backbone(images).stages, tuple(fresh))
+    torch.testing.assert_close(whole.stages, tuple(fresh))
 
 
 def test_gradients_reach_every_parameter(backbone: Backbone, images: Tensor):
@@ -148,14 +126,12 @@ def test_initial_weights(backbone: Backbone):
     assert 0.99 * bound < largest <= bound  # PyTorch's default for Linear is uniform
 
 
-def test_the_seed_decides_the_weights(name: str, backbone: Backbone, expected: Expected):
-    again = list(seeded_build(name, expected.classes, seed=0).parameters())
-    other = list(seeded_build(name, expected.classes, seed=1).parameters())
+def test_the_seed_decides_the_weights(backbone: Backbone, expected: Expected):
     ours = list(backbone.parameters())
-    assert all(torch.equal(x, y) for x, y in zip(ours, again, strict=True))
+    assert all(map(torch.equal, ours, seeded_build(expected, seed=0).parameters()))
     random = [x.std() > 0 for x in ours]
-    differs = [not torch.equal(x, y) for x, y in zip(ours, other, strict=True)]
-    assert differs == random
+    other = seeded_build(expected, seed=1).parameters()
+    assert [not torch.equal(x, y) for x, y in zip(ours, other, strict=True)] == random
 
 
 @pytest.mark.parametrize(

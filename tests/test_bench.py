@@ -12,7 +12,6 @@ from torch import nn
 from kdbench.bench.record import Benchmark
 from kdbench.bench.roofline import DeviceRates, StepWork, count_step_work, measure_rates
 from kdbench.engine.measure import MemoryMeter
-from kdbench.engine.step import TrainingStep
 
 
 def test_work_is_the_bytes_and_flops_of_every_operation():
@@ -38,14 +37,11 @@ def test_the_backward_pass_is_counted():
     both = count_step_work(lambda: layer(x).sum().backward())
     assert both.bytes > 2 * forward.bytes
     assert both.flops == 2 * forward.flops  # the input asks for no gradient
-
-
-def test_a_depthwise_convolution_costs_as_little_backward_as_forward():
-    layer = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
-    x = torch.ones(2, 8, 4, 4, requires_grad=True)
-    forward = 2 * (2 * 8 * 4 * 4) * 9
-    assert count_step_work(lambda: layer(x)).flops == forward
-    assert count_step_work(lambda: layer(x).sum().backward()).flops == 3 * forward
+    depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+    images = torch.ones(2, 8, 4, 4, requires_grad=True)
+    flops = 2 * (2 * 8 * 4 * 4) * 9
+    assert count_step_work(lambda: depthwise(images)).flops == flops
+    assert count_step_work(lambda: depthwise(images).sum().backward()).flops == 3 * flops
 
 
 def test_the_floor_is_the_longer_of_bytes_and_flops():
@@ -66,20 +62,20 @@ def bench(kdbench):
 
 
 def test_ratios_are_to_the_reference_with_as_many_networks(bench):
-    code, out, _ = bench(
-        "--methods", "baseline,independent,okddip", "--set", "okddip.networks=4", "--format", "json"
-    )
+    methods = ("--methods", "baseline,independent,okddip", "--set", "okddip.networks=4")
+    code, out, _ = bench(*methods, "--format", "json")
     assert code == 0
     measured = Benchmark.model_validate_json(out)
-    rows = {row.method: row for row in measured.rows}
-    assert list(rows) == ["baseline", "independent", "okddip@networks=4"]
-    assert rows["baseline"].ratio is None  # the control takes two networks at least
-    assert rows["independent"].ratio.median == 1.0
-    assert rows["okddip@networks=4"].networks == 4
-    low, high = rows["okddip@networks=4"].ratio.quartiles
-    assert 0 < low <= rows["okddip@networks=4"].ratio.median <= high
-    assert rows["independent"].flops == pytest.approx(3 * rows["baseline"].flops, rel=0.01)
-    for row in rows.values():
+    baseline, independent, okddip = measured.rows
+    names = [row.method for row in measured.rows]
+    assert names == ["baseline", "independent", "okddip@networks=4"]
+    assert baseline.ratio is None  # the control takes two networks at least
+    assert independent.ratio.median == 1.0
+    assert okddip.networks == 4
+    low, high = okddip.ratio.quartiles
+    assert 0 < low <= okddip.ratio.median <= high
+    assert independent.flops == pytest.approx(3 * baseline.flops, rel=0.01)
+    for row in measured.rows:
         assert row.images_per_second == pytest.approx(64e3 / row.milliseconds.median)
         assert 0 < row.data_share < 1 and row.peak_memory_bytes > 0 and row.step == "eager"
     assert not re.search(r"/(home|root|tmp|work)", json.dumps(measured.model_dump(mode="json")))
@@ -100,9 +96,8 @@ class Hungry(Baseline):
 """
 
 
-@pytest.mark.parametrize("enough", [0, 12])
+@pytest.mark.parametrize("enough", [0, 12], ids=["at once", "once prepared"])
 def test_a_method_that_runs_out_of_memory_is_reported_and_the_others_are_measured(bench, enough):
-    """A method that runs out of memory at once, or after its preparation."""
     Path("hungry.py").write_text(HUNGRY.format(enough=enough))
     code, out, err = bench("--methods", "./hungry.py,baseline", "--format", "json")
     assert code == 1 and is_one_sentence(err)
@@ -112,10 +107,9 @@ def test_a_method_that_runs_out_of_memory_is_reported_and_the_others_are_measure
 
 
 def test_the_table_names_its_conditions(bench):
-    methods = ("--methods", "dml,baseline")
-    code, out, _ = bench(*methods, "--format", "markdown", "--against", "dml")
-    assert code == 0
-    assert out.startswith("### digits, resnet8, batch 64")
+    methods = ("--methods", "dml,baseline", "--against", "dml")
+    code, out, _ = bench(*methods, "--format", "markdown")
+    assert code == 0 and out.startswith("### digits, resnet8, batch 64")
     (row,) = [line for line in out.splitlines() if line.startswith("| dml")]
     assert "| eager" in row and "1.000" in row
     assert "- n/a: no dml with the same number of networks" in out
@@ -141,13 +135,11 @@ def test_mistakes_print_one_sentence(bench, arguments, complaint):
 @pytest.mark.slow
 def test_memory_does_not_grow_with_steps(make_run):
     run = make_run("ffsd")
-    step: TrainingStep = run.step
+    batches = list(run.training.epoch(0))
 
     def train(steps: int) -> int:
-        batches = list(run.training.epoch(0))
         for index in range(steps):
-            step(*batches[index % len(batches)])
-        del batches
+            run.step(*batches[index % len(batches)])
         return MemoryMeter(torch.device("cpu")).peak()  # now: nothing came after its start
 
     before = train(50)

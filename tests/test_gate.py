@@ -5,28 +5,21 @@ import math
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import is_one_sentence, slow_except
 from made_results import CIFAR, made
 from scipy import stats
 
 from kdbench.bench import command as bench_command
 from kdbench.bench.record import Spread
-from kdbench.engine.environment import environment
 from kdbench.errors import UserError
 from kdbench.gate import command, measure
-from kdbench.gate.compare import (
-    FALSE_ALARM_RATE,
-    MIN_STEP_TIME_TOLERANCE,
-    Comparison,
-    compare,
-    loss_distance,
-)
+from kdbench.gate.compare import FALSE_ALARM_RATE, MIN_STEP_TIME_TOLERANCE, compare, loss_distance
 from kdbench.gate.record import Baseline, Entry, Rounding, StepMeasurement, Trace, read_baseline
 from kdbench.gate.tables import summarize
 from kdbench.report.analysis.schedule_agreement import agreement
 
-STORED = Path(__file__).parents[1] / "results/gate/digits.json"
+FILE = Path(__file__).parents[1] / "results/gate/digits.json"
+COMMITTED = read_baseline(FILE)
 TOP1 = (90.0, 92.0, 94.0)
 
 
@@ -41,12 +34,12 @@ def make_step(ratio: float = 1.2, margin: float = 0.01, mib: float = 100, work: 
 
 def make_traces(*shifts: float, top1: float = 0.0, **terms: float) -> dict[int, Trace]:
     """Traces of three seeds, with two steps, shifted accuracies and relatively shifted losses."""
-    evaluation, losses = {"student": [2.3, 2.2]}, {"ce": 2.0} | terms
+    losses = {"ce": 2.0} | terms
     return {
         seed: Trace(
             top1={"student": value + top1},
             losses={name: [value * (1 + shift)] * 2 for name, value in losses.items()},
-            evaluation=evaluation,
+            evaluation={"student": [2.3, 2.2]},
         )
         for seed, (value, shift) in enumerate(zip(TOP1, shifts or (0.0, 0.0, 0.0), strict=True))
     }
@@ -65,63 +58,53 @@ def make_entry(method: str = "a", **changes: object) -> Entry:
     return entry.model_copy(update=changes)
 
 
-@pytest.fixture(scope="module")
-def committed() -> Baseline:
-    return read_baseline(STORED)
+STORED = COMMITTED.model_copy(update={"entries": [make_entry("a"), make_entry("b")]})
 
 
-@pytest.fixture(scope="module")
-def stored(committed) -> Baseline:
-    """A baseline with the methods a and b."""
-    return committed.model_copy(update={"entries": [make_entry("a"), make_entry("b")]})
-
-
-def compare_all(stored: Baseline, entries: list[Entry], methods: set[str] | None = None):
+def compare_all(entries: list[Entry], methods: set[str] | None = None, stored: Baseline = STORED):
     return compare(stored, entries, methods, stored.environment.torch)
 
 
-def compare_measure(stored: Baseline, measure: str, **changes: object) -> Comparison:
+def compare_measure(measure: str, stored: Baseline = STORED, **changes: object):
     """Return the comparison of one measure of method a, with changes to its entry."""
-    comparisons = compare_all(stored, [make_entry("a", **changes)], {"a"})
+    comparisons = compare_all([make_entry("a", **changes)], {"a"}, stored)
     (comparison,) = [c for c in comparisons if c.measure.startswith(measure)]
     return comparison
 
 
-def test_the_committed_baseline_is_identical_to_itself(committed):
-    assert json.loads(committed.model_dump_json()) == json.loads(STORED.read_text())
-    comparisons = compare_all(committed, committed.entries)
+def test_the_committed_baseline_is_identical_to_itself():
+    assert json.loads(COMMITTED.model_dump_json()) == json.loads(FILE.read_text())
+    comparisons = compare_all(COMMITTED.entries, stored=COMMITTED)
     assert all(comparison.identical for comparison in comparisons)
-    measures = list(dict.fromkeys(comparison.measure for comparison in comparisons))
-    assert measures == [
+    assert list(dict.fromkeys(comparison.measure for comparison in comparisons)) == [
         *("student top-1 %", "training losses, step 1", "evaluation losses, step 1"),
         *("training GFLOP", "GB per step", "step time ratio", "step memory MiB"),
         "ensemble top-1 %",
     ]
 
 
-def test_equal_numbers_are_identical_whatever_the_hash_of_the_source(stored):
+def test_equal_numbers_are_identical_whatever_the_hash_of_the_source():
     new = [make_entry("a", method_hash="1"), make_entry("b")]
-    comparisons = compare_all(stored, new)
-    assert len(comparisons) == 2 * 7
-    assert {c.verdict for c in comparisons} == {"same"} and all(c.identical for c in comparisons)
+    comparisons = compare_all(new)
+    assert [(c.verdict, c.identical) for c in comparisons] == [("same", True)] * 2 * 7
     summary = summarize(comparisons)
     assert summary == "No regression: 14 measures: 14 same, 14 of them identical."
-    other_torch = compare(stored, new, None, "0.0")  # may move other bytes
+    other_torch = compare(STORED, new, None, "0.0")  # may move other bytes
     assert len(other_torch) == 2 * 6 and not any("GB" in c.measure for c in other_torch)
 
 
-def test_missing_new_and_unfinished_methods_are_reported(stored):
-    comparisons = compare_all(stored, [make_entry("a"), make_entry("c")])
+def test_missing_new_and_unfinished_methods_are_reported():
+    comparisons = compare_all([make_entry("a"), make_entry("c")])
     verdicts = [(c.method, c.verdict) for c in comparisons if c.measure == "method"]
     assert verdicts == [("b", "missing"), ("c", "new")]
-    only = compare_all(stored, [make_entry("a")], {"a"})  # b was not requested
+    only = compare_all([make_entry("a")], {"a"})  # b was not requested
     assert {c.method for c in only} == {"a"}
     assert "REGRESSION" in summarize(comparisons) and "REGRESSION" not in summarize(only)
-    failed = compare_measure(stored, "seed 1", traces={}, unfinished={1: "diverged: loss is nan"})
+    failed = compare_measure("seed 1", traces={}, unfinished={1: "diverged: loss is nan"})
     assert failed.verdict == "failed" and "nan" in failed.now
 
 
-def test_accuracy_has_the_tolerance_of_a_prediction_interval_over_pooled_seeds(stored):
+def test_accuracy_has_the_tolerance_of_a_prediction_interval_over_pooled_seeds():
     """Both methods have a standard deviation of 2, so there are 4 degrees of freedom."""
 
     def tolerance(comparisons: int) -> float:
@@ -129,20 +112,20 @@ def test_accuracy_has_the_tolerance_of_a_prediction_interval_over_pooled_seeds(s
 
     for share, expected in ((-1.01, "worse"), (-0.99, "same"), (1.01, "better")):
         shifted = make_entry("a", traces=make_traces(top1=share * tolerance(4)))
-        result = compare_all(stored, [shifted, make_entry("b")])[0]  # 2 methods x 2 roles
+        result = compare_all([shifted, make_entry("b")])[0]  # 2 methods x 2 roles
         assert (result.measure, result.verdict) == ("student top-1 %", expected)
         assert float(result.tolerance) == pytest.approx(tolerance(4), abs=0.01)
     # If one method is requested, the spread is still that of all methods.
-    alone = compare_measure(stored, "student top-1")
+    alone = compare_measure("student top-1")
     assert float(alone.tolerance) == pytest.approx(tolerance(2), abs=0.01)
 
 
-def test_accuracy_is_compared_over_common_seeds(stored):
+def test_accuracy_is_compared_over_common_seeds():
     last = {2: make_traces()[2]}
-    common = compare_measure(stored, "student top-1", traces=last)
+    common = compare_measure("student top-1", traces=last)
     assert common.identical and common.baseline == "94.00"
-    one = stored.model_copy(update={"entries": [make_entry("a", traces=last)]})
-    single = compare_measure(one, "student top-1", traces={2: make_traces(top1=-80)[2]})
+    one = STORED.model_copy(update={"entries": [make_entry("a", traces=last)]})
+    single = compare_measure("student top-1", one, traces={2: make_traces(top1=-80)[2]})
     assert single.verdict == "same" and single.tolerance == "n/a (one seed)"
 
 
@@ -169,13 +152,13 @@ SLOW = 1.2 * (1 + MIN_STEP_TIME_TOLERANCE) + 0.01
         ("evaluation losses", {"traces": make_traces(0.5, 0.5, 0.5)}, "identical"),
     ],
 )
-def test_a_measure_fails_beyond_its_tolerance(stored, measure, changes, verdict):
-    comparison = compare_measure(stored, measure, **changes)
+def test_a_measure_fails_beyond_its_tolerance(measure, changes, verdict):
+    comparison = compare_measure(measure, **changes)
     assert ("identical" if comparison.identical else comparison.verdict) == verdict
 
 
-def test_added_loss_terms_are_named_and_small_ones_count_as_much_as_large_ones(stored):
-    added = compare_measure(stored, "training losses", traces=make_traces(kl=1.0))
+def test_added_loss_terms_are_named_and_small_ones_count_as_much_as_large_ones():
+    added = compare_measure("training losses", traces=make_traces(kl=1.0))
     assert added.verdict == "changed" and "kl" in added.now and "none" in added.baseline
     before, after = {"ce": [2.0], "kl": [1e-6]}, {"ce": [2.0], "kl": [2e-6]}
     assert loss_distance(before, after, 0) == pytest.approx(math.sqrt(1 / 2))
@@ -188,8 +171,7 @@ def gate(kdbench, monkeypatch):
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     monkeypatch.setattr(measure, "ROUNDS", 2)
     monkeypatch.setattr(bench_command, "_window", lambda subject: (subject.spec.networks, 0.1))
-    clean = environment(torch.device("cpu"), 1, "fp32", "").model_copy(update={"dirty": False})
-    monkeypatch.setattr(command, "environment", lambda *arguments: clean)
+    monkeypatch.setattr(command, "environment", lambda *arguments: COMMITTED.environment)
     options = ("gate", "--suite", "tiny.toml", "--methods", "baseline,dml")
     return lambda *arguments: kdbench(*options, *arguments)
 
@@ -234,12 +216,11 @@ def test_a_gate_end_to_end(gate, monkeypatch, methods):
 
     code, out, _ = gate(*options, "--update")
     assert code == 0 and "REGRESSION" in out  # the differences are shown
-    losses = [[run.losses for run in e.traces.values()] for e in read_baseline(file).entries]
-    assert losses == [[run.losses for run in e.traces.values()] for e in stored.entries]
+    assert [e.traces for e in read_baseline(file).entries] == [e.traces for e in stored.entries]
 
 
-def test_only_committed_code_and_finished_runs_make_a_baseline(gate, committed, monkeypatch):
-    dirty = committed.environment.model_copy(update={"dirty": True})
+def test_only_committed_code_and_finished_runs_make_a_baseline(gate, monkeypatch):
+    dirty = COMMITTED.environment.model_copy(update={"dirty": True})
     monkeypatch.setattr(command, "environment", lambda *arguments: dirty)
     code, _, err = gate("--update")
     assert code == 2 and is_one_sentence(err) and "commit" in err
@@ -260,8 +241,8 @@ def test_only_committed_code_and_finished_runs_make_a_baseline(gate, committed, 
         ({}, ("--methods", "dlm"), "Did you mean 'dml'?"),
     ],
 )
-def test_mistakes_print_one_sentence(gate, stored, change, arguments, words):
-    Path("stored.json").write_text(json.dumps(stored.model_dump(mode="json") | change))
+def test_mistakes_print_one_sentence(gate, change, arguments, words):
+    Path("stored.json").write_text(json.dumps(STORED.model_dump(mode="json") | change))
     kept = Path("kept/tiny/resnet8/c/seed0.json")
     kept.parent.mkdir(parents=True)
     kept.touch()
@@ -272,26 +253,26 @@ def test_mistakes_print_one_sentence(gate, stored, change, arguments, words):
 
 
 def test_agreement_correlates_the_ranks_of_means_over_seeds(kdbench):
-    short = [made(method, top1=top1) for method, top1 in zip("abcd", (1, 2, 3, 4), strict=True)]
-    means = zip("abce", (70, 90, 80, 1), strict=True)
-    full = [made(method, top1=top1, suite=CIFAR) for method, top1 in means]
-    full.append(made("b", seed=1, top1=50, suite=CIFAR))  # the mean of b is 70, like that of a
+    def results(**identity: str):
+        short = zip("abcd", (1, 2, 3, 4), strict=True)
+        full = zip("abbce", (0, 0, 1, 0, 0), (70, 90, 50, 80, 1), strict=True)
+        return (
+            [made(method, top1=top1, **identity) for method, top1 in short],
+            [made(method, seed, top1, suite=CIFAR, **identity) for method, seed, top1 in full],
+        )
 
     def lines(*results) -> list[str]:
         return agreement(results, "cifar100-reduced", "cifar100").splitlines()
 
+    short, full = results()
     (line,) = lines(*short, *full)
-    rho = stats.spearmanr([1, 2, 3], [70, 70, 80]).statistic
+    rho = stats.spearmanr([1, 2, 3], [70, 70, 80]).statistic  # the mean of b is that of a
     assert line.startswith(f"resnet20: Spearman's rho {rho:.2f} ") and "over 3 methods" in line
     assert "2 methods have both, 3 are needed" in lines(*short[:2], *full)[0]
     assert "no method has" in lines(*short[3:], *full)[0]
-    others = [
-        run.model_copy(update={"identity": run.identity.model_copy(update={"architecture": "z"})})
-        for run in [*short[1:], *full, made("a", top1=1)]
-    ]
-    mixed, comparable = lines(
-        short[0].model_copy(update={"harness": 2}), *short[1:], *full, *others
-    )
+    short[0] = short[0].model_copy(update={"harness": 2})
+    others, full_others = results(architecture="z")
+    mixed, comparable = lines(*short, *full, *others, *full_others)
     assert mixed.startswith("resnet20: n/a") and "harness" in mixed and "z: " in comparable
 
     code, out, _ = kdbench("gate", "--agreement", "cifar100", "--suite", "cifar100-reduced")

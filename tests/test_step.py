@@ -1,90 +1,80 @@
 """Tests of training steps in all modes: equal numbers, and fallbacks."""
 
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import METHODS, Watcher, is_one_sentence
-from launched import result_of
-from made_results import metrics, one_epoch
+from conftest import METHODS, is_one_sentence
+from launched import result_of, write_method
+from made_results import made
 from torch import Tensor
 
-from kdbench.discovery import find_methods
 from kdbench.engine import step as step_module
 from kdbench.engine.compile_mode import resolve_compile_mode
+from kdbench.engine.environment import device_name
 from kdbench.engine.optimizers import build_optimizers, set_learning_rates
 from kdbench.engine.run import Run
-from kdbench.engine.spec import RunSpec
-from kdbench.engine.step import REPLAY_TOLERANCE, TrainingState, TrainingStep
+from kdbench.engine.step import REPLAY_TOLERANCE, Mode, TrainingState, TrainingStep, state_tensors
 from kdbench.launch import estimate
-from kdbench.launch.execution import run_one
-from kdbench.launch.plan import PlannedRun
+from kdbench.launch.plan import PlannedRun, make_specs
 from kdbench.results.files import write_result
 from kdbench.suite.load import load_suite
 
 STEPS = 50
-CONDITIONAL = """
-from kdbench.methods.baseline import Baseline
-
-class Conditional(Baseline):
-    def forward(self, views, labels):
-        terms = super().forward(views, labels)
-        return terms if terms["ce/student"] > 0 else {}
-"""
-HUNGRY = """
-import torch
-from kdbench.methods.baseline import Baseline
-
-class Hungry(Baseline):
-    def forward(self, views, labels):
-        {}
-"""
-RAISES = "raise torch.OutOfMemoryError('Tried to allocate 20.00 GiB.')"
+OUT_OF_MEMORY = "Tried to allocate 20.00 GiB."
+RAISES = f"import torch\n        raise torch.OutOfMemoryError('{OUT_OF_MEMORY}')"
 ASKS = "return {'ce': views.new_ones(2**60).sum()}"  # more than any machine has
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_compiled_step_gives_the_losses_of_an_eager_one(make_run, method):
-    """Along 50 steps of training, each from the state that the eager steps came to.
+    torch.compiler.reset()
+    eager, other = make_run(method, folder="eager"), make_run(method, folder="compiled")
+    messages: list[str] = []
+    other.step = TrainingStep(other.method, other.optimizers, "fp32", "inductor", messages.append)
+    compare_steps(eager, other)
+    assert messages == [] and other.step.mode == "inductor"
+
+
+def compare_steps(eager: Run, other: Run) -> None:
+    """Compare 50 training steps, each from the state that the eager steps came to.
 
     Left to themselves two fp32 trainings part whatever computes them: rounding differences grow
     tenfold every few steps, also between one thread and two.
     """
-    torch.compiler.reset()
-    eager, other = make_run(method, folder="eager"), make_run(method, folder="compiled")
-    messages: list[str] = []
-    compiled = TrainingStep(other.method, other.optimizers, "fp32", "inductor", messages.append)
     steps = 0
     for epoch in range(STEPS):
         for run in (eager, other):
             run.method.train().begin_epoch(epoch)
         for views, labels in eager.training.epoch(epoch):
-            hand_over(eager, other)
+            if steps > 0:  # they begin alike
+                hand_over(eager, other)
             before = TrainingState(eager.method, eager.optimizers)
-            expected, values = eager.step(views, labels), compiled(views, labels)
+            expected, values = eager.step(views, labels), other.step(views, labels).clone()
             # A small term is a difference of large numbers: it is held to the sum of all.
             small = 1e-6 * expected.sum().item()
             torch.testing.assert_close(values, expected, rtol=1e-5, atol=small)
             steps += 1
         if steps >= STEPS:
             break
-    assert steps >= STEPS and messages == [] and compiled.mode == "inductor"
+    assert steps >= STEPS
     updated = TrainingState(eager.method, eager.optimizers)
-    assert (
-        TrainingState(other.method, other.optimizers).difference(updated, before) < REPLAY_TOLERANCE
-    )
+    state = TrainingState(other.method, other.optimizers)
+    assert state.difference(updated, before) < REPLAY_TOLERANCE
 
 
+@torch.no_grad()
 def hand_over(source: Run, target: Run) -> None:
-    """Copy the state of one run to another of the same method."""
-    target.method.load_state_dict(source.method.state_dict())
-    for mine, theirs in zip(target.optimizers, source.optimizers, strict=True):
-        mine.load_state_dict(deepcopy(theirs.state_dict()))  # it would share the tensors
+    """Copy the state of one run to another in place, because a graph holds the tensors."""
+    mine = state_tensors(target.method, target.optimizers)
+    theirs = state_tensors(source.method, source.optimizers)
+    for tensor, other in zip(mine, theirs, strict=True):
+        tensor.copy_(other)
 
 
 @pytest.mark.parametrize(
@@ -106,8 +96,8 @@ def test_auto_compiles_only_runs_long_enough_to_benefit(monkeypatch, suite, on_c
 
 
 def test_a_method_that_does_not_compile_runs_eagerly_with_one_warning(run_tiny):
-    Path("conditional.py").write_text(CONDITIONAL)
-    command = ("--methods", "./conditional.py", "--seeds", "2", "--epochs", "1")
+    method = write_method("conditional", "if views.isnan().any(): return {}")
+    command = ("--methods", method, "--seeds", "2", "--epochs", "1")
     code, _, err = run_tiny(*command, "--compile", "inductor")
     assert code == 0
     assert is_one_sentence(err) and err.startswith("kdbench: 'conditional' cannot be compiled: ")
@@ -127,123 +117,98 @@ def test_a_method_that_does_not_compile_runs_eagerly_with_one_warning(run_tiny):
         (RAISES, "off", "OutOfMemoryError: Tried to allocate 20.00 GiB"),
         (RAISES, "inductor", "OutOfMemoryError: Tried to allocate 20.00 GiB"),
         (ASKS, "off", "can't allocate memory"),
+        ("raise MemoryError", "off", "MemoryError"),
     ],
+    ids=["eager", "compiled", "asks", "of Python"],
 )
 def test_running_out_of_memory_is_recorded_with_batch_size_and_peak(
     run_tiny, statement, mode, said
 ):
-    Path("hungry.py").write_text(HUNGRY.format(statement))
-    code, _, err = run_tiny("--methods", "./hungry.py,baseline", "--compile", mode)
+    method = write_method("hungry", statement)
+    code, _, err = run_tiny("--methods", f"{method},baseline", "--compile", mode)
     assert code == 1 and "Traceback" not in err
     head, _, rest = result_of("hungry")["reason"].partition(" MiB: ")
     assert head.startswith("out of memory at batch size 40, peak ")
     assert int(head.rpartition(" ")[2].replace(",", "")) > 10
-    assert rest.startswith("hungry.py, line 7: ") and said in rest
+    before = Path(method).read_text().partition(statement)[0] + statement
+    line = before.count("\n") + 1
+    assert rest.startswith(f"hungry.py, line {line}: ") and said in rest
     assert result_of("baseline")["status"] == "finished"  # the next goes on
 
 
-def test_out_of_memory_only_when_compiled_falls_back_to_eager(make_run, monkeypatch):
+def fake_graph(run: Run, replays: bool = True, error: Exception | None = None) -> Callable:
+    """Fake `capture_cuda_graph`: recording trains nothing, a replay fills the same tensor."""
+
+    def capture(step: Callable[[], Tensor], *_: object) -> tuple[Callable[[], object], Tensor]:
+        before = TrainingState(run.method, run.optimizers)
+        output = step().clone()
+        if error is not None:  # a half-recorded step may have trained
+            raise error
+        before.restore()
+        return lambda: replays and output.copy_(step()), output
+
+    return capture
+
+
+@pytest.fixture
+def train_beside_eager(make_run, monkeypatch):
+    """Return a function that trains by eager steps and by others, and compares all numbers."""
+
+    def train(
+        method: str, mode: Mode, epochs: int = 1, **graph: Any
+    ) -> tuple[Run, Mode, list[str]]:
+        eager, other = make_run(method, folder="eager"), make_run(method, folder="other")
+        monkeypatch.setattr(step_module, "capture_cuda_graph", fake_graph(other, **graph))
+        messages: list[str] = []
+        step = TrainingStep(other.method, other.optimizers, "fp32", mode, messages.append)
+        for epoch in range(epochs):
+            for views, labels in eager.training.epoch(epoch):
+                for run in (eager, other):
+                    set_learning_rates(run.optimizers, 1 / (1 + epoch))
+                assert torch.equal(step(views, labels), eager.step(views, labels))
+        states = other.method.state_dict(), eager.method.state_dict()
+        torch.testing.assert_close(*states, rtol=0, atol=0)
+        return other, step.mode, messages
+
+    return train
+
+
+def test_out_of_memory_only_when_compiled_falls_back_to_eager(train_beside_eager, monkeypatch):
     def hungry(*_: object) -> None:
-        raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB.")
+        raise torch.OutOfMemoryError(OUT_OF_MEMORY)
 
     compile_ = partial(torch.compile, backend=lambda graph, inputs: hungry)
     monkeypatch.setattr(torch, "compile", compile_)
-    eager, other = make_run("dml", folder="eager"), make_run("dml", folder="compiled")
-    messages: list[str] = []
-    step = TrainingStep(other.method, other.optimizers, "fp32", "inductor", messages.append)
-    for views, labels in eager.training.epoch(0):
-        assert torch.equal(step(views, labels), eager.step(views, labels))
-    assert messages == ["cannot be compiled: Tried to allocate 20.00 GiB."]
-    assert step.mode == "eager"
+    _, mode, messages = train_beside_eager("dml", "inductor")
+    assert (mode, messages) == ("eager", [f"cannot be compiled: {OUT_OF_MEMORY}"])
 
 
-def test_every_kind_of_out_of_memory_error_is_recorded(make_run, monkeypatch):
-    run = make_run("baseline")
-    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 GB")):
-
-        def fail(*_, error=error):
-            raise error
-
-        monkeypatch.setattr(TrainingStep, "__call__", fail)
-        images = run.training.images
-        result = run_one(run.spec, images, images, run.folder, run.accelerator, Watcher())
-        assert result.status == "failed"
-        assert result.reason is not None and "out of memory at batch size 40" in result.reason
-
-
-class Recorder:
-    """Fake of a CUDA graph: recording trains nothing, a replay fills the same tensor."""
-
-    def __init__(self, run: Run):
-        self.run = run
-
-    def __call__(
-        self, step: Callable[[], Tensor], *_: object
-    ) -> tuple[Callable[[], object], Tensor]:
-        before = TrainingState(self.run.method, self.run.optimizers)
-        output = step().clone()
-        before.restore()
-        return lambda: self.replay(step, output), output
-
-    def replay(self, step: Callable[[], Tensor], output: Tensor) -> None:
-        output.copy_(step())
-
-
-class Frozen(Recorder):
-    """Fake of a CUDA graph whose replay trains nothing."""
-
-    def replay(self, step: Callable[[], Tensor], output: Tensor) -> None: ...
-
-
-class Refused(Recorder):
-    def __call__(
-        self, step: Callable[[], Tensor], *_: object
-    ) -> tuple[Callable[[], object], Tensor]:
-        step()  # a half-recorded step may have trained
-        raise RuntimeError("\nCUDA error: operation not permitted when stream is capturing\nmore")
-
-
-class Hungry(Recorder):
-    def __call__(
-        self, step: Callable[[], Tensor], *_: object
-    ) -> tuple[Callable[[], object], Tensor]:
-        raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB.")
+REFUSED = "CUDA error: operation not permitted when stream is capturing"
 
 
 @pytest.mark.parametrize(
-    ("recorder", "complaint"),
+    ("graph", "complaint"),
     [
-        (Recorder, None),
-        (Frozen, "cannot be recorded: its replay differs by"),
-        (Refused, "cannot be recorded: CUDA error: operation not permitted when stream is"),
-        (Hungry, "cannot be recorded: Tried to allocate 20.00 GiB."),
+        ({}, None),
+        ({"replays": False}, "its replay differs by"),
+        ({"error": RuntimeError(f"\n{REFUSED}\nmore")}, REFUSED),
+        ({"error": torch.OutOfMemoryError(OUT_OF_MEMORY)}, OUT_OF_MEMORY),
     ],
+    ids=["recorded", "frozen", "refused", "hungry"],
 )
 def test_a_recorded_step_trains_as_the_step_itself_or_is_not_kept(
-    make_run, monkeypatch, recorder: type[Recorder], complaint: str | None
+    train_beside_eager, graph, complaint
 ):
-    eager, other = make_run("independent", folder="eager"), make_run("independent", folder="graph")
-    monkeypatch.setattr(step_module, "capture_cuda_graph", recorder(other))
-    messages: list[str] = []
-    recorded = TrainingStep(other.method, other.optimizers, "fp32", "graph", messages.append)
-    for epoch in range(3):
-        for views, labels in eager.training.epoch(epoch):
-            for run in (eager, other):
-                set_learning_rates(run.optimizers, 1 / (1 + epoch))
-            assert torch.equal(recorded(views, labels), eager.step(views, labels))
-    for mine, theirs in zip(
-        other.method.state_dict().values(), eager.method.state_dict().values(), strict=True
-    ):
-        assert torch.equal(mine, theirs)
+    _, mode, messages = train_beside_eager("independent", "graph", epochs=3, **graph)
     if complaint is None:
-        assert messages == [] and recorded.mode == "graph"
+        assert (mode, messages) == ("graph", [])
     else:
-        assert recorded.mode == "eager"
+        assert mode == "eager"
         (message,) = messages
-        assert message.startswith(complaint) and "\n" not in message
+        assert message.startswith(f"cannot be recorded: {complaint}") and "\n" not in message
 
 
-def test_networks_of_a_recorded_step_are_compiled_together(make_run, monkeypatch):
+def test_networks_of_a_recorded_step_are_compiled_together(train_beside_eager, monkeypatch):
     torch.compiler.reset()
     compiled: list[torch.fx.GraphModule] = []
 
@@ -252,62 +217,51 @@ def test_networks_of_a_recorded_step_are_compiled_together(make_run, monkeypatch
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    eager, other = make_run("ffsd", folder="eager"), make_run("ffsd", folder="graph")
-    monkeypatch.setattr(step_module, "capture_cuda_graph", Recorder(other))
-    messages: list[str] = []
-    both = TrainingStep(other.method, other.optimizers, "fp32", "inductor+graph", messages.append)
-    for views, labels in eager.training.epoch(0):
-        torch.testing.assert_close(both(views, labels), eager.step(views, labels))
+    run, mode, messages = train_beside_eager("ffsd", "inductor+graph")
     stems = [str(graph.code).count("stem") > 0 for graph in compiled]
     assert stems.count(True) == 1 and len(stems) > 1
-    assert messages == [] and both.mode == "inductor+graph"
-    assert not any("forward" in vars(part) for part in other.method.modules())
+    assert (mode, messages) == ("inductor+graph", [])
+    assert not any("forward" in vars(part) for part in run.method.modules())
 
 
 def test_the_state_of_a_step_is_all_that_it_changes(make_run):
     run = make_run("ffsd")
-    views, labels = next(iter(run.training.epoch(0)))
+    state = partial(TrainingState, run.method, run.optimizers)
+    views, labels = next(run.training.epoch(0))
     run.method.train().begin_epoch(0)
-    before = TrainingState(run.method, run.optimizers)  # optimizers have made no state yet
+    before = state()  # optimizers have made no state yet
     first = run.step(views, labels)
     before.restore()
     assert not any(optimizer.state for optimizer in run.optimizers)
-    again = run.step(views, labels)
-    assert torch.equal(first, again)
-    after = TrainingState(run.method, run.optimizers)
+    assert torch.equal(first, run.step(views, labels))
+    after = state()
     run.step(views, labels)
-    third = TrainingState(run.method, run.optimizers)
+    third = state()
     after.restore()
-    assert TrainingState(run.method, run.optimizers).difference(third, after) == 1.0
+    assert state().difference(third, after) == 1.0
 
 
-def test_rates_of_a_recorded_step_are_tensors_that_it_reads(suite):
-    (entry,) = find_methods(["dml"])
-    method = RunSpec(suite, "resnet8", entry, entry.options({}), 0).build()
-    (sgd,) = build_optimizers(method, suite.optimizer, capturable=True)
-    rate = sgd.param_groups[0]["lr"]
-    set_learning_rates([sgd], 0.1)
-    assert isinstance(rate, Tensor) and sgd.param_groups[0]["lr"] is rate
+def test_rates_of_a_recorded_step_are_tensors_that_it_reads(make_run, suite):
+    optimizers = build_optimizers(make_run("baseline").method, suite.optimizer, capturable=True)
+    (group,) = optimizers[0].param_groups
+    rate = group["lr"]
+    set_learning_rates(optimizers, 0.1)
+    assert isinstance(rate, Tensor) and group["lr"] is rate
     assert rate.item() == pytest.approx(0.1 * suite.optimizer.learning_rate)
 
 
-def test_an_estimate_uses_rates_of_runs_executed_alike(
-    make_run, accelerator, tmp_path, monkeypatch
-):
-    run = make_run("baseline")
+def test_an_estimate_uses_rates_of_runs_executed_alike(suite, tmp_path, monkeypatch):
+    (spec,) = make_specs(suite, ["baseline"], ["resnet20"])
     monkeypatch.setattr(estimate, "_time_step", lambda *_: 100.0)
-    result = run.result("failed").model_copy(update={"status": "finished"})
-    cost = result.cost.model_copy(update={"step_milliseconds": 1000.0})
-    compiled = result.environment.model_copy(update={"step": "inductor"})
-    changes = {"cost": cost, "environment": compiled} | one_epoch({"student": metrics(50.0)})
-    write_result(tmp_path, result.model_copy(update=changes))
-    fp32 = PlannedRun(run.spec, tmp_path / "other.json", "to run")
-    bf16 = replace(fp32, spec=replace(run.spec, suite=run.spec.suite.with_precision("bf16")))
+    device = torch.device("cpu")
+    cost = {"step_milliseconds": 1000.0}
+    environment = {"step": "inductor", "device": device_name(device)}
+    write_result(tmp_path, made("baseline", suite=suite, cost=cost, environment=environment))
+    fp32 = PlannedRun(spec, tmp_path / "other.json", "to run")
+    bf16 = replace(fp32, spec=replace(spec, suite=suite.with_precision("bf16")))
 
     def seconds(mode: str, done: int = 0) -> list[float]:
-        plan, modes = [fp32, bf16], [mode, mode]
-        done_of = [done, 0]
-        return estimate.estimate_seconds(plan, done_of, tmp_path, accelerator.device, modes)
+        return estimate.estimate_seconds([fp32, bf16], [done, 0], tmp_path, device, [mode] * 2)
 
     assert seconds("inductor") == [12.0, 1200.0]
     assert seconds("inductor", done=9) == [3.0, 1200.0]
