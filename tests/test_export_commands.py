@@ -1,6 +1,5 @@
 """`kdbench export` and `kdbench evaluate`: output, files written, and rejected input."""
 
-import importlib.util
 import json
 import pickle
 import shutil
@@ -16,11 +15,10 @@ from made_results import metrics, one_epoch
 
 from kdbench.export.formats import CARD_KEY, FORMATS, MAX_CARD_BYTES
 from kdbench.results.files import read_result, write_result
-from kdbench.results.schema import Result
 
 RUN = "digits@epochs=1/resnet8/baseline/seed0"
 RESULT = Path("results", f"{RUN}.json")
-FILE = Path("digits@epochs=1-resnet8-baseline-seed0.safetensors")
+FILE = "digits@epochs=1-resnet8-baseline-seed0.safetensors"
 CUSTOM = """
 from torch import nn
 from kdbench.methods.baseline import Baseline
@@ -36,18 +34,15 @@ class Custom(Baseline):
 def trained(kdbench, tmp_path_factory):
     """The command, in a folder with the result and the checkpoint of one run."""
     cache = tmp_path_factory.getbasetemp() / "trained"
-    if cache.exists():
-        shutil.copytree(cache, Path(), dirs_exist_ok=True)
-    else:
+    if not cache.exists():
         assert kdbench("run", "--methods", "baseline", "--epochs", "1")[0] == 0
         shutil.copytree(Path(), cache)
+    shutil.copytree(cache, Path(), dirs_exist_ok=True)
     return kdbench
 
 
 def change_result(**changes: object) -> None:
-    result = read_result(RESULT)
-    assert isinstance(result, Result)
-    write_result(Path("results"), result.model_copy(update=changes))
+    write_result(Path("results"), read_result(RESULT).model_copy(update=changes))
 
 
 def read_card() -> dict:
@@ -63,49 +58,47 @@ def is_refused(outcome: tuple[int, str, str], *words: str) -> bool:
 def test_a_run_can_be_named_in_three_ways(trained):
     for run in (RUN, str(RESULT), f"runs/{RUN}", f"runs/{RUN}/"):
         code, out, error = trained("export", run)
-        assert (code, error) == (0, "") and out.count("\n") == 1 and str(FILE) in out
-        for file in (FILE, FILE.with_name(f"{FILE.name}.md")):
-            file.unlink()
+        assert (code, error) == (0, "") and out.count("\n") == 1 and FILE in out
+        for file in (FILE, f"{FILE}.md"):
+            Path(file).unlink()
     for name in ("nonsense", "digits/resnet8/dml/0.5"):
         assert is_refused(trained("export", name), "does not name a run")
     assert is_refused(trained("export", "digits/resnet8/dml/seed7"), "seed7.json' does not exist")
 
 
 def test_files_are_replaced_only_on_request(trained):
-    output = ("--output", "deep/folder/student.safetensors")
-    assert trained("export", RUN, *output)[0] == 0
-    file = Path(output[1])
+    file = Path("deep/folder/student.safetensors")
+    export = ("export", RUN, "--output", str(file))
+    assert trained(*export)[0] == 0
     file.write_bytes(b"old")
-    assert is_refused(trained("export", RUN, *output), "exists", "--overwrite")
+    assert is_refused(trained(*export), "exists", "--overwrite")
     assert file.read_bytes() == b"old"
-    assert trained("export", RUN, *output, "--overwrite")[0] == 0
-    assert file.read_bytes() != b"old"
+    assert trained(*export, "--overwrite")[0] == 0 and file.read_bytes() != b"old"
     assert is_refused(trained("export", RUN, "--output", "a.onnx"), ".safetensors")
 
 
 def test_a_failed_write_leaves_no_file(trained):
     Path("file").touch()
-    outcome = trained("export", RUN, "--output", "file/student.safetensors")
-    assert is_refused(outcome, "Cannot write")
-    assert list(Path().rglob("*.tmp")) == []
+    export = ("export", RUN, "--output", "file/student.safetensors")
+    assert is_refused(trained(*export), "Cannot write") and not list(Path().rglob("*.tmp"))
 
 
 def test_evaluation_agrees_with_the_run_or_fails(trained):
     trained("export", RUN)
-    code, out, error = trained("evaluate", str(FILE))
-    assert (code, error) == (0, "")
+    code, out, error = trained("evaluate", FILE)
     top1 = read_result(RESULT).last["student"].top1
+    assert (code, error) == (0, "")
     assert out.count(f"top-1 {top1:.2f} %") == 2 and "360 images" in out and "is equal" in out
-    assert trained("evaluate", str(FILE), "--suite", "digits")[0] == 0
+    assert trained("evaluate", FILE, "--suite", "digits")[0] == 0
 
     Path("digits2.toml").write_text('version = 1\nextends = "digits"\ndescription = ""\n')
-    code, out, _ = trained("evaluate", str(FILE), "--suite", "./digits2.toml")
+    code, out, _ = trained("evaluate", FILE, "--suite", "./digits2.toml")
     assert code == 0 and "nothing to compare" in out
 
     state = safetensors.torch.load_file(FILE)
     state["branch.classifier.bias"] += torch.linspace(0, 9, 10)
     safetensors.torch.save_file(state, FILE, {CARD_KEY: json.dumps(read_card())})
-    code, out, error = trained("evaluate", str(FILE))
+    code, out, error = trained("evaluate", FILE)
     assert code == 1 and is_one_sentence(error) and "differ" in error
 
 
@@ -125,8 +118,7 @@ def test_the_model_card_gives_the_numbers_of_the_run(trained):
     for seed, top1 in ((1, student.top1 + 2), (2, student.top1 + 4)):
         identity = result.identity.model_copy(update={"seed": seed})
         change_result(identity=identity, **one_epoch({"student": metrics(top1)}))
-    other = result.identity.model_copy(update={"seed": 3, "method_hash": "another"})
-    change_result(identity=other)
+    change_result(identity=identity.model_copy(update={"seed": 3, "method_hash": "another"}))
     assert f"over 3 seeds | {student.top1 + 2:.2f} ± 2.00 %" in export_card("three")
 
 
@@ -148,7 +140,7 @@ def test_missing_or_foreign_weights_are_not_exported(trained):
     ):
         change_result(**changes)
         assert is_refused(trained("export", RUN), *words)
-    assert not FILE.exists()
+    assert not Path(FILE).exists()
 
 
 def test_a_custom_method_is_named_by_its_file(kdbench):
@@ -163,12 +155,8 @@ def test_a_custom_method_is_named_by_its_file(kdbench):
 
 
 def test_onnx_is_an_optional_dependency(trained, monkeypatch):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name, *a: None if "onnx" in name else find_spec(name, *a),
-    )
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, package, None)
     Path("a.onnx").write_bytes(b"")
     for command in (("export", RUN, "--format", "onnx"), ("evaluate", "a.onnx")):
         assert is_refused(trained(*command), "pip install 'kdbench[onnx]'")
@@ -176,9 +164,10 @@ def test_onnx_is_an_optional_dependency(trained, monkeypatch):
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_damaged_files_are_refused(trained, suffix):
-    trained("export", RUN, "--format", suffix, "--output", f"whole.{suffix}")
-    content = Path(f"whole.{suffix}").read_bytes()
     file = Path(f"bad.{suffix}")
+    trained("export", RUN, "--format", suffix, "--output", str(file))
+    content = file.read_bytes()
+    file.unlink()
     assert is_refused(trained("evaluate", str(file)), "does not exist")
     for damaged in (b"", b"nonsense", content[: len(content) // 2], content[:-100]):
         file.write_bytes(damaged)
@@ -220,8 +209,7 @@ def test_a_forged_card_is_refused(trained, change, words):
     weights, card = safetensors.torch.load_file(FILE), read_card()
     if change.get("identity"):
         change = {"identity": card["identity"] | change["identity"]}
-    card |= change
-    safetensors.torch.save_file(weights, FILE, {CARD_KEY: json.dumps(card)})
-    assert is_refused(trained("evaluate", str(FILE)), words)
-    safetensors.torch.save_file(weights, FILE)
-    assert is_refused(trained("evaluate", str(FILE)), "no card")
+    forged = {CARD_KEY: json.dumps(card | change)}
+    for metadata, error in ((forged, words), (None, "no card")):
+        safetensors.torch.save_file(weights, FILE, metadata)
+        assert is_refused(trained("evaluate", FILE), error)

@@ -7,21 +7,12 @@ import sys
 import threading
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from conftest import is_one_sentence
-from launched import (
-    KILLED,
-    eventually,
-    folder_of,
-    left_here,
-    result_of,
-    status_of,
-    write_method,
-)
+from launched import KILLED, eventually, folder_of, left_here, result_of, status_of, write_method
+from made_results import metrics
 
-from kdbench.discovery import find_methods
 from kdbench.engine.device import make_accelerator
 from kdbench.engine.result_builder import empty_result
 from kdbench.engine.spec import RunSpec
@@ -31,58 +22,53 @@ from kdbench.launch.child import Child
 from kdbench.launch.display import Display
 from kdbench.launch.execution import Execution
 from kdbench.launch.order import WorkOrder
-from kdbench.launch.plan import PlannedRun, at_a_time
+from kdbench.launch.plan import PlannedRun, at_a_time, make_specs
 from kdbench.launch.shares import Shares
 from kdbench.launch.status import StatusReporter, read_status
 from kdbench.results.files import write_result
-from kdbench.results.schema import Epoch, Metrics
+from kdbench.results.schema import Epoch
 from kdbench.suite.load import load_suite
 
 HOLDS = "time.sleep(2 if self.epoch and Path('hold').exists() and time.monotonic() < END else 0)"
 QUITS = "print('cannot open /home/somebody/secret.bin'); sys.exit(3)"
 
 
-def has_trained(method: str) -> bool:
-    found = read_status(folder_of(method))
-    return found is not None and found.epoch >= 1
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+@pytest.fixture
+def spec(suite) -> RunSpec:
+    return make_specs(suite, ["dml"], ["resnet8"], 2, ["dml.temperature=3"])[1]
 
 
 @pytest.fixture
-def spec(suite) -> RunSpec:
-    (entry,) = find_methods(["dml"])
-    return RunSpec(suite, "resnet8", entry, entry.options({"temperature": "3"}), 1)
+def held(kdbench) -> str:
+    """Two methods whose runs wait in their second epoch while the file `hold` exists."""
+    Path("hold").touch()
+    return ",".join(write_method(name, HOLDS) for name in ("first", "second"))
+
+
+def both_wait() -> bool:
+    return len(list(Path("runs").rglob("checkpoint-*.pt"))) == 2
 
 
 def test_parallel_runs_equal_sequential_runs_and_have_no_rates(kdbench, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
     command = ("run", "--suite", "digits", "--epochs", "1", "--methods", "baseline,independent")
     name = "digits@epochs=1"
     assert kdbench(*command, "--results-dir", "alone", "--runs-dir", "other")[0] == 0
     code, out, err = kdbench(*command, "--jobs", "2")
     assert (code, err) == (0, "")
     for method in ("baseline", "independent"):
-        alone, shared = (
-            result_of(method, suite=name, results=results) for results in ("alone", "results")
-        )
+        alone = result_of(method, suite=name, results="alone")
+        shared = result_of(method, suite=name)
         costs = alone.pop("cost"), shared.pop("cost")
-        assert shared == alone
-        assert [cost["jobs"] for cost in costs] == [1, 2]
+        assert shared == alone and [cost["jobs"] for cost in costs] == [1, 2]
         assert all(cost["images_per_second"] > 0 for cost in costs)
         (line,) = (line for line in out.splitlines() if line.split()[:1] == [method])
         assert "shared" in line.split()
         found = status_of(method, suite=name)
-        assert found.state == "finished"
+        assert found.state == "finished" and found.started < found.updated
         assert (found.epoch, found.epochs, found.step, found.steps) == (1, 1, 22, 22)
         assert found.top1 == shared["last"]["student"]["top1"]
         assert found.loss == sum(shared["history"][0]["losses"].values())
-        assert found.started < found.updated and not is_alive(found.pid)
+    assert not left_here()
     # A time per step taken from shared runs would be no estimate for one alone.
     monkeypatch.setattr(estimate, "_time_step", lambda spec, device, processes: 100.0)
     _, out, _ = kdbench(*command, "--seeds", "2", "--jobs", "2", "--dry-run")
@@ -93,20 +79,18 @@ def test_parallel_runs_equal_sequential_runs_and_have_no_rates(kdbench, monkeypa
 @pytest.mark.slow
 def test_a_killed_process_is_recorded_and_the_others_continue(run_tiny):
     methods = [write_method("killed", KILLED), write_method("quits", QUITS), "baseline"]
-    (entry,) = find_methods([methods[0]])
-    spec = RunSpec(load_suite("tiny.toml"), "resnet8", entry, entry.options({}), 0)
+    (spec,) = make_specs(load_suite("tiny.toml"), methods[:1], ["resnet8"])
     write_result(Path("results"), empty_result(spec, make_accelerator(), "failed", "an old reason"))
     code, out, err = run_tiny("--methods", ",".join(methods), "--jobs", "2")
     assert code == 1 and not left_here()
-    assert "killed resnet8 seed 0 failed: its process was killed by SIGKILL." in err
-    reason = "its process ended with code 3 and no result: cannot open secret.bin"
-    assert f"quits resnet8 seed 0 failed: {reason}." in err
-    assert result_of("killed")["reason"] == "its process was killed by SIGKILL"
-    assert result_of("quits")["reason"] == reason
+    for method, reason in (
+        ("killed", "its process was killed by SIGKILL"),
+        ("quits", "its process ended with code 3 and no result: cannot open secret.bin"),
+    ):
+        assert f"{method} resnet8 seed 0 failed: {reason}." in err
+        assert result_of(method)["reason"] == reason
     assert result_of("baseline")["status"] == "finished"
-    assert out.count("1 failed") == 2
-    found = status_of("killed")
-    assert found is not None and found.state == "failed"
+    assert out.count("1 failed") == 2 and status_of("killed").state == "failed"
 
 
 @pytest.mark.slow
@@ -118,76 +102,55 @@ def test_a_user_error_in_a_process_prints_one_sentence_and_ends_the_others(run_t
     code, _, err = run_tiny("--methods", f"{broken},{write_method('holds', HOLDS)}", "--jobs", "2")
     assert code == 2
     assert err.startswith("kdbench: ") and "not here" in err.splitlines()[-1]
-    found = read_status(folder_of("holds"))
-    assert found is None or found.pid is None or not is_alive(found.pid)
-    assert not list(Path("results").rglob("*.json"))
+    assert not left_here() and not list(Path("results").rglob("*.json"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_no_process_and_the_same_command_resumes(run_tiny, number, expected):
-    methods = write_method("first", HOLDS), write_method("second", HOLDS)
-    Path("hold").touch()
-
+def test_a_signal_leaves_no_process_and_the_same_command_resumes(run_tiny, held, number, expected):
     def interrupt() -> None:
-        eventually(lambda: has_trained("first") and has_trained("second"))
+        eventually(both_wait)
         os.kill(os.getpid(), number)
 
     threading.Thread(target=interrupt).start()
-    code, _, err = run_tiny("--methods", ",".join(methods), "--jobs", "2")
-    assert code == expected
-    assert is_one_sentence(err) and "0 of 2 runs are done" in err
-    for method in ("first", "second"):
-        found = status_of(method)
-        assert found is not None and found.state == "stopped" and not is_alive(found.pid)
-    assert not list(Path().rglob("*.tmp"))
+    code, _, err = run_tiny("--methods", held, "--jobs", "2")
+    assert code == expected and is_one_sentence(err) and "0 of 2 runs are done" in err
+    assert [status_of(method).state for method in ("first", "second")] == ["stopped"] * 2
+    assert not left_here() and not list(Path().rglob("*.tmp"))
     Path("hold").unlink()
-    before = Path("runs/tiny/resnet8/first/seed0/log.jsonl").read_text()
-    assert run_tiny("--methods", ",".join(methods))[0] == 0
-    assert Path("runs/tiny/resnet8/first/seed0/log.jsonl").read_text().startswith(before)
+    log = folder_of("first") / "log.jsonl"
+    before = log.read_text()
+    assert run_tiny("--methods", held)[0] == 0 and log.read_text().startswith(before)
     # It trained alone in the end, and its windows were timed beside another run all the same.
     assert result_of("first")["cost"]["jobs"] == 2
 
 
 @pytest.mark.slow
-def test_no_process_outlives_a_killed_parent(kdbench):
-    Path("hold").touch()
-    methods = ",".join([write_method("first", HOLDS), write_method("second", HOLDS)])
+def test_no_process_outlives_a_killed_parent(held):
     command = [sys.executable, "-m", "kdbench", "run", "--suite", "tiny.toml", "--jobs", "2"]
-    with subprocess.Popen([*command, "--methods", methods]) as parent:
-        assert eventually(lambda: has_trained("first") and has_trained("second"))
+    with subprocess.Popen([*command, "--methods", held]) as parent:
+        assert eventually(both_wait)
         parent.kill()
-    for method in ("first", "second"):
-        found = status_of(method)
-        assert found is not None
-        assert eventually(lambda pid=found.pid: not is_alive(pid))
-        stopped = status_of(method)
-        assert stopped is not None and stopped.state == "stopped"
+    assert eventually(lambda: not left_here())
+    assert [status_of(method).state for method in ("first", "second")] == ["stopped"] * 2
 
 
 def test_sigterm_is_ctrl_c_and_a_process_that_does_not_end_is_killed(monkeypatch):
     with child.interrupted_by_signals(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
     monkeypatch.setattr(child, "GRACE_SECONDS", 0.3)
-    code = (
-        "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(60)"
-    )
-    stubborn = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, process_group=0
-    )
-    assert stubborn.stdout is not None
-    with stubborn.stdout as said:
-        said.readline()
-    started = Child.__new__(Child)
-    started.process, started._asked = stubborn, False
-    child.end_all([started])
+    command = ["sh", "-c", "trap '' TERM; echo; sleep 60"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, process_group=0) as stubborn:
+        stubborn.stdout.readline()
+        started = Child.__new__(Child)
+        started.process, started._asked = stubborn, False
+        child.end_all([started])
     assert stubborn.returncode == -signal.SIGKILL
 
 
 def test_gpus_are_taken_in_turn_and_threads_are_shared(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-a")
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr("kdbench.launch.shares.cores", lambda: 8)
     shares = Shares.among(3)
@@ -208,46 +171,41 @@ def test_a_work_order_reproduces_its_run_or_reports_a_change(spec):
     how = Execution(Path("results"), Path("runs"), Path("data"), "off", overwrite=True, jobs=2)
     order = WorkOrder.of(spec, how, jobs=2, parent=17)
     received = WorkOrder.model_validate_json(order.model_dump_json())
-    assert received == order
-    assert received.spec() == spec
-    other = received.model_copy(update={"fingerprint": "of another version"})
-    with pytest.raises(UserError, match="'dml', or kdbench itself, changed after"):
-        other.spec()
-    with pytest.raises(UserError, match="'dml', or kdbench itself, changed after"):
-        received.model_copy(update={"options": {"temprature": 3}}).spec()
+    assert received == order and received.spec() == spec
+    for change in ({"fingerprint": "of another version"}, {"options": {"temprature": 3}}):
+        with pytest.raises(UserError, match="'dml', or kdbench itself, changed after"):
+            received.model_copy(update=change).spec()
 
 
 def epoch_record(number: int) -> Epoch:
-    metrics = {"student": Metrics(top1=50.0, top5=90.0, loss=1.0)}
-    return Epoch(epoch=number, learning_rate=0.1, losses={"a": 1.0, "b": 2.0}, metrics=metrics)
+    losses, found = {"a": 1.0, "b": 2.0}, {"student": metrics(50.0)}
+    return Epoch(epoch=number, learning_rate=0.1, losses=losses, metrics=found)
 
 
-def test_the_status_is_written_periodically(spec, tmp_path, monkeypatch):
+def test_the_status_is_written_periodically(spec, monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(status.time, "monotonic", lambda: clock[0])
-    reporter = StatusReporter(tmp_path, spec)
-    first = read_status(tmp_path)
-    assert first is not None and (first.state, first.step, first.steps) == ("starting", 0, 12)
-    reporter.on_step()
-    second = read_status(tmp_path)
-    assert second is not None and (second.state, second.step) == ("running", 1)
-    assert second.time_left is None  # the first step may compile: it is no measure
-    reporter.on_step()
-    assert read_status(tmp_path) == second
-    clock[0] += 1.1
-    reporter.on_step()
-    third = read_status(tmp_path)
-    assert third is not None and (third.state, third.step) == ("running", 3)
-    assert third.time_left == (third.updated - third.measured_since) / 2 * 9
+    folder = folder_of("dml", 1)
+    reporter = StatusReporter(folder, spec)
+    found = [status_of("dml", 1)]
+    for seconds in (0, 0, 1.1):
+        clock[0] += seconds
+        reporter.on_step()
+        found.append(status_of("dml", 1))
+    first, second, third, fourth = found
+    assert (first.state, first.step, first.steps) == ("starting", 0, 12)
+    # The first step may compile: it is no measure.
+    assert (second.state, second.step, second.time_left) == ("running", 1, None)
+    assert third == second and (fourth.state, fourth.step) == ("running", 3)
+    assert fourth.time_left == (fourth.updated - fourth.measured_since) / 2 * 9
     reporter.on_message("be warned")
     reporter.on_epoch(epoch_record(1), resumed=False)
     reporter.end("finished")
-    last = read_status(tmp_path)
-    assert last is not None and last.messages == ("be warned",)
+    last = status_of("dml", 1)
     assert (last.state, last.epoch, last.step, last.loss, last.top1) == ("finished", 1, 4, 3, 50)
-    assert last.started == first.started and last.pid == os.getpid()
-    (tmp_path / "status.json").write_text("{")
-    assert read_status(tmp_path) is None
+    assert (last.messages, last.started, last.pid) == (("be warned",), first.started, os.getpid())
+    (folder / "status.json").write_text("{")
+    assert read_status(folder) is None
 
 
 def test_the_display_follows_several_runs(spec, tmp_path):

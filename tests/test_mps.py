@@ -19,7 +19,6 @@ test -n "$order" || read order
 echo "$order in $CUDA_MPS_PIPE_DIRECTORY of ${CUDA_VISIBLE_DEVICES-all}" >> "$(dirname "$0")/orders"
 exit "$(cat "$(dirname "$0")/code")"
 """
-IS_DEAD = 'test "$order" = get_server_list && exit 1'
 TAKE_TURNS = "The runs of a GPU take turns on it: "
 SHARED = Shares(jobs=2, gpus=("0",), threads=1)
 
@@ -37,27 +36,27 @@ def orders(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     monkeypatch.delenv(PIPES, raising=False)
     monkeypatch.setattr(mps, "DEFAULT_PIPES", tmp_path / "no-service")
-    monkeypatch.setattr(mps, "PROBE", (sys.executable, "-c", f"import os; os.environ['{PIPES}']"))
+    monkeypatch.setattr(mps, "PROBE", ("/bin/sh", "-c", f'test -n "${PIPES}"'))
     return folder / "orders"
 
 
 def use(shares: Shares) -> tuple[Shares, list[str]]:
-    """Return the environment of runs within the context, and the messages."""
-    said: list[str] = []
+    """Return the shares within the context, and the messages."""
+    said = []
     with side_by_side(shares, said.append) as given:
         pass
     return given, said
 
 
 def test_a_service_is_up_while_runs_share_a_gpu(orders):
-    said: list[str] = []
+    said = []
     with side_by_side(SHARED, said.append) as shares:
         environment = shares.environment(0)
         folder = environment[PIPES]
         assert environment[LOGS] == folder and Path(folder).is_dir()
-        # It numbers GPUs as the runs do, not as this process does.
-        assert orders.read_text() == f"-d in {folder} of all\n"
-    assert orders.read_text().splitlines()[1:] == [f"quit in {folder} of all"]
+        assert "quit" not in orders.read_text()
+    # It numbers GPUs as the runs do, not as this process does.
+    assert orders.read_text() == f"-d in {folder} of all\nquit in {folder} of all\n"
     assert not Path(folder).exists() and PIPES not in os.environ and said == []
 
 
@@ -82,14 +81,14 @@ def test_a_service_of_the_user_serves_as_it_is(orders, place, monkeypatch, tmp_p
 
 def test_leftovers_of_a_dead_service_are_ignored(orders, monkeypatch):
     monkeypatch.setenv(PIPES, "theirs")
-    program = orders.parent / CONTROL
-    program.write_text(CONTROLLER.replace("exit", f"{IS_DEAD}\nexit"))
+    is_dead = 'test "$order" = get_server_list && exit 1'
+    (orders.parent / CONTROL).write_text(CONTROLLER.replace("exit", f"{is_dead}\nexit"))
     shares, said = use(SHARED)
     assert said == [] and shares.variables[PIPES].startswith("/tmp/kdbench-mps-")
 
 
 def test_without_a_service_runs_take_turns_with_a_message(orders, monkeypatch):
-    monkeypatch.setattr(mps, "PROBE", (sys.executable, "-c", "raise SystemExit(1)"))
+    monkeypatch.setattr(mps, "PROBE", ("false",))
     shares, (said,) = use(SHARED)
     assert shares == SHARED and said == f"{TAKE_TURNS}{CONTROL} was started, and does not serve."
     assert [line.split()[0] for line in orders.read_text().splitlines()] == ["-d", "quit"]
@@ -97,7 +96,7 @@ def test_without_a_service_runs_take_turns_with_a_message(orders, monkeypatch):
     (orders.parent / "code").write_text("1")
     assert use(SHARED) == (shares, [said])
     assert [line.split()[0] for line in orders.read_text().splitlines()] == ["-d"]
-    monkeypatch.setattr(mps, "PROBE", (sys.executable, "-c", "import time; time.sleep(60)"))
+    monkeypatch.setattr(mps, "PROBE", ("sleep", "60"))
     monkeypatch.setattr(mps, "PATIENCE_SECONDS", 0.5)
     (orders.parent / "code").write_text("0")
     assert use(SHARED) == (shares, [said])
@@ -118,8 +117,7 @@ def test_the_service_ends_with_a_killed_process(orders):
         assert process.stdout is not None and process.stdout.readline() == b"up\n"
         process.kill()
     assert eventually(lambda: "quit" in orders.read_text())
-    folder = Path(orders.read_text().split()[2])
-    assert eventually(lambda: not folder.exists())
+    assert eventually(lambda: not Path(orders.read_text().split()[2]).exists())
 
 
 @pytest.mark.slow

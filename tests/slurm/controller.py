@@ -7,22 +7,21 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+
+from launched import eventually, free_port
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 TOOLS = (*DAEMONS, "sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
-CPUS = 8
-"""Number of declared cores; they need not exist, because the tests' runs sleep."""
 
+# The declared cores need not exist, because the tests' runs sleep.
 CONFIGURATION = """
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
 SlurmdPort={node_port}
 SlurmUser=root
-SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=6
 CredType=cred/munge
@@ -36,19 +35,15 @@ SlurmdParameters=config_overrides
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
 SchedulerType=sched/builtin
 SchedulerParameters=sched_interval=2
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-SwitchType=switch/none
-MpiDefault=none
 KillWait=15
 ReturnToService=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-JobRequeue=1
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=1000 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=1000 State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=2:00:00 State=UP PriorityTier=1
 PartitionName=urgent Nodes={host} MaxTime=INFINITE State=UP PriorityTier=9
 """
@@ -63,46 +58,42 @@ def missing() -> str | None:
 
 
 class Controller:
-    """The daemons of a Slurm cluster within a folder."""
+    """The daemons of a Slurm cluster within a folder; SLURM_CONF names its configuration."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        self.configuration = folder / "slurm.conf"
+        self.folder, self.configuration = folder, folder / "slurm.conf"
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
         """Wait until the node accepts jobs."""
         for name in ("state", "spool"):
             (self.folder / name).mkdir()
-        key = self.folder / "munge.key"
+        key, munge_socket = self.folder / "munge.key", self.folder / "munge.socket"
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(128))
-        controller_port, node_port = _free_ports(2)
-        text = CONFIGURATION.format(
-            host=socket.gethostname().partition(".")[0],
-            folder=self.folder,
-            controller_port=controller_port,
-            node_port=node_port,
-            cpus=CPUS,
-        )
+        host = socket.gethostname().partition(".")[0]
+        ports = {"controller_port": free_port(), "node_port": free_port()}
+        text = CONFIGURATION.format(host=host, folder=self.folder, **ports)
         self.configuration.write_text(text)
-        self._run("munged", "--foreground", "--force", *self._munge_options())
-        _wait(lambda: (self.folder / "munge.socket").exists(), "munged")
-        self._run("slurmctld", "-D", "-f", str(self.configuration))
-        self._run("slurmd", "-D", "-f", str(self.configuration))
-        _wait(lambda: set(self.ask("sinfo", "-h", "-o", "%t").split()) == {"idle"}, "slurmd")
+        names = ("key", "pid", "seed", "log")
+        files = [f"--{name}-file={self.folder}/munge.{name}" for name in names]
+        self._run("munged", "--foreground", "--force", f"--socket={munge_socket}", *files)
+        assert eventually(munge_socket.exists, 30), "munged does not start"
+        self._run("slurmctld", "-D")
+        self._run("slurmd", "-D")
+        states = ("sinfo", "-h", "-o", "%t")
+        assert eventually(lambda: set(self.ask(*states).split()) == {"idle"}, 30), "no slurmd"
 
     def stop(self) -> None:
         """End all jobs, then the daemons, the controller last but one."""
         self.ask("scancel", "--user", str(os.geteuid()))
-        _wait(lambda: not self.ask("squeue", "-h"), "scancel")
+        assert eventually(lambda: not self.ask("squeue", "-h"), 30), "jobs do not end"
         for process in reversed(self._processes):
             process.terminate()
             process.wait(20)
 
     @contextlib.contextmanager
     def paused(self, daemon: str) -> Iterator[None]:
-        """Raised when a daemon does not answer."""
         process = self._processes[DAEMONS.index(daemon)]
         process.send_signal(signal.SIGSTOP)
         try:
@@ -112,38 +103,9 @@ class Controller:
 
     def ask(self, *command: str) -> str:
         """Return the output of a tool; empty if it fails."""
-        environment = os.environ | {"SLURM_CONF": str(self.configuration)}
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=30, check=False
-        )
-        return done.stdout
-
-    def _munge_options(self) -> list[str]:
-        names = {"key-file": "key", "socket": "socket", "pid-file": "pid", "seed-file": "seed"}
-        return [
-            f"--{option}={self.folder}/munge.{name}"
-            for option, name in (names | {"log-file": "log"}).items()
-        ]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
 
     def _run(self, *command: str) -> None:
         with (self.folder / f"{command[0]}.out").open("wb") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self._processes.append(process)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-def _wait(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what} does not do what it should")
-        time.sleep(0.1)

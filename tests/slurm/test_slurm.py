@@ -5,12 +5,13 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import is_one_sentence
 from controller import Controller, missing
-from launched import KILLED, PACED, eventually, numbers_of, status_of, write_method
+from launched import KILLED, PACED, eventually, folder_of, numbers_of, status_of, write_method
 
 from kdbench.launch import slurm as slurm_module
+
+ALONE = ("--results-dir", "alone", "--runs-dir", "a")
 
 pytestmark = [
     pytest.mark.slow,
@@ -18,24 +19,16 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def controller(tmp_path_factory: pytest.TempPathFactory):
     started = Controller(tmp_path_factory.mktemp("slurm"))
-    try:
-        started.start()
-        yield started
-    finally:
-        started.stop()
-
-
-@pytest.fixture(autouse=True)
-def _this_slurm(controller: Controller, monkeypatch):
-    monkeypatch.setenv("SLURM_CONF", str(controller.configuration))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as many as a job has: local runs are compared with them
-    yield
-    torch.set_num_threads(threads)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(started.configuration))
+        try:
+            started.start()
+            yield started
+        finally:
+            started.stop()
 
 
 @pytest.fixture
@@ -43,7 +36,16 @@ def send(run_tiny):
     return lambda *arguments: run_tiny("--cluster", "slurm", *arguments)
 
 
-def test_an_array_whose_killed_runs_are_recorded_equals_a_local_run(controller, kdbench, send):
+@pytest.fixture
+def paced(run_tiny) -> str:
+    """A method whose steps take as long as `pace` says, and that was trained without Slurm."""
+    method = write_method("paced", PACED)
+    Path("pace").write_text("0")
+    assert run_tiny("--methods", method, *ALONE)[0] == 0
+    return method
+
+
+def test_an_array_whose_killed_runs_are_recorded_equals_a_local_run(kdbench, run_tiny, send):
     methods = f"baseline,{write_method('killed', KILLED)}"
     code, out, err = send("--methods", methods, "--seeds", "2")
     assert (code, err) == (0, "")
@@ -53,24 +55,18 @@ def test_an_array_whose_killed_runs_are_recorded_equals_a_local_run(controller, 
     over = {"finished", "failed"}
     runs = [(method, seed) for method in ("baseline", "killed") for seed in (0, 1)]
     assert eventually(lambda: all(status_of(*run).state in over for run in runs), seconds=300)
+    reason = "its process was killed by SIGKILL"
+    _, out, _ = kdbench("status")
+    assert "4 runs: 2 failed, 2 finished." in out and reason in out
+    assert run_tiny("--methods", "baseline", "--seeds", "2", *ALONE)[0] == 0
     for seed in (0, 1):
         assert status_of("baseline", seed).state == "finished"
-        assert status_of("killed", seed).reason == "its process was killed by SIGKILL"
-        assert numbers_of("killed", seed)["reason"] == "its process was killed by SIGKILL"
-    _, out, _ = kdbench("status")
-    assert "4 runs: 2 failed, 2 finished." in out and "killed by SIGKILL" in out
-    alone = ("--methods", "baseline", "--seeds", "2", "--results-dir", "alone", "--runs-dir", "a")
-    assert kdbench("run", "--suite", "tiny.toml", *alone)[0] == 0
-    for seed in (0, 1):
+        assert status_of("killed", seed).reason == numbers_of("killed", seed)["reason"] == reason
         assert numbers_of("baseline", seed) == numbers_of("baseline", seed, "alone")
 
 
-def test_a_pre_empted_run_resumes(controller, kdbench, send):
+def test_a_pre_empted_run_resumes(controller, kdbench, send, paced):
     """Slurm first preempts by SIGTERM, then sends the signal that submitit requested."""
-    paced = write_method("paced", PACED)
-    Path("pace").write_text("0")
-    alone = ("--methods", paced, "--results-dir", "alone", "--runs-dir", "a")
-    assert kdbench("run", "--suite", "tiny.toml", *alone)[0] == 0
     Path("pace").write_text("2.5")
     assert send("--methods", paced)[0] == 0
     assert eventually(lambda: status_of("paced").step >= 1)
@@ -94,14 +90,10 @@ def test_a_pre_empted_run_resumes(controller, kdbench, send):
 
 
 def test_a_run_out_of_time_stops_and_is_resubmitted_by_the_same_command(
-    controller, kdbench, send, monkeypatch
+    kdbench, send, paced, monkeypatch
 ):
     monkeypatch.setattr(slurm_module, "REQUEUES", 0)
     monkeypatch.setattr(slurm_module, "SIGNAL_SECONDS", 60)  # Slurm sends it up to 30 s earlier
-    paced = write_method("paced", PACED)
-    Path("pace").write_text("0")
-    alone = ("--methods", paced, "--results-dir", "alone", "--runs-dir", "a")
-    assert kdbench("run", "--suite", "tiny.toml", *alone)[0] == 0
     Path("pace").write_text("8")
     assert send("--methods", paced, "--time", "2")[0] == 0
     assert eventually(lambda: status_of("paced").state == "stopped", seconds=200)
@@ -116,7 +108,7 @@ def test_a_run_out_of_time_stops_and_is_resubmitted_by_the_same_command(
     assert numbers_of("paced") == numbers_of("paced", results="alone")
 
 
-def test_cancel_ends_running_and_queued_runs(controller, kdbench, send):
+def test_cancel_ends_running_and_queued_runs(kdbench, send):
     methods = ",".join(write_method(name, PACED) for name in ("first", "second"))
     Path("pace").write_text("1")
     assert send("--methods", methods, "--max-parallel", "1")[0] == 0
@@ -124,13 +116,13 @@ def test_cancel_ends_running_and_queued_runs(controller, kdbench, send):
     assert "1 queued, 1 running" in kdbench("status")[1]
     code, out, _ = kdbench("cancel", "--methods", "second")
     assert code == 0 and "Cancelled 1 run" in out
-    assert (status_of("second").state, status_of("second").reason) == ("stopped", "cancelled")
-    assert status_of("first").state == "running"
+    first, second = status_of("first"), status_of("second")
+    assert (first.state, second.state, second.reason) == ("running", "stopped", "cancelled")
     assert kdbench("cancel")[0] == 0
     # The run notes that it stopped, and its task why.
     assert eventually(lambda: status_of("first").reason == "cancelled")
     assert status_of("first").state == "stopped" and status_of("first").step >= 1
-    assert list(Path("runs/tiny/resnet8/first/seed0").glob("checkpoint-*.pt"))
+    assert list(folder_of("first").glob("checkpoint-*.pt"))
     assert eventually(lambda: slurm_module.queue() == {})
     assert not list(Path("results").rglob("*.json"))
 
@@ -158,22 +150,12 @@ def test_status_needs_no_slurm_and_a_lost_run_is_resubmitted(
 
 
 def test_requests_that_slurm_cannot_meet_print_one_sentence(send):
-    cases = {
-        ("--partition", "mian"): "Unknown partition 'mian'. Did you mean 'main'?",
-        ("--time", "3:00:00"): "--time 3:00:00 is more than the 120 minutes",
-        ("--constraint", "a100"): "Slurm refused the runs: ",
-        ("--gpus", "1"): "Slurm refused the runs: ",
-    }
-    for arguments, sentence in cases.items():
-        code, _, err = send("--methods", "baseline", *arguments)
+    for option, value, sentence in (
+        ("--partition", "mian", "Unknown partition 'mian'. Did you mean 'main'?"),
+        ("--time", "3:00:00", "--time 3:00:00 is more than the 120 minutes"),
+        ("--constraint", "a100", "Slurm refused the runs: "),
+        ("--gpus", "1", "Slurm refused the runs: "),
+    ):
+        code, _, err = send("--methods", "baseline", option, value)
         assert code == 2 and is_one_sentence(err) and sentence in err
     assert not list(Path("runs").rglob("*.json"))
-
-
-def test_the_plan_lists_the_resources_requested_from_slurm(send):
-    asked = ("--partition", "urgent", "--cpus", "2", "--mem", "2G", "--max-parallel", "1")
-    code, out, err = send("--methods", "baseline", "--seeds", "2", "--dry-run", *asked)
-    assert (code, err) == (0, "")
-    assert "A Slurm array of 2 jobs: " in out
-    assert "partition=urgent, time=1440, cpus_per_task=2, mem=2G, array_parallelism=1." in out
-    assert not list(Path().rglob("*.json"))
