@@ -232,8 +232,7 @@ def test_undecodable_images_are_replaced_in_training_and_ignored_in_evaluation(s
 
 
 def test_a_class_without_any_image_ends_the_run(suite):
-    rows = content(train=list(range(1, TRAIN, 4)))
-    train, _ = opened(suite, write_saved(Path("none"), rows))
+    train, _ = opened(suite, write_saved(Path("none"), content(train=list(range(1, TRAIN, 4)))))
     with pytest.raises(LoaderError, match="no image of class 1 can be decoded"):
         epoch(train, suite)
 
@@ -247,6 +246,7 @@ def test_the_holdout_is_the_last_of_each_class_without_replacements(suite, image
 def test_a_worker_that_hangs_is_killed_after_the_timeout(suite, monkeypatch):
     monkeypatch.setattr(workers, "POLL_SECONDS", 1)
     monkeypatch.setattr(workers, "TIMEOUT_SECONDS", 2)
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)  # to end one
     folder = write_folders(Path("root"))
     train, _ = opened(suite, folder, workers=1)
     for file in list(folder.glob("train/n00000003/*")):

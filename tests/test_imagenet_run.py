@@ -96,6 +96,7 @@ HARMS_WORKERS = """import multiprocessing
 def test_workers_that_die_or_hang_fail_one_run_of_the_plan(kdbench, monkeypatch, signal, reason):
     monkeypatch.setattr(workers, "POLL_SECONDS", 1)
     monkeypatch.setattr(workers, "TIMEOUT_SECONDS", 6)
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)  # to end one
     photo_suite(batch_size=2)  # more batches than are decoded ahead
     write_method("does", HARMS_WORKERS.format(signal))
     write_folders(Path("photos"))
@@ -152,8 +153,7 @@ def test_a_checkpoint_within_an_epoch_keeps_the_workers(make_run, monkeypatch):
 
 def test_kdcl_general_holds_images_out(make_run):
     run = make_run("kdcl", variant="general", held_out_share="0.2")
-    result = run.train()
-    assert result.notes["training images held out"] == 4
+    assert run.train().notes["training images held out"] == 4
     assert len(run.training.images) == 20 - 4
 
 
