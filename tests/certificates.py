@@ -126,10 +126,8 @@ def formulas() -> dict[str, list[tuple[Tensor, Tensor]]]:
     logits, labels = terms["logits"], terms["labels"]
     log_p = F.log_softmax(logits[0], dim=1)
     smoothed = 0.9 * F.nll_loss(log_p, labels) - 0.1 * log_p.mean()
-    probabilities, general_labels = (
-        terms[f"kdcl/general_{k}"] for k in ("probabilities", "labels")
-    )
-    correlation = error_correlation(probabilities, general_labels)
+    probabilities, own_labels = terms["kdcl/general_probabilities"], terms["kdcl/general_labels"]
+    correlation = error_correlation(probabilities, own_labels)
     weights = general_weights(correlation)
     return {
         "label_smoothing": [(F.cross_entropy(logits[0], labels, label_smoothing=0.1), smoothed)],

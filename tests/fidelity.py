@@ -3,14 +3,7 @@
 import inspect
 from pathlib import Path
 
-from certificates import (
-    CERTIFICATES,
-    LOSS_BOUND,
-    PARAMETER_BOUND,
-    agreement,
-    difference,
-    formulas,
-)
+from certificates import CERTIFICATES, LOSS_BOUND, PARAMETER_BOUND, agreement, difference, formulas
 from tabulate import tabulate
 
 from kdbench.discovery import find_methods

@@ -4,15 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from certificates import (
-    CERTIFICATES,
-    LOSS_BOUND,
-    PARAMETER_BOUND,
-    Certificate,
-    agreement,
-    formulas,
-    load,
-)
+from certificates import CERTIFICATES, LOSS_BOUND, PARAMETER_BOUND, agreement, formulas, load
 from fidelity import PAGE, deviations
 from kdbench.methods.ffsd import FFSD, attention_distance, diversity, shift
 from kdbench.methods.kdcl import linear_target, linear_weights
@@ -27,7 +19,7 @@ CLOSE = {"rtol": LOSS_BOUND, "atol": 1e-14}
 
 
 @pytest.mark.parametrize("certificate", CERTIFICATES, ids=lambda c: c.name)
-def test_three_steps_of_the_authors_code(certificate: Certificate):
+def test_three_steps_of_the_authors_code(certificate):
     losses, tensors = agreement(certificate)
     assert max(losses.values()) < LOSS_BOUND, losses
     assert max(tensors.values()) < PARAMETER_BOUND, tensors

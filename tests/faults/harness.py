@@ -22,6 +22,11 @@ UNWATCH = """        self._over.set()
         self._watcher.join(PARTING_SECONDS)
 """
 
+MODES = (
+    invariant("networks_are_trained_in_train_mode_and_evaluated_in_eval_mode"),
+    contract("train and eval mode", "dml"),
+)
+
 FAULTS = {
     # A step and its schedule
     "gradients added up over steps": (
@@ -86,18 +91,12 @@ FAULTS = {
                 "self.method.begin_epoch",
             ),
         ),
-        (
-            invariant("networks_are_trained_in_train_mode_and_evaluated_in_eval_mode"),
-            contract("train and eval mode", "dml"),
-        ),
+        MODES,
         "dml",
     ),
     "evaluation in train mode": (
         ((EVALUATE, "    method.eval()\n", ""),),
-        (
-            invariant("networks_are_trained_in_train_mode_and_evaluated_in_eval_mode"),
-            contract("train and eval mode", "dml"),
-        ),
+        MODES,
     ),
     "the incomplete last batch left out of evaluation": (
         ((BATCHES, " in pairs:", " in (p for p in pairs if len(p[1]) == self.batch_size):"),),

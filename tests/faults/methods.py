@@ -54,10 +54,7 @@ FAULTS = {
         (reference("ffsd"),),
     ),
     "target made after the update of its statistics, ffsd": (LATE_TARGET, (reference("ffsd"),)),
-    "ramp from 0 for 1, ffsd": (
-        ((FFSD, "ramp(epoch + 1,", "ramp(epoch,"),),
-        (reference("ffsd"),),
-    ),
+    "ramp from 0 for 1, ffsd": (((FFSD, "ramp(epoch + 1,", "ramp(epoch,"),), (reference("ffsd"),)),
     "one view for all networks, kdcl": (
         ((KDCL, "[network(view).logits for", "[network(views[0]).logits for"),),
         (plain("kdcl"),),
