@@ -9,4 +9,7 @@ from faults.planting import ROOT, Fault, function, planted
 
 __all__ = ["FAULTS", "ROOT", "Fault", "function", "planted"]
 
-FAULTS = (*methods.FAULTS, *harness.FAULTS)
+FAULTS = [
+    Fault(name, *fault) for faults in (methods, harness) for name, fault in faults.FAULTS.items()
+]
+"""Faults in training, evaluation, storage and reports."""

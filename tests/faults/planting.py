@@ -21,24 +21,12 @@ class Fault:
     """Methods that the gate runs, in which it should detect the fault."""
 
 
-def reference(name: str) -> str:
-    return f"test_reference.py::test_three_steps_of_the_authors_code[{name}]"
-
-
-def contract(check: str, method: str) -> str:
-    return f"test_contract.py::test_methods_keep_the_contract[{check}-{method}]"
-
-
-def plain(method: str) -> str:
-    return f"test_plain_methods.py::test_losses_match_their_formulas[{method}]"
-
-
-def invariant(name: str) -> str:
-    return f"test_invariants.py::test_{name}"
-
-
-def batches(name: str) -> str:
-    return f"test_batches.py::test_{name}"
+# Node ids of tests below tests/
+reference = "test_reference.py::test_three_steps_of_the_authors_code[{}]".format
+contract = "test_contract.py::test_methods_keep_the_contract[{}-{}]".format
+plain = "test_plain_methods.py::test_losses_match_their_formulas[{}]".format
+invariant = "test_invariants.py::test_{}".format
+batches = "test_batches.py::test_{}".format
 
 
 def function(test: str) -> str:
