@@ -1,6 +1,7 @@
-"""Opens a page in an installed Chromium that must not fetch anything."""
+"""Opens a page in Chromium, without a network; running this file writes docs/page-*.png."""
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,11 @@ from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 
+from kdbench.report.page.write import write_page
+
+ROOT = Path(__file__).parents[1]
+WIDE, NARROW = {"width": 1200, "height": 2600}, {"width": 390, "height": 2000}
+SHOTS = {"light": ("light", WIDE), "dark": ("dark", WIDE), "narrow": ("light", NARROW)}
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 QUIET = [
     "--no-sandbox",  # as root there is none
@@ -44,3 +50,12 @@ def opened(file: Path, **context: Any) -> Iterator[Page]:
             yield page
         finally:
             browser.close()
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        write_page(ROOT / "results", None, "baseline", Path(folder))
+        for name, (scheme, size) in SHOTS.items():
+            index = Path(folder) / "index.html"
+            with opened(index, viewport=size, color_scheme=scheme) as shown:
+                shown.screenshot(path=ROOT / "docs" / f"page-{name}.png")

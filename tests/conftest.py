@@ -3,10 +3,10 @@
 import math
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Container, Iterable
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Any
 
 import pytest
@@ -18,12 +18,13 @@ from kdbench import cli
 from kdbench.data import Images, load_images, locate
 from kdbench.discovery import find_methods
 from kdbench.engine.device import make_accelerator
+from kdbench.engine.observer import NullObserver
 from kdbench.engine.run import Run
 from kdbench.engine.spec import RunSpec
 from kdbench.engine.stop import Stop, StoppedError
 from kdbench.launch import display
 from kdbench.paths import built_in_files
-from kdbench.results.schema import Epoch, Result
+from kdbench.results.schema import Result
 from kdbench.suite.load import load_suite
 from kdbench.suite.suite import Suite
 
@@ -39,13 +40,6 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 METHODS = list(built_in_files())
-
-
-def slow_except(quick: Container[Any], values: Iterable[Any]) -> list[Any]:
-    """Return parameters of which only the quick ones run by default; others are marked slow."""
-    return [v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values]
-
-
 TINY = """
 version = 1
 extends = "digits"
@@ -60,6 +54,11 @@ warmup_epochs = 0
 """
 
 
+def slow_except(quick: Container[Any], values: Iterable[Any]) -> list[Any]:
+    """Return parameters of which only the quick ones run by default; others are marked slow."""
+    return [v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values]
+
+
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
     """Give each test its own cache and working folder."""
@@ -70,11 +69,11 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 @pytest.fixture(scope="session")
 def suite() -> Suite:
     """Return a suite of the digits: three epochs of four steps, evaluation in uneven batches."""
-    digits = load_suite("digits")
+    digits = load_suite("digits").with_epochs(3)
     train = digits.data.train.model_copy(update={"per_class": 16})
     data = digits.data.model_copy(update={"train": train})
     changes = {"name": "tiny", "data": data, "batch_size": 40, "evaluation_batch_size": 100}
-    return digits.model_copy(update=changes).with_epochs(3).model_copy(update={"name": "tiny"})
+    return digits.model_copy(update=changes)
 
 
 @pytest.fixture(scope="session")
@@ -88,23 +87,18 @@ def accelerator() -> Accelerator:
     return make_accelerator(cpu=True)
 
 
-class Watcher:
-    """An observer that records everything and can stop a run after a number of steps."""
+class Watcher(NullObserver):
+    """An observer that records what it is told and can stop a run after a number of steps."""
 
     def __init__(self, stop_after: int | None = None):
-        self.steps = 0
-        self.epochs: list[Epoch] = []
+        self.steps = self.resumed_at = 0
         self.messages: list[str] = []
         self.stop_after = stop_after
-        self.resumed_at = 0
 
     def on_step(self) -> None:
         self.steps += 1
         if self.steps == self.stop_after:
             raise KeyboardInterrupt
-
-    def on_epoch(self, epoch: Epoch, resumed: bool) -> None:
-        self.epochs.append(epoch)
 
     def on_resume(self, step: int) -> None:
         self.resumed_at = step
@@ -189,17 +183,24 @@ def is_one_sentence(error: str) -> bool:
     return error.startswith("kdbench: ") and "Traceback" not in error and error.count("\n") == 1
 
 
+@pytest.fixture
+def refused(kdbench):
+    """Return a function that runs a command which must be refused, and returns why."""
+
+    def run(*arguments: str) -> str:
+        code, out, error = kdbench(*arguments)
+        assert (code, out) == (2, "") and is_one_sentence(error), out + error
+        return error
+
+    return run
+
+
 def finish(
     command: list[str], seconds: float = 150, **environment: str
 ) -> tuple[int, str, list[str]]:
     """Return exit code, standard output, and kdbench's messages among the launcher's output."""
-    process = subprocess.Popen(
-        command,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    own = os.environ | environment
+    process = Popen(command, env=own, stdout=PIPE, stderr=PIPE, text=True)
     try:
         out, err = process.communicate(timeout=seconds)
     finally:

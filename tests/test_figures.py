@@ -1,6 +1,5 @@
 """Figures show what the results contain, as read from matplotlib's artists."""
 
-import io
 import itertools
 from xml.etree import ElementTree
 
@@ -29,17 +28,15 @@ def board_of(results):
     return board
 
 
-def all_drawn(results):
-    return {
-        item.name: item
-        for item in captioned_figures(board_of(results), cost_frame(results), "baseline")
-    }
+def drawn(name, results):
+    items = captioned_figures(board_of(results), cost_frame(results), "baseline")
+    return next(item for item in items if item.name == name)
 
 
 def test_cost_has_a_point_with_its_deviation_for_each_method():
     results = [made("baseline", seed, 40.0 + seed) for seed in range(3)]
     results += [made("dml", 0, 45.0, flops=3 * FLOPS)]
-    item = all_drawn(results)["cost"]
+    item = drawn("cost", results)
     (axes,) = item.figure.axes
     bars = [c for c in axes.containers if isinstance(c, ErrorbarContainer)]
     points = {(*bar[0].get_xydata()[0],): bar for bar in bars}
@@ -49,63 +46,50 @@ def test_cost_has_a_point_with_its_deviation_for_each_method():
     assert points[3.0, 45.0][2] == ()
     assert "where there is more than one" in item.caption
     assert "The line joins the Pareto front." in item.caption
-    alone = all_drawn(results[:3])["cost"].caption
-    assert "baseline alone is on the Pareto front." in alone
+    alone = drawn("cost", results[:3])
+    assert "baseline alone is on the Pareto front." in alone.caption
     below, above = axes.get_ylim()
     assert below < 40.0 and above > 45.0
     assert axes.get_xlabel() == "training FLOPs, times those of baseline"
 
 
-def test_times_of_two_devices_are_not_plotted_together():
-    runs = [made("baseline", flops=None), made("ffsd", flops=None)]
-    elsewhere = runs[1].environment.model_copy(update={"device": "another"})
-    runs[1] = runs[1].model_copy(update={"environment": elsewhere})
-    (board,) = boards(runs, "baseline")
-    points, _ = cost_points(board, cost_frame(runs), "baseline")
-    assert points.cost.isna().all()
+TIMED = made("baseline", flops=None)
+ELSEWHERE = TIMED.environment.model_copy(update={"device": "another"})
 
 
-def test_without_flops_the_cost_is_the_time_of_runs_that_were_not_shared():
-    results = [made("baseline", flops=None), made("dml", flops=None, jobs=2)]
-    points, label = cost_points(board_of(results), cost_frame(results), "baseline")
-    assert label == "minutes of training"
-    assert points.set_index("name").cost["baseline"] == 1.5
-    assert "Cost not measured: dml." in all_drawn(results)["cost"].caption
-
-
-def test_without_any_cost_a_sentence_replaces_the_figure():
-    item = all_drawn([made("baseline", flops=None, jobs=2)])["cost"]
-    assert item.figure is None and "no cost to show" in item.caption
-
-
-def test_without_the_reference_flops_are_absolute():
-    results = [made("dml", flops=3 * 10**15)]
-    points, label = cost_points(board_of(results), cost_frame(results), "baseline")
-    assert points.cost.tolist() == [3.0] and label == "training FLOPs, 10¹⁵"
+@pytest.mark.parametrize(
+    ("results", "costs", "label"),
+    [
+        ([TIMED, made("ffsd", flops=None, environment=ELSEWHERE)], {}, "training"),
+        ([TIMED, made("dml", flops=None, jobs=2)], {"baseline": 1.5}, "minutes of training"),
+        ([made("baseline", flops=None, jobs=2)], {}, "training FLOPs, 10¹⁵"),
+        ([made("dml", flops=3 * 10**15)], {"dml": 3.0}, "training FLOPs, 10¹⁵"),
+    ],
+    ids=["times of two devices", "time", "no time", "no reference"],
+)
+def test_without_relative_flops_the_cost_is_another(results, costs, label):
+    points, found = cost_points(board_of(results), cost_frame(results), "baseline")
+    known = points.dropna(subset="cost").set_index("name").cost
+    assert (known.to_dict(), found) == (costs, label)
+    item = drawn("cost", results)
+    assert (item.figure is None) == ("no cost to show" in item.caption) == (not costs)
+    assert ("Cost not measured: dml." in item.caption) == ("baseline" in costs)
 
 
 def test_the_cost_figure_includes_the_recipe_over_other_epochs():
-    """The control at equal cost is a point; the frame's key decides which recipes are equal."""
     results = [made("baseline"), made("dml", flops=3 * FLOPS)]
     costs = cost_frame(results)
     longer = costs[costs.method == "baseline"].assign(epochs=12, training_flops=3.0 * FLOPS)
     other = longer.assign(key="another")
     points, _ = cost_points(board_of(results), pd.concat([costs, longer, other]), "baseline")
-    assert dict(zip(points.name, points.cost, strict=True)) == {
-        "baseline": 1.0,
-        "dml": 3.0,
-        "baseline, 12 epochs": 3.0,
-    }
+    found = dict(zip(points.name, points.cost, strict=True))
+    assert found == {"baseline": 1.0, "dml": 3.0, "baseline, 12 epochs": 3.0}
 
 
 def test_the_pareto_front_has_the_undominated_methods():
-    points = pd.DataFrame(
-        {
-            "name": ["cheap", "worse", "dear", "as dear", "dearest", "the same"],
-            "cost": [1.0, 2.0, 3.0, 3.0, 4.0, 1.0],
-            "student_top1": [50.0, 49.0, 60.0, 55.0, 60.0, 50.0],
-        }
-    )
+    points = [("cheap", 1.0, 50.0), ("worse", 2.0, 49.0), ("dear", 3.0, 60.0)]
+    points += [("as dear", 3.0, 55.0), ("dearest", 4.0, 60.0), ("the same", 1.0, 50.0)]
+    points = pd.DataFrame(points, columns=["name", "cost", "student_top1"])
     assert figures.pareto(points).name.tolist() == ["cheap", "the same", "dear"]
 
 
@@ -136,7 +120,7 @@ def test_curves_have_each_seed_their_mean_and_the_reference():
     assert list(first) == [37.0, 38.0, 39.0, 40.0]
     assert list(mean) == list(reference) == [37.5, 38.5, 39.5, 40.5]
     assert list(second) == [38.0, 39.0, 40.0, 41.0]
-    assert "dashed: mean of baseline." in all_drawn(results)["curves"].caption
+    assert "dashed: mean of baseline." in drawn("curves", results).caption
     assert len(lost) == 2 and panels["dml"][3].get_linestyle() == ":"
 
 
@@ -150,28 +134,24 @@ def test_curves_have_each_seed_their_mean_and_the_reference():
     ids=["no reference", "the reference alone", "a lost reference"],
 )
 def test_the_legend_omits_lines_that_are_not_drawn(results):
-    caption = all_drawn(results)["curves"].caption
+    caption = drawn("curves", results).caption
     assert caption.startswith("Thick: mean over seeds; thin: each seed.")
     assert "dashed" not in caption
 
 
 def test_losses_are_summed_over_networks_by_kind():
-    results = [made("dml", seed) for seed in range(2)]
-    (axes,) = figures.losses(losses(board_of(results).runs)).axes
+    board = board_of([made("dml", seed) for seed in range(2)])
+    (axes,) = figures.losses(losses(board.runs)).axes
     lines = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
     assert lines["ce"] == pytest.approx([5.0, 2.5, 5 / 3, 1.25])
     assert lines["kl"] == pytest.approx([0.01] * 4)
 
 
 def test_roles_are_means_over_seeds_and_peers_the_mean_of_the_others():
-    tops = roles(board_of([made("dml", 0, 40.0), made("dml", 1, 50.0)]).runs)
-    (axes,) = figures.roles(tops).axes
+    board = board_of([made("dml", 0, 40.0), made("dml", 1, 50.0)])
+    (axes,) = figures.roles(roles(board.runs)).axes
     shown = {line.get_label(): line.get_xdata()[0] for line in axes.get_lines()}
-    assert {role: shown[role] for role in ("student", "peers", "ensemble")} == {
-        "student": 45.0,
-        "peers": 43.0,
-        "ensemble": 47.0,
-    }
+    assert (shown["student"], shown["peers"], shown["ensemble"]) == (45.0, 43.0, 47.0)
     assert "mean" not in shown
 
 
@@ -190,19 +170,13 @@ def test_no_two_of_thirty_methods_look_alike():
     assert len(set(PALETTE)) == len(PALETTE) and len(set(MARKERS)) == len(MARKERS)
 
 
-def test_a_name_is_not_rendered_as_a_formula():
-    results = [made("$x^2$ <b>&")]
-    svg = inline_svg(all_drawn(results)["curves"].figure, "x", "a\x01b")
-    texts = [element.text for element in ElementTree.parse(io.StringIO(svg)).iter("text")]
-    assert "$x^2$ <b>&" in texts and figures.short("a\x00b") == "a\ufffdb"
-
-
-def test_two_figures_share_no_id_and_follow_the_theme():
-    results = [made("baseline"), made("dml", top1=51.0)]
-    item = all_drawn(results)["roles"]
-    first, second = (inline_svg(item.figure, salt, "") for salt in ("a", "b"))
+def test_names_are_no_formulas_and_figures_share_no_id_and_follow_the_theme():
+    assert figures.short("a\x00b") == "a\ufffdb"
+    figure = drawn("roles", [made("baseline"), made("$x^2$ <b>&", top1=51.0)]).figure
+    first, second = (inline_svg(figure, salt, "a\x01b") for salt in ("a", "b"))
+    assert "$x^2$ <b>&" in [element.text for element in ElementTree.fromstring(first).iter()]
     ids = [
-        {element.get("id") for element in ElementTree.fromstring(svg).iter() if element.get("id")}
+        {element.get("id") for element in ElementTree.fromstring(svg).iter()} - {None}
         for svg in (first, second)
     ]
     assert ids[0] and not ids[0] & ids[1]
