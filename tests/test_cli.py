@@ -76,7 +76,7 @@ def test_another_recipe_under_the_same_name_does_not_replace_a_result(run_tiny, 
     other = Path("results/tiny/resnet8/label_smoothing/seed0.json")
     code, out, err = run_tiny("--methods", "label_smoothing")
     assert (code, err) == (0, "")
-    tables = [table for table in out.split("\n\n") if "rank" in table]
+    tables = [table for table in out.split("\n\n") if "method" in table]
     methods = [[line.split()[1] for line in table.splitlines() if "±" in line] for table in tables]
     assert sorted(methods) == [["baseline"], ["label_smoothing"]]
     kept = other.read_bytes()
