@@ -77,7 +77,7 @@ def test_another_recipe_under_the_same_name_does_not_replace_a_result(run_tiny, 
     code, out, err = run_tiny("--methods", "label_smoothing")
     assert (code, err) == (0, "")
     tables = [table for table in out.split("\n\n") if "method" in table]
-    methods = [[line.split()[1] for line in table.splitlines() if "±" in line] for table in tables]
+    methods = [[line.split()[0] for line in table.splitlines() if "±" in line] for table in tables]
     assert sorted(methods) == [["baseline"], ["label_smoothing"]]
     kept = other.read_bytes()
     code, out, err = run_tiny("--methods", "baseline,label_smoothing", "--seeds", "2", "--dry-run")
