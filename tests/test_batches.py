@@ -55,13 +55,6 @@ def draws_of(view: Tensor, labels: Tensor, padding: int = PADDING) -> Tensor:
     return draws[torch.stack(found).int().argmax(dim=0)]
 
 
-def test_a_batch_holds_views_of_float32_and_labels():
-    views, labels = epoch(views=2)[0]
-    assert views.shape == (2, BATCH, 3, SIZE, SIZE) and views.dtype == torch.float32
-    assert views[0].is_contiguous(memory_format=torch.channels_last)
-    assert labels.shape == (BATCH,) and labels.dtype == torch.int64
-
-
 def test_every_crop_and_both_directions_occur_independently_of_each_other():
     steps = epoch(views=2)
     draws = torch.stack([torch.stack([draws_of(v[i], y) for v, y in steps]) for i in (0, 1)])
@@ -109,6 +102,10 @@ def test_other_epochs_and_seeds_have_another_order_and_other_draws(other):
 
 
 def test_an_epoch_visits_distinct_images_in_whole_batches():
+    views, labels = epoch(views=2)[0]
+    assert views.shape == (2, BATCH, 3, SIZE, SIZE) and views.dtype == torch.float32
+    assert views[0].is_contiguous(memory_format=torch.channels_last)
+    assert labels.shape == (BATCH,) and labels.dtype == torch.int64
     seen = torch.cat([labels for _, labels in epoch()])
     assert len(TrainingBatches(IMAGES, SUITE, 0, 1)) == len(epoch()) == 4
     assert len(seen.unique()) == len(seen) == 64

@@ -38,6 +38,8 @@ from kdbench.data.decoded.images import cache_folder
 from kdbench.suite.load import load_suite
 
 REAL = Path(os.environ.get("KDBENCH_DATA") or "none").absolute()  # tests change the working folder
+CIFAR_LIKE = TINY.model_copy(update={"torchvision": "CIFAR100", "image_size": 32})
+LAYOUTS = {"parquet": write_parquet, "save_to_disk": write_saved}
 pytestmark = pytest.mark.usefixtures("unreachable_hub")
 
 
@@ -47,9 +49,6 @@ def changed(part, **changes):
 
 def changed_train(data, **changes):
     return changed(data, train=changed(data.train, **changes))
-
-
-CIFAR_LIKE = changed(TINY, torchvision="CIFAR100", image_size=32)
 
 
 def same(left: tuple[Images, ...], right: tuple[Images, ...]) -> bool:
@@ -86,13 +85,11 @@ def write_original(folder: Path, monkeypatch) -> tuple[Images, ...]:
     return tuple(splits)
 
 
-@pytest.mark.parametrize(
-    ("layout", "write"), [("parquet", write_parquet), ("save_to_disk", write_saved)]
-)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("place", ["", "tiny", "data"])
-def test_both_layouts_are_found_in_the_folder_or_a_subfolder(layout, write, place):
+def test_both_layouts_are_found_in_the_folder_or_a_subfolder(layout, place):
     root = Path("root")
-    folder = write(root / place)
+    folder = LAYOUTS[layout](root / place)
     assert locate(TINY, root) == Source(TINY, layout, folder)
     assert same(load(TINY, root), expected())
 

@@ -120,7 +120,6 @@ def test_an_image(damage, index):
 
 @given(damage=damages())
 def test_a_parquet_shard(damage, tmp_path_factory):
-    """Open a shard, and read and decode every image."""
     suite = photo_suite()
     folder = write_parquet(tmp_path_factory.mktemp("data"))
     shard = folder / "validation-00000-of-00001.parquet"

@@ -44,13 +44,17 @@ TRAIN_SHARDS = [f"train-0000{shard}-of-00003.parquet" for shard in range(3)]
 TEST_SHARDS = [f"validation-0000{shard}-of-00002.parquet" for shard in range(2)]
 SIDE = 36
 KILLED = """
-import itertools, os, signal
+import os, signal
 from kdbench import cli
 from kdbench.data.prepare import prepare, shards
 
 prepare.IMAGES_PER_SHARD, shards.ROWS_PER_GROUP = 8, 2
-files = itertools.count()  # manifest, shard, manifest, shard, manifest
-os.fsync = lambda _: next(files) < 4 or os.kill(os.getpid(), signal.SIGKILL)
+write = prepare.write_manifest
+
+def write_or_die(folder, manifest):
+    write(folder, manifest) if len(manifest.shards) < 2 else os.kill(os.getpid(), signal.SIGKILL)
+
+prepare.write_manifest = write_or_die
 cli.main()
 """
 
