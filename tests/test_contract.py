@@ -12,6 +12,7 @@ from kdbench.check.subject import Subject
 from kdbench.check.two_processes import train_in_two_processes
 from kdbench.discovery import BrokenMethodError, find_methods
 from kdbench.errors import UserError
+from kdbench.method import network_roles
 from kdbench.scaffold import TEMPLATE
 from kdbench.suite.load import load_suite
 
@@ -22,7 +23,6 @@ VARIANTS = [
     ("okddip", {"form": "branch"}),
     ("okddip", {"networks": "4"}),
 ]
-QUICK_ARCHITECTURES = {"resnet20", "wrn16-2"}
 
 OPTIONS_OF_THE_PAPERS = {
     "baseline": {},
@@ -89,22 +89,22 @@ FAULTS = {
 SLOW_CHECKS_OF_VARIANTS = {"compiles", "deterministic", "train and eval mode"}
 
 
-def make_subject(method: str, settings: dict[str, str] | None = None) -> Subject:
+def make_subject(method: str, settings: dict[str, str] | None = None, **more: str) -> Subject:
     (entry,) = find_methods([method])
-    return Subject(entry, entry.options(settings or {}))
+    return Subject(entry, entry.options(settings or {}), **more)
 
 
-def write_method(folder: Path, source: str, name: str = "mine") -> Path:
+def write_method(folder: Path, source: str, name: str = "mine") -> str:
     folder.mkdir(exist_ok=True)
     file = folder / f"{name}.py"
     file.write_text(source)
-    return file
+    return str(file)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_options_are_those_of_the_papers(method):
-    (entry,) = find_methods([method])
-    assert entry.options({}).model_dump(exclude={"networks"}) == OPTIONS_OF_THE_PAPERS[method]
+    options = make_subject(method).options
+    assert options.model_dump(exclude={"networks"}) == OPTIONS_OF_THE_PAPERS[method]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -132,18 +132,19 @@ def test_methods_work_with_two_to_eight_networks(method, networks):
     if entry.method.fixed_networks or networks < entry.method.minimum_networks:
         pytest.skip(f"{method} does not take {networks} networks")
     subject = make_subject(method, {"networks": str(networks)})
-    for name in ("roles and shapes", "losses named and finite", "targets detached"):
+    names = ["roles and shapes", "losses named and finite", "targets detached"]
+    for name in (*names, "student matches predict"):
         assert run_check(subject, name, CHECKS[name]).result == "passed"
+    roles = subject.build().eval().predict(subject.make_batch()[0][0]).keys()
+    assert network_roles(range(networks)).keys() <= roles
 
 
 @pytest.mark.parametrize(
-    "architecture",
-    slow_except(QUICK_ARCHITECTURES, load_suite("cifar100").architectures),
+    "architecture", slow_except({"resnet20", "wrn16-2"}, load_suite("cifar100").architectures)
 )
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_a_step_with_every_architecture(method, architecture):
-    (entry,) = find_methods([method])
-    spec = Subject(entry, entry.options({}), architecture).spec
+    spec = make_subject(method, architecture=architecture).spec
     model = spec.build().train()
     model.begin_epoch(0)
     size = spec.suite.data.image_size
@@ -161,8 +162,7 @@ def test_methods_and_variants_work_in_two_processes(tmp_path):
     problems = train_in_two_processes(subjects)
     assert problems == dict.fromkeys(subject.spec.method_name for subject in subjects)
     assert "kdcl@variant=general" in problems
-    (mine,) = find_methods([str(write_method(tmp_path, GOOD))])
-    outcomes = check_methods([mine])
+    outcomes = check_methods(find_methods([write_method(tmp_path, GOOD)]))
     assert len(outcomes) == len(CHECKS) + 1
     assert [outcome for outcome in outcomes if outcome.result != "passed"] == []
 
@@ -172,13 +172,13 @@ def test_two_processes_must_end_with_equal_weights(tmp_path):
     change = "        self.networks[0].branch.classifier.bias.data += 1e-3 * views.var()\n"
     drift = GOOD.replace(FORWARD, f"{change}{FORWARD}")
     files = [write_method(tmp_path, GOOD), write_method(tmp_path, drift, "drift")]
-    problems = train_in_two_processes([make_subject(str(file)) for file in files])
+    problems = train_in_two_processes([make_subject(file) for file in files])
     assert problems["mine"] is None
     assert "differs between the processes" in problems["drift"]
 
 
 def test_a_good_method_passes_every_check(tmp_path):
-    outcomes = check_method(make_subject(str(write_method(tmp_path, GOOD))))
+    outcomes = check_method(make_subject(write_method(tmp_path, GOOD)))
     assert [(o.check, o.result) for o in outcomes] == [(name, "passed") for name in CHECKS]
     table = format_table(outcomes)
     assert "mine" in table and table.count("passed") == len(CHECKS)
@@ -188,7 +188,7 @@ def test_a_good_method_passes_every_check(tmp_path):
 def test_check_finds_a_planted_fault(tmp_path, fault):
     old, new, check, words = FAULTS[fault]
     assert old in GOOD
-    subject = make_subject(str(write_method(tmp_path, GOOD.replace(old, new))))
+    subject = make_subject(write_method(tmp_path, GOOD.replace(old, new)))
     name = next(name for name in CHECKS if name.startswith(check))
     outcome = run_check(subject, name, CHECKS[name])
     assert outcome.result == "FAILED" and words in outcome.reason
@@ -197,7 +197,7 @@ def test_check_finds_a_planted_fault(tmp_path, fault):
 
 def test_a_constructor_that_raises_is_reported_with_its_line(tmp_path):
     source = GOOD.replace("self.networks = nn", "raise RuntimeError('no memory')\n        _ = nn")
-    (outcome,) = check_methods(find_methods([str(write_method(tmp_path, source))]))
+    (outcome,) = check_methods(find_methods([write_method(tmp_path, source)]))
     line = source[: source.index("raise")].count("\n") + 1
     assert outcome.result == "FAILED"
     assert f"mine.py, line {line}: RuntimeError: no memory" in outcome.reason
@@ -223,16 +223,15 @@ def test_a_broken_file_is_reported_with_its_line(tmp_path, monkeypatch, source, 
     monkeypatch.chdir(tmp_path)
     for _ in range(2):  # the second time as well, although Python has seen the module
         with pytest.raises(BrokenMethodError) as error:
-            find_methods(["./mine.py" if is_relative else str(file)])
+            find_methods(["./mine.py" if is_relative else file])
         assert all(word in str(error.value) for word in words), error.value
 
 
 def test_every_method_needs_a_file_and_a_name_of_its_own(tmp_path):
-    files = [str(write_method(tmp_path / name, GOOD)) for name in ("a", "b")]
-    with pytest.raises(BrokenMethodError, match="'mine'"):
-        find_methods(files)
-    with pytest.raises(BrokenMethodError, match="'dml'"):
-        find_methods([str(write_method(tmp_path, GOOD, "dml"))])
+    twice = [write_method(tmp_path / name, GOOD) for name in ("a", "b")]
+    for files, name in ((twice, "'mine'"), ([write_method(tmp_path, GOOD, "dml")], "'dml'")):
+        with pytest.raises(BrokenMethodError, match=name):
+            find_methods(files)
     with pytest.raises(UserError, match=r"'\./missing\.py' does not exist"):
         find_methods(["./missing.py"])
 
