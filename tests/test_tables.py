@@ -1,7 +1,5 @@
 """Tests of leaderboards in the terminal, in Markdown and in LaTeX."""
 
-import os
-import pty
 import re
 import shutil
 import subprocess
@@ -14,6 +12,7 @@ from made_results import CIFAR, made, made_seeds
 from kdbench.errors import UserError
 from kdbench.report.analysis.summary import leaderboard, runs_frame
 from kdbench.report.command import make_report
+from kdbench.report.page.render import render_page
 from kdbench.report.tables.columns import DEFAULT, OPTIONAL_COLUMNS, columns
 from kdbench.report.tables.latex import escape
 from kdbench.report.tables.published import Entry, Source, Table
@@ -25,7 +24,8 @@ BASELINE = [70.0, 70.4, 70.1, 69.9, 70.2, 70.3, 70.0, 70.1]
 BETTER = [72.1, 72.3, 72.2, 71.8, 72.4, 72.1, 72.2, 72.0]
 UNCLEAR = [70.3, 70.2, 70.4, 69.8, 70.5, 70.2, 70.1, 70.3]
 SEVERAL = {"baseline": BASELINE, "dml": BETTER, "one": UNCLEAR}
-SOURCE = Path(__file__).parents[1]
+REDUCED = load_suite("cifar100-reduced")
+LEFT_OUT = "Columns left out to fit the terminal: "
 
 
 def board_of(*results, against="baseline"):
@@ -71,31 +71,34 @@ def test_seeds_that_are_not_common_are_reported():
     assert cells(board)["dml"]["vs baseline"].endswith("] (2 of 5)")
 
 
-def test_ranking_means_over_unequal_numbers_of_seeds_gives_a_note(several):
+def test_unequal_numbers_of_seeds_and_several_recipes_give_a_note(several):
     failed = made("one").model_copy(update={"status": "failed", "last": None, "cost": None})
-    board = board_of(*made_seeds("baseline", BASELINE[:3]), made("dml"), failed)
+    results = [*made_seeds("baseline", BASELINE[:3]), made("dml"), failed]
+    board, page = board_of(*results), render_page(results, "baseline")
     said = "Numbers of seeds differ: dml 1, all others 3."
     assert said in render(board, "terminal") and f"- {said}" in render(board, "markdown")
-    assert "$n = 0$ to $3$" in render(board, "latex")
-    assert "Ranked by" not in render(several, "terminal")
+    assert "$n = 0$ to $3$" in render(board, "latex") and said in page
+    assert "Numbers of seeds" not in render(several, "terminal")
+
+    results = [made("a"), made("a", suite_hash="another0hash")]
+    said = "2 recipes share the name 'cifar100-reduced'"
+    assert render(board_of(*results), "terminal").startswith(said)
+    assert "recipes share" not in page
+    page = render_page(results, "baseline")
+    assert said.replace("'", "&#39;") in page
+    assert re.search(r'<h2 id="board-\d">cifar100-reduced \(another0\), resnet20</h2>', page)
 
 
 @pytest.mark.parametrize(
     ("suite", "said"),
     [
-        (CIFAR, "CIFAR-100, 300 epochs, the recipe of FFSD."),
-        (
-            CIFAR.with_epochs(30).with_precision("bf16"),
-            "CIFAR-100, 300 epochs, the recipe of FFSD; here with epochs=30, precision=bf16.",
-        ),
-        (
-            load_suite("cifar100-reduced"),
-            "CIFAR-100, 10 epochs on 4,000 images: the CI schedule. "
-            "It uses a part of the images, so published accuracies do not compare.",
-        ),
+        (CIFAR, "."),
+        (CIFAR.with_epochs(30).with_precision("bf16"), "; here with epochs=30, precision=bf16."),
+        (REDUCED, ". It uses a part of the images, so published accuracies do not compare."),
     ],
 )
 def test_a_table_names_its_suite(suite, said):
+    said = suite.description + said
     board = board_of(made("baseline", suite=suite))
     assert render(board, "terminal").endswith(f"\n{said}\n")
     assert f"\n- {said}\n" in render(board, "markdown")
@@ -108,64 +111,55 @@ def test_methods_that_share_a_rank_have_an_equals_sign():
     assert [row["rank"] for row in shown.values()] == ["1", "2=", "2="]
 
 
-def test_top5_is_shown_for_many_classes_or_encoded_images():
-    assert "student top-5 %" not in cells(board_of(made("a", suite=CIFAR)))["a"]
-    encoded = load_suite("imagenet-reduced")
-    assert "student top-5 %" in cells(board_of(made("a", suite=encoded)))["a"]
+def test_top5_is_shown_for_many_classes_or_encoded_images_and_no_empty_column(several):
     many = CIFAR.model_copy(update={"data": CIFAR.data.model_copy(update={"classes": 200})})
-    assert "student top-5 %" in cells(board_of(made("a", suite=many)))["a"]
-
-
-def test_an_empty_column_is_left_out(several):
+    for suite, shown in ((CIFAR, False), (many, True), (load_suite("imagenet-reduced"), True)):
+        assert ("student top-5 %" in cells(board_of(made("a", suite=suite)))["a"]) is shown
     assert {"cost (x baseline)", "peers %"}.isdisjoint(cells(several)["dml"])
     flops = {"training_flops": 10**15}
-    known = board_of(made("baseline", cost=flops), made("dml", cost=flops, peers=(40.0,)))
-    assert cells(known)["dml"]["cost (x baseline)"] == "1.00"
-    assert cells(known)["baseline"]["peers %"] == "n/a"
+    known = cells(board_of(made("baseline", cost=flops), made("dml", cost=flops, peers=(40.0,))))
+    assert (known["dml"]["cost (x baseline)"], known["baseline"]["peers %"]) == ("1.00", "n/a")
 
 
-def test_named_columns_keep_their_order_even_if_empty(several):
-    shown = cells(several, names=["method", "cost", "top1", "values"])
-    assert list(shown["one"]) == [
+def test_named_columns_keep_their_order_even_if_empty(several, tmp_path):
+    shown = cells(several, names=["method", "cost", "top1", "values"])["one"]
+    assert list(shown) == [
         *("method", "cost (x baseline)", "student top-1 %", "student top-1 % by seed")
     ]
-    assert shown["one"]["student top-1 % by seed"].startswith("0: 70.30, 1: 70.20, ")
-
-
-def test_all_columns_hold_the_best_epoch_labelled_optimistic(several):
-    assert not any("best" in heading for heading in cells(several)["dml"])
-    assert "best on test % (optimistic)" in cells(several, names=["all"])["dml"]
-
-
-def test_an_unknown_column_suggests_the_nearest(several):
+    assert shown["student top-1 % by seed"].startswith("0: 70.30, 1: 70.20, ")
     with pytest.raises(UserError, match=r"Unknown column 'ensembl'\. Did you mean 'ensemble'"):
         render(several, "terminal", names=["ensembl"])
-
-
-def test_csv_and_json_always_have_every_column(tmp_path):
     write_result(tmp_path, made("dml"))
     with pytest.raises(UserError, match="--format csv always has all"):
         make_report(tmp_path, None, "csv", "baseline", names=["method"])
 
 
+def test_the_best_epoch_and_the_bootstrap_interval_are_shown_on_request(several):
+    assert not any("best" in heading for heading in cells(several)["dml"])
+    assert "best on test % (optimistic)" in cells(several, names=["all"])["dml"]
+    found = several.set_index("method").loc["dml"]
+    interval = f"{found.bootstrap_low:+.2f} to {found.bootstrap_high:+.2f}"
+    shown = cells(several, names=["method", "bootstrap"])["dml"]
+    assert shown == {"method": "dml", "vs baseline, bootstrap interval": interval}
+
+
 def test_rows_are_sorted_by_the_rounded_values(several):
     for column in columns(several, ["all"], "baseline"):
         for _, row in several.iterrows():
-            known = column.value(row) is not None
-            assert not known or isinstance(column.value(row), float | str)
-            if column.text(row) == "n/a":
-                assert not known, column.name
+            value = column.value(row)
+            known = isinstance(value, float | str) and column.text(row) != "n/a"
+            assert value is None or known, column.name
     assert set(OPTIONAL_COLUMNS) < set(DEFAULT)
 
 
 def test_a_narrow_terminal_drops_the_least_important_columns_and_names_them(several):
     whole = render(several, "terminal")
     narrow = render(several, "terminal", width=100)
-    table, _, said = narrow.partition("Columns left out to fit the terminal: ")
+    table, _, said = narrow.partition(LEFT_OUT)
     assert max(map(len, whole.splitlines())) > 100 >= max(map(len, table.splitlines()))
     assert said.startswith("params trained / deployed, peak") and "verdict" in table
-    assert "Left out" not in render(several, "terminal", width=1000) + whole
-    assert "Left out" not in render(several, "terminal", names=["all"], width=100)
+    assert LEFT_OUT not in render(several, "terminal", width=1000) + whole
+    assert LEFT_OUT not in render(several, "terminal", names=["all"], width=100)
 
 
 def test_a_narrow_terminal_always_shows_the_verdict(several):
@@ -174,16 +168,10 @@ def test_a_narrow_terminal_always_shows_the_verdict(several):
     width = dict(zip(re.split(r"\s{2,}", whole[1].strip()), map(len, dashes.split()), strict=True))
     for wide in range(80, 140, 5):
         lines = render(several, "terminal", width=wide).splitlines()
-        table = [line for line in lines if set(line) == {"-", " "}]
-        (said,) = (
-            line for line in lines if line.startswith("Columns left out to fit the terminal: ")
-        )
-        left_out = (
-            said.removeprefix("Columns left out to fit the terminal: ")
-            .partition(".")[0]
-            .split(", ")
-        )
-        room = wide - len(table[0])
+        (dashes,) = (line for line in lines if set(line) == {"-", " "})
+        (said,) = (line for line in lines if line.startswith(LEFT_OUT))
+        left_out = said.removeprefix(LEFT_OUT).partition(".")[0].split(", ")
+        room = wide - len(dashes)
         assert room >= 0 and all(width[heading] + 2 > room for heading in left_out)
         sentence = "Distinguishable from baseline at their numbers of seeds: dml (better)."
         assert (sentence in lines) == ("verdict" in left_out)
@@ -193,35 +181,31 @@ def test_a_narrow_terminal_always_shows_the_verdict(several):
     assert "No difference from baseline is distinguishable" in render(level, "terminal", width=60)
 
 
-def test_only_a_terminal_makes_tables_fit(tmp_path):
+def test_only_a_terminal_makes_tables_fit(kdbench, monkeypatch):
     for method in SEVERAL:
-        write_result(tmp_path, made(method))
-    command = [sys.executable, "-m", "kdbench", "report", "--results-dir", str(tmp_path)]
-    environment = os.environ | {"COLUMNS": "90", "PYTHONPATH": str(SOURCE)}
-    piped = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert "params" in piped.stdout and "Left out" not in piped.stdout
-    ours, theirs = pty.openpty()
-    subprocess.run(command, env=environment, stdout=theirs, check=True)
-    os.close(theirs)
-    seen = os.read(ours, 100_000).decode()
-    assert "Columns left out to fit the terminal: params" in seen
+        write_result(Path("results"), made(method))
+    monkeypatch.setenv("COLUMNS", "90")
+    piped = kdbench("report")[1]
+    assert "params" in piped and LEFT_OUT not in piped
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert f"{LEFT_OUT}params" in kdbench("report")[1]
 
 
-def test_names_with_several_recipes_get_a_note():
-    board = board_of(made("a"), made("a", suite_hash="another0hash"))
-    first = render(board, "terminal").splitlines()[0]
-    assert first.startswith("2 recipes share the name 'cifar100-reduced'")
+def test_latex_marks_best_and_second_and_ties_alike():
+    top1s = {"a": 60, "b": 60, "c": 50, "d": 40}
+    text = render(board_of(*(made(name, 0, top1) for name, top1 in top1s.items())), "latex")
+    bold = re.findall(r"^(\w) & \\textbf\{60.00\}", text, flags=re.MULTILINE)
+    second = re.findall(r"^(\w) & \\underline\{50.00\}", text, flags=re.MULTILINE)
+    assert (bold, second) == (["a", "b"], ["c"])
+    assert text.count(r"\textbf") == 2 and text.count(r"\underline") == 1
 
 
-def test_latex_has_a_caption(several):
-    caption = re.findall(r"\\caption\{(.*)\}", render(several, "latex"))[0]
-    assert all(
-        words in caption for words in ("cifar100-reduced", "resnet20", "$n = 8$", "baseline")
-    )
-    assert "$-$" in render(several, "latex") and r"$\pm$" in render(several, "latex")
-
-
-def test_latex_escapes_special_characters():
+def test_latex_has_a_caption_and_escapes_special_characters(several):
+    text = render(several, "latex")
+    (caption,) = re.findall(r"\\caption\{(.*)\}", text)
+    for words in ("cifar100-reduced", "resnet20", "$n = 8$", "baseline"):
+        assert words in caption
+    assert "$-$" in text and r"$\pm$" in text
     assert escape(r"a_b 50% {x} \y ~^#&$") == (
         r"a\_b 50\% \{x\} \textbackslash{}y \textasciitilde{}\textasciicircum{}\#\&\$"
     )
@@ -239,13 +223,8 @@ def compiled(body: str, folder: Path) -> str:
     return ran.stdout
 
 
-needs_latex = pytest.mark.skipif(
-    shutil.which("pdflatex") is None, reason="pdflatex is not installed"
-)
-
-
-@needs_latex
-def test_latex_compiles_with_article_and_booktabs(tmp_path):
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles_with_article_and_booktabs_and_fits_a_page_by_default(tmp_path):
     name = "dml@note=<b>a_b%#&${}~^\\|\"'`éð中"
     baseline = made_seeds("baseline", BASELINE, suite=CIFAR)
     board = board_of(*baseline, *made_seeds(name, BETTER, suite=CIFAR))
@@ -255,9 +234,6 @@ def test_latex_compiles_with_article_and_booktabs(tmp_path):
     assert "A \\& B" in body
     compiled(body, tmp_path)
 
-
-@needs_latex
-def test_latex_fits_a_page_by_default(tmp_path):
     board = board_of(*made_seeds("baseline", BASELINE), *made_seeds("label_smoothing", BETTER))
     assert "Overfull" not in compiled(render(board, "latex"), tmp_path)
     assert "Overfull" in compiled(render(board, "latex", names=["all"]), tmp_path)
