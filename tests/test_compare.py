@@ -99,15 +99,16 @@ def test_equal_accuracies_of_other_runs_are_not_identical():
 
 
 @pytest.mark.parametrize(
-    ("change", "note"),
+    ("before", "after", "note"),
     [
-        ({"suite_hash": "another"}, "another suite hash"),
-        ({"environment": {"precision": "bf16"}}, "another precision"),
+        ({}, {"suite_hash": "another"}, "another suite hash"),
+        ({}, {"environment": {"precision": "bf16"}}, "another precision"),
+        ({"run": {"data": "1" * 16}}, {"run": {"data": "2" * 16}}, "other data"),
     ],
 )
-def test_other_recipes_are_not_compared(change, note):
-    save("a", "dml", 60.0)
-    save("b", "dml", 61.0, **change)
+def test_other_recipes_and_data_are_not_compared(before, after, note):
+    save("a", "dml", 60.0, **before)
+    save("b", "dml", 61.0, **after)
     rows = compare("a", "b", RESULTS).rows
     assert sorted(row.verdict for row in rows) == ["only in A", "only in B"]
     assert all(row.notes == [note] and row.difference is None for row in rows)

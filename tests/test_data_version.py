@@ -1,5 +1,6 @@
 """Results and checkpoints belong to the images and labels that they were trained on."""
 
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,47 +12,11 @@ from made_results import CIFAR, made, made_seeds
 from tiny_data import TEST, table
 
 from kdbench.data import Images, data_digest
-from kdbench.report.analysis.compare import compare
+from kdbench.paths import SUITES
 from kdbench.report.analysis.cost import cost_frame
 from kdbench.report.analysis.summary import leaderboard, runs_frame
 from kdbench.report.tables.render import render
-from kdbench.results.files import read_result, write_result
-
-MINE = """
-version = 1
-description = "images of one's own"
-architectures = ["resnet8"]
-default_architecture = "resnet8"
-networks = 2
-seeds = 1
-batch_size = 20
-evaluation_batch_size = 20
-precision = "fp32"
-[data]
-name = "mine"
-hub = "nobody/nothing"
-image_column = "image"
-label_column = "label"
-classes = 10
-image_size = 8
-train = { split = "train", images = 40 }
-test = { split = "test", images = 20 }
-[augmentation]
-padding = 1
-horizontal_flip = false
-mean = [0.3, 0.3, 0.3]
-std = [0.4, 0.4, 0.4]
-[optimizer]
-learning_rate = 0.1
-momentum = 0.9
-nesterov = true
-weight_decay = 1e-4
-[schedule]
-epochs = 2
-milestones = [1]
-gamma = 0.1
-warmup_epochs = 0
-"""
+from kdbench.results.files import read_result
 
 
 def write(permutation: list[int]) -> None:
@@ -69,7 +34,17 @@ ORIGINAL, SWAPPED = [*range(10)], [1, 0, *range(2, 10)]
 
 @pytest.fixture
 def train(kdbench):
-    Path("mine.toml").write_text(MINE)
+    text = re.sub("sha256 = .*", "", (SUITES / "digits.toml").read_text())
+    for old, new in (
+        ('embedded = "digits"', 'hub = "nobody/nothing"'),
+        ("= 1437", "= 40"),
+        ("= 360", "= 20"),
+        ("= 64", "= 20"),
+        ("epochs = 8", "epochs = 2"),
+        ("[4, 6]", "[1]"),
+    ):
+        text = text.replace(old, new)
+    Path("mine.toml").write_text(text)
     command = ("run", "--suite", "mine.toml", "--methods", "baseline", "--data-dir", "data")
     return lambda *arguments: kdbench(*command, *arguments)
 
@@ -141,11 +116,3 @@ def test_results_without_a_digest_count_as_having_it_if_the_suite_has_checksums(
     board = leaderboard(runs_frame(results))
     assert board.n.tolist() == ([2] if checked else [1, 1])
     assert (board.method == "dml").any()
-
-
-def test_results_of_other_data_are_not_compared():
-    for folder, version in (("a", FIRST), ("b", SECOND)):
-        write_result(Path(folder), made("dml").model_copy(update=version))
-    rows = compare("a", "b", Path("results")).rows
-    assert {row.verdict for row in rows} == {"only in A", "only in B"}
-    assert all(row.notes == ["other data"] for row in rows)
