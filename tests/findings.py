@@ -25,6 +25,9 @@ SUITE = "cifar100-reduced"
 Accuracies = Mapping[int, float]
 """Accuracy in percent by seed."""
 
+Rows = dict[str, dict[str, str]]
+"""Cells by method and heading."""
+
 
 def tables(results: Path = ROOT / "results") -> dict[str, str]:
     """Return the tables by the name of their place in the page."""
@@ -57,7 +60,7 @@ def sharing(runs: pd.DataFrame) -> str:
     """Compare students and ensembles with those of independent networks."""
     controls = ("independent", "baseline")  # they have the same student
     others = [method for method in sorted(set(runs.method)) if method not in controls]
-    rows: dict[str, dict[str, str]] = {method: {"method": method} for method in others}
+    rows: Rows = {method: {"method": method} for method in others}
     for role in ("student", "ensemble"):
         column = f"{role}_top1"
         values = {method: by_seed(runs, method, column) for method in [*others, "independent"]}
@@ -69,20 +72,19 @@ def sharing(runs: pd.DataFrame) -> str:
 
 def leader(runs: pd.DataFrame) -> str:
     """Compare the network that a method deploys with the mean of its others."""
-    found = compare_columns(runs, sorted(set(runs.method)), "student_top1", "peers_top1")
-    rows: dict[str, dict[str, str]] = {method: {"method": method} for method in found}
+    roles = ("student_top1", "peers_top1")
+    both = {m: [by_seed(runs, m, role) for role in roles] for m in sorted(set(runs.method))}
+    found = compared({method: (ours, peers) for method, (ours, peers) in both.items() if peers})
+    rows: Rows = {method: {"method": method} for method in found}
     describe(rows, found, "student - peers")
     return table(rows.values())
 
 
-def compare_columns(
-    runs: pd.DataFrame, methods: Iterable[str], first: str, second: str
-) -> dict[str, Comparison]:
-    """Compare two columns of accuracies of each method that has both, as one family."""
-    values = {(m, column): by_seed(runs, m, column) for m in methods for column in (first, second)}
-    pairs = [((m, first), (m, second)) for m in methods if values[m, second]]
-    found = zip(pairs, compare_pairs(values, pairs), strict=True)
-    return {ours[0]: comparison for (ours, _), comparison in found if comparison}
+def compared(values: Mapping[str, tuple[Accuracies, Accuracies]]) -> dict[str, Comparison]:
+    """Compare the first with the second accuracies of each method, as one family."""
+    named = {(method, place): both[place] for method, both in values.items() for place in (0, 1)}
+    found = compare_pairs(named, [((method, 0), (method, 1)) for method in values])
+    return {method: each for method, each in zip(values, found, strict=True) if each}
 
 
 def cost(runs: pd.DataFrame) -> str:
@@ -108,7 +110,7 @@ def cost(runs: pd.DataFrame) -> str:
 def at_equal_cost(found: pd.DataFrame, runs: pd.DataFrame, every: pd.DataFrame) -> str:
     """Compare each method with one network that was trained longer, for equal FLOPs."""
     longer = found[(found.suite == SUITE) & (found.control_epochs > found.epochs)]
-    rows: dict[str, dict[str, str]] = {}
+    rows: Rows = {}
     for method, epochs in zip(longer.method, longer.control_epochs, strict=True):
         control = finished(every, f"{SUITE}@epochs={epochs:.0f}")
         rows[method] = {
@@ -123,38 +125,32 @@ def at_equal_cost(found: pd.DataFrame, runs: pd.DataFrame, every: pd.DataFrame) 
 
 
 def stability(runs: pd.DataFrame) -> str:
-    """Return how alike two seeds rank the methods (Spearman's rho), and how many pairs of methods
-    differ in the same direction in every seed.
-
-    Without `independent`, whose student is that of `baseline`.
-    """
-    runs = runs[runs.method != "independent"]
+    """Return how alike seeds rank methods (Spearman's rho), and how many pairs all order alike."""
+    runs = runs[runs.method != "independent"]  # whose student is that of `baseline`
     accuracies = runs.pivot(index="method", columns="seed", values="student_top1").dropna(axis=1)
-    rho = [
-        float(stats.spearmanr(accuracies[one], accuracies[other]).statistic)
-        for one, other in combinations(accuracies.columns, 2)
-    ]
+    seeds = combinations(accuracies.columns, 2)
+    rho = [float(stats.spearmanr(accuracies[a], accuracies[b]).statistic) for a, b in seeds]
     places = {"lowest": min(rho), "median": median(rho), "highest": max(rho)}
-    agreement = {"pairs of seeds": str(len(rho))} | {k: f"{v:+.2f}" for k, v in places.items()}
     pairs = list(combinations(accuracies.index, 2))
     signs = [np.sign(accuracies.loc[a] - accuracies.loc[b]) for a, b in pairs]
-    of_one_sign = sum(abs(each.sum()) == len(each) for each in signs)
-    agreement |= {"pairs of methods": str(len(pairs)), "of one sign": str(of_one_sign)}
+    agreement = {
+        "pairs of seeds": str(len(rho)),
+        **{place: f"{value:+.2f}" for place, value in places.items()},
+        "pairs of methods": str(len(pairs)),
+        "of one sign": str(sum(abs(each.sum()) == len(each) for each in signs)),
+    }
     return table([agreement])
 
 
 def precision(runs: pd.DataFrame, in_bf16: pd.DataFrame) -> str:
     """Compare students trained with autocast and without."""
-    methods = sorted(set(in_bf16.method))
-    rows: dict[str, dict[str, str]] = {}
-    values: dict[tuple[str, str], Accuracies] = {}
-    for method in methods:
+    rows: Rows = {}
+    values: dict[str, tuple[Accuracies, Accuracies]] = {}
+    for method in sorted(set(in_bf16.method)):
         full, half = (by_seed(part, method, "student_top1") for part in (runs, in_bf16))
-        values |= {(method, "fp32"): full, (method, "bf16"): half}
+        values[method] = half, full
         rows[method] = {"method": method, "fp32": spread(full), "bf16": spread(half)}
-    pairs = [((method, "bf16"), (method, "fp32")) for method in methods]
-    found = dict(zip(methods, compare_pairs(values, pairs), strict=True))
-    describe(rows, {m: c for m, c in found.items() if c}, "bf16 - fp32")
+    describe(rows, compared(values), "bf16 - fp32")
     return table(rows.values())
 
 
@@ -190,18 +186,14 @@ def by_seed(runs: pd.DataFrame, method: str, column: str) -> Accuracies:
     return dict(zip(rows.seed, rows[column], strict=True))
 
 
-def describe(
-    rows: Mapping[str, dict[str, str]], found: Mapping[str, Comparison], heading: str
-) -> None:
+def describe(rows: Rows, found: Mapping[str, Comparison], heading: str) -> None:
     """Add differences with their intervals and p values to the rows."""
     for method, row in rows.items():
         comparison = found.get(method)
-        row[heading] = words(comparison) if comparison else MISSING
+        row[heading] = MISSING
+        if comparison:
+            row[heading] = f"{comparison.difference:+.2f} ({interval_text(comparison.interval)})"
         row[f"p ({heading.split()[0]})"] = p_text(comparison and comparison.p)
-
-
-def words(comparison: Comparison) -> str:
-    return f"{comparison.difference:+.2f} ({interval_text(comparison.interval)})"
 
 
 def table(rows: Iterable[Mapping[str, str]]) -> str:

@@ -14,6 +14,7 @@ CIFAR = load_suite("cifar100")
 IMAGENET = load_suite("imagenet")
 FOUR_EPOCHS = load_suite("digits").with_epochs(4)
 FLOPS = 10**12
+LOST: dict[str, Any] = {"status": "diverged", "last": None, "cost": None}
 
 
 def committed(method: str) -> Result:
@@ -28,7 +29,7 @@ def metrics(top1: float) -> Metrics:
 
 
 def one_epoch(last: dict[str, Metrics]) -> dict[str, Any]:
-    """Return the result fields of a run with one epoch."""
+    """Return the fields of a result with one epoch."""
     epoch = Epoch(epoch=1, learning_rate=0.1, losses={"ce/student": 1.0}, metrics=last)
     return {"last": last, "history": [epoch], "best_on_test": best_on_test([epoch])}
 
@@ -47,25 +48,22 @@ def made(
     """Return a finished run on a CPU, with the suite's protocol if one is given."""
     template = committed("baseline")
     assert template.cost is not None
-    changes: dict[str, Any] = {"method": method, "seed": seed}
-    if suite is not None:
-        changes |= {"suite": suite.name, "suite_hash": suite.digest()}
+    named = {} if suite is None else {"suite": suite.name, "suite_hash": suite.digest()}
+    changes = {"method": method, "seed": seed} | named | identity
     roles = {"student": top1} | {f"peer{index}": peer for index, peer in enumerate(peers)}
-    last = {role: metrics(value) for role, value in roles.items()}
-    return template.model_copy(
-        update={
-            "identity": template.identity.model_copy(update=changes | identity),
-            "protocol": suite.model_dump(mode="json") if suite else template.protocol,
-            "cost": template.cost.model_copy(update={"training_flops": None} | (cost or {})),
-            "environment": template.environment.model_copy(update=environment or {}),
-        }
-        | one_epoch(last)
-    )
+    update = {
+        "identity": template.identity.model_copy(update=changes),
+        "protocol": suite.model_dump(mode="json") if suite else template.protocol,
+        "cost": template.cost.model_copy(update={"training_flops": None} | (cost or {})),
+        "environment": template.environment.model_copy(update=environment or {}),
+    }
+    update |= one_epoch({role: metrics(value) for role, value in roles.items()})
+    return template.model_copy(update=update)
 
 
-def made_seeds(method: str, top1s: list[float], **changes: Any) -> list[Result]:
-    """Return one run per accuracy, with seeds from 0."""
-    return [made(method, seed, top1, **changes) for seed, top1 in enumerate(top1s)]
+def made_seeds(method: str, top1s: list[float], first: int = 0, **changes: Any) -> list[Result]:
+    """Return one run per accuracy, with consecutive seeds."""
+    return [made(method, seed, top1, **changes) for seed, top1 in enumerate(top1s, first)]
 
 
 def drawable(
@@ -76,21 +74,19 @@ def drawable(
     jobs: int = 1,
     **changes: Any,
 ) -> Result:
-    """Four epochs on the digits, with a history and all roles; a top-1 of None stands for a run
-    that diverged in the third.
-    """
+    """Four epochs on the digits with all roles; without a top-1, a run that diverged."""
     final = 30.0 if top1 is None else top1
-    cost = {"training_flops": flops, "jobs": jobs, "training_seconds": 90.0}
-    command = {"command": f"kdbench run --methods {method}"}
     result = made(
         method,
         seed,
         final,
         suite=FOUR_EPOCHS,
-        cost=cost,
-        environment=command,
+        cost={"training_flops": flops, "jobs": jobs, "training_seconds": 90.0},
+        environment={"command": f"kdbench run --methods {method}"},
         architecture="resnet8",
     )
+    roles = {"student": 0, "peer0": -1, "peer1": -3, "ensemble": 2, "mean": -4 / 3}
+    last = {role: metrics(final + more) for role, more in roles.items()}
     history = [
         Epoch(
             epoch=epoch,
@@ -100,16 +96,11 @@ def drawable(
         )
         for epoch in range(1, 5)
     ]
-    others = {"peer0": -1, "peer1": -3, "ensemble": 2, "mean": -4 / 3}
-    last = {"student": metrics(final)}
-    last |= {role: metrics(final + more) for role, more in others.items()}
     history[-1] = history[-1].model_copy(update={"metrics": last})
     update = {"options": {}, "notes": {}, "history": history, "last": last}
     update |= {"best_on_test": best_on_test(history)}
     if top1 is None:
-        reason = "'ce/student' is nan in epoch 3"
-        update |= {"status": "diverged", "reason": reason, "history": history[:2]}
-        update |= {"last": None, "cost": None}
+        update |= LOST | {"reason": "'ce/student' is nan in epoch 3", "history": history[:2]}
     return result.model_copy(update=update | changes)
 
 

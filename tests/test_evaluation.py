@@ -1,12 +1,13 @@
 """What an evaluation measures, and after which epochs there is one."""
 
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import Watcher
-from made_results import committed, made_seeds
+from made_results import committed, made
 
 from kdbench.data import IGNORE_INDEX
 from kdbench.engine.evaluate import BINS, measure
@@ -53,14 +54,12 @@ def test_metrics_match_their_definitions():
     torch.manual_seed(0)
     labels = torch.randint(5, (40,))
     logits = {role: 3 * torch.randn(40, 5) for role in ("student", "peer0", "peer1")}
-    batches = [
-        (torch.arange(40)[start : start + 16], labels[start : start + 16]) for start in (0, 16, 32)
-    ]
+    batches = zip(torch.arange(40).split(16), labels.split(16), strict=True)
     found = measure(lambda rows: {role: z[rows] for role, z in logits.items()}, batches)
     for role, z in logits.items():
         p = z.double().softmax(1)
-        expected = [-p[i, label].log() for i, label in enumerate(labels)]
-        assert found[role].loss == pytest.approx(float(sum(expected)) / 40)
+        losses = [-p[i, label].log() for i, label in enumerate(labels)]
+        assert found[role].loss == pytest.approx(float(sum(losses)) / 40)
         one_hot = torch.eye(5, dtype=torch.float64)[labels]
         assert found[role].brier == pytest.approx(float(((p - one_hot) ** 2).sum()) / 40)
         gap = 0.0
@@ -70,26 +69,27 @@ def test_metrics_match_their_definitions():
             gap += abs(float((p.amax(1)[inside] - right).sum()))
         assert found[role].ece == pytest.approx(100 * gap / 40)
         assert found[role].disagreement is None
-    classes = [z.argmax(1) for z in logits.values()]
-    pairs = [(classes[a] != classes[b]).double().mean() for a, b in ((0, 1), (0, 2), (1, 2))]
-    assert found["mean"].disagreement == pytest.approx(100 * float(sum(pairs)) / 3)
+    pairs = combinations([z.argmax(1) for z in logits.values()], 2)
+    differing = [float((one != other).double().mean()) for one, other in pairs]
+    assert found["mean"].disagreement == pytest.approx(100 * sum(differing) / 3)
     networks = [found[role] for role in logits]
     for name in ("top1", "top5", "loss", "ece", "brier"):
         mean = sum(getattr(metrics, name) for metrics in networks) / 3
         assert getattr(found["mean"], name) == pytest.approx(mean)
 
 
+def measured(logits: torch.Tensor, labels: list[int]) -> Metrics:
+    return measure(lambda x: {"student": x}, [(logits, torch.tensor(labels))])["student"]
+
+
 def test_images_without_a_label_count_as_wrong_and_are_not_calibrated():
     logits = torch.tensor([[4.0, 0.0], [4.0, 0.0]])
-    whole = measure(lambda x: {"student": logits[:1]}, [(logits[:1], torch.tensor([0]))])["student"]
-    labels = torch.tensor([0, IGNORE_INDEX])
-    found = measure(lambda x: {"student": logits}, [(logits, labels)])["student"]
+    whole, found = measured(logits[:1], [0]), measured(logits, [0, IGNORE_INDEX])
     assert (found.top1, found.ece, found.brier) == (50.0, whole.ece, whole.brier)
 
 
 def test_a_diverged_network_can_be_measured():
-    logits = torch.full((2, 3), torch.nan)
-    found = measure(lambda x: {"student": logits}, [(logits, torch.tensor([0, 1]))])["student"]
+    found = measured(torch.full((2, 3), torch.nan), [0, 1])
     assert found.loss != found.loss and found.brier != found.brier
 
 
@@ -101,12 +101,11 @@ def test_what_older_results_lack_is_left_out():
         "ensemble": Metrics(top1=53.0, top5=90.0, loss=1.0, ece=2.0, brier=0.4),
         "mean": Metrics(top1=51.0, top5=90.0, loss=1.2, ece=4.0, brier=0.5, disagreement=30.0),
     }
-    (result,) = made_seeds("ffsd", [50.0])
-    new = result.model_copy(update={"last": metrics})
+    new = made("ffsd").model_copy(update={"last": metrics})
     names = ["nll", "ece", "brier", "ensemble-ece", "gain", "disagreement"]
     for each, texts in [
         (new, ["1.250", "4.00", "0.500", "2.00", "2.00", "30.00"]),
-        (result, ["1.000", "n/a", "n/a", "n/a", "n/a", "n/a"]),
+        (made("ffsd"), ["1.000", "n/a", "n/a", "n/a", "n/a", "n/a"]),
     ]:
         board = leaderboard(runs_frame([each]))
         cells = [column.text(board.iloc[0]) for column in columns(board, names, "baseline")]
@@ -122,18 +121,15 @@ def test_the_predictions_of_the_last_epoch_lie_beside_the_result(run_tiny):
     for role in found.keys() - {"labels"}:
         accuracy = 100 * (found[role] == found["labels"]).mean()
         assert accuracy == pytest.approx(result.last[role].top1)
-    differing = [
-        (found[a] != found[b]).mean()
-        for a, b in (("student", "peer0"), ("student", "peer1"), ("peer0", "peer1"))
-    ]
+    pairs = combinations(("student", "peer0", "peer1"), 2)
+    differing = [(found[one] != found[other]).mean() for one, other in pairs]
     assert 100 * sum(differing) / 3 == pytest.approx(result.last["mean"].disagreement)
 
 
 def test_a_run_that_only_lacks_its_result_still_has_predictions(make_run):
-    first = make_run("dml")
-    first.train()
     watcher = Watcher()
-    again = make_run("dml", watcher=watcher)
+    first, again = make_run("dml"), make_run("dml", watcher=watcher)
+    first.train()
     again.train()
     assert watcher.steps == 0
     for role, classes in first.predictions.items():
@@ -141,17 +137,14 @@ def test_a_run_that_only_lacks_its_result_still_has_predictions(make_run):
 
 
 def test_predictions_survive_the_disk_in_the_smallest_type(tmp_path):
-    identity = made_seeds("dml", [50.0])[0].identity
+    identity = made("dml").identity
     assert read_predictions(tmp_path, identity) is None
-    arrays = {
-        "student": np.array([0, 255]),
-        "peer0": np.array([0, 999]),
-        "labels": np.array([-1, 3]),
-    }
+    values = {"student": [0, 255], "peer0": [0, 999], "labels": [-1, 3]}
+    arrays = {name: np.array(classes) for name, classes in values.items()}
     file = write_predictions(tmp_path, identity, arrays)
     found = read_predictions(tmp_path, identity)
     assert [found[name].dtype for name in arrays] == ["uint8", "uint16", "int64"]
-    assert all((found[name] == arrays[name]).all() for name in arrays)
+    assert {name: found[name].tolist() for name in arrays} == values
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(ValueError, match=r"seed0\.npz' is not valid"):
         read_predictions(tmp_path, identity)

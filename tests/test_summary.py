@@ -23,10 +23,14 @@ def board_of(*results, against="baseline") -> pd.DataFrame:
     return leaderboard(runs_frame(results), against).set_index("method")
 
 
+def board_by_seed(**top1s: list[float]) -> pd.DataFrame:
+    """Return the leaderboard of methods with these accuracies, one per seed."""
+    return board_of(*(run for method in top1s for run in made_seeds(method, top1s[method])))
+
+
 @pytest.fixture(scope="module")
 def three() -> pd.DataFrame:
-    pairs = (("baseline", BASELINE), ("dml", BETTER), ("one", UNCLEAR))
-    return board_of(*(run for method, top1s in pairs for run in made_seeds(method, top1s)))
+    return board_by_seed(baseline=BASELINE, dml=BETTER, one=UNCLEAR)
 
 
 def test_means_equal_after_rounding_share_a_rank():
@@ -35,45 +39,40 @@ def test_means_equal_after_rounding_share_a_rank():
     assert board["rank"].to_dict() == {"a": 1, "c": 2, "b": 2, "d": 4}
 
 
-def test_a_row_without_a_finished_run_has_no_rank():
-    lost = made("b").model_copy(update={"status": "failed", "last": None, "cost": None})
-    assert pd.isna(board_of(made("a"), lost).loc["b", "rank"])
-
-
 def test_differences_carry_the_statistics_of_their_comparison(three):
     values = {"baseline": BASELINE, "dml": BETTER, "one": UNCLEAR}
     by_seed = {method: dict(enumerate(top1s)) for method, top1s in values.items()}
     found = compare_pairs(by_seed, [("dml", "baseline"), ("one", "baseline")])
     for method, expected in zip(("dml", "one"), found, strict=True):
         row = three.loc[method]
-        assert (row.difference, row.pairs, row.p) == (expected.difference, 8, expected.p)
-        assert (row.difference_low, row.difference_high) == expected.interval
-        assert row.seeds_needed == expected.seeds_needed
-        assert row.sign_flip_p == expected.sign_flip_p
-    assert three.verdict.to_dict() == {
-        "baseline": "reference", "dml": "better", "one": "undecided"
-    }  # fmt: skip
+        assert row.pairs == 8 and (row.difference_low, row.difference_high) == expected.interval
+        for name in ("difference", "p", "seeds_needed", "sign_flip_p"):
+            assert row[name] == getattr(expected, name)
+    assert three.verdict[["baseline", "dml", "one"]].tolist() == [
+        "reference",
+        "better",
+        "undecided",
+    ]
     reference = three.loc["baseline"]
     assert reference.difference == 0 and reference.reference and pd.isna(reference.p)
 
 
 def test_the_students_that_do_not_differ_from_the_best_are_marked():
-    top1s = {"a": BETTER, "b": [top1 - 0.05 for top1 in reversed(BETTER)], "baseline": BASELINE}
-    board = board_of(*(run for method in top1s for run in made_seeds(method, top1s[method])))
+    alike = [top1 - 0.05 for top1 in reversed(BETTER)]
+    board = board_by_seed(a=BETTER, b=alike, baseline=BASELINE)
     assert board.among_best.to_dict() == {"a": True, "b": True, "baseline": False}
     text = render(board.reset_index(), "latex")
     assert text.count(r"\textbf{") == 2 and "not distinguishable from the best" in text
-    undecided = board_of(*made_seeds("a", UNCLEAR), *made_seeds("baseline", BASELINE))
+    undecided = board_by_seed(a=UNCLEAR, baseline=BASELINE)
     assert undecided.among_best.isna().all()
     assert r"\textbf" not in render(undecided.reset_index(), "latex")
 
 
 def test_ranks_are_shown_if_a_difference_is_significant(three):
-    def first(board: pd.DataFrame) -> str:
-        return columns(board.reset_index(), None, "baseline")[0].name
-
-    assert first(three) == "rank"
-    assert first(board_of(*made_seeds("one", UNCLEAR), *made_seeds("baseline", BASELINE))) != "rank"
+    undecided = board_by_seed(one=UNCLEAR, baseline=BASELINE)
+    for board, ranked in ((three, True), (undecided, False)):
+        first = columns(board.reset_index(), None, "baseline")[0].name
+        assert (first == "rank") is ranked
 
 
 def test_a_student_that_is_the_references_network_is_not_compared():
@@ -90,12 +89,11 @@ def test_a_student_that_is_the_references_network_is_not_compared():
 
 
 def test_boards_are_compared_separately():
+    large = made_seeds("dml", BETTER) + made_seeds("baseline", BASELINE)
     small = made_seeds("dml", BETTER, architecture="resnet8")
     small += made_seeds("baseline", BASELINE, architecture="resnet8")
-    large = made_seeds("dml", BETTER) + made_seeds("baseline", BASELINE)
-    board = leaderboard(runs_frame(small + large))
-    alone = leaderboard(runs_frame(small))
-    assert board[board.architecture == "resnet8"].p.dropna().tolist() == alone.p.dropna().tolist()
+    board = board_of(*small, *large)
+    assert board[board.architecture == "resnet8"].p["dml"] == board_of(*small).p["dml"]
 
 
 def test_one_common_seed_decides_nothing():
@@ -106,8 +104,8 @@ def test_one_common_seed_decides_nothing():
 
 
 def test_a_seed_with_two_versions_of_the_reference_is_not_compared():
-    versions = [made("baseline", 0, 40.0), made("baseline", 0, 42.0, method_hash="another0hash")]
-    board = board_of(*versions, made("baseline", 1, 44.0), *made_seeds("dml", [50.0, 50.0]))
+    other = made("baseline", 0, 42.0, method_hash="another0hash")
+    board = board_of(other, *made_seeds("baseline", [40.0, 44.0]), *made_seeds("dml", [50.0] * 2))
     assert (board.difference["dml"], board.pairs["dml"]) == (6.0, 1)
 
 
@@ -150,44 +148,41 @@ def test_a_run_on_several_machines_has_no_rate_or_time():
 
 
 @pytest.mark.parametrize(
-    ("change", "labels"),
+    ("changes", "update", "labels"),
     [
-        ({"environment": {"precision": "tf32"}}, ("fp32", "tf32")),
-        ({"notes": {"images": "prepared"}}, ("originals", "prepared")),
-        ({"harness": 2}, ("harness 1", "harness 2")),
+        ({"environment": {"precision": "tf32"}}, {}, ("fp32", "tf32")),
+        ({}, {"notes": {"images": "prepared"}}, ("originals", "prepared")),
+        ({}, {"harness": 2}, ("harness 1", "harness 2")),
     ],
 )
-def test_rows_that_differ_in_more_than_their_method_say_so(change, labels):
-    results = made_seeds("baseline", BASELINE), made_seeds("dml", BETTER)
-    for i, result in enumerate(results[1]):
-        update = dict(change)
-        if "environment" in update:
-            update["environment"] = result.environment.model_copy(update=update["environment"])
-        results[1][i] = result.model_copy(update=update)
-    said = "Rows with different precision, images or harness version are ranked"
-    board = board_of(*results[0], *results[1])
+def test_rows_that_differ_in_more_than_their_method_say_so(changes, update, labels):
+    baseline = made_seeds("baseline", BASELINE)
+    other = [run.model_copy(update=update) for run in made_seeds("dml", BETTER, **changes)]
+    said = "different precision, images, data or harness version"
+    board = board_of(*baseline, *other)
     names = [f"baseline ({labels[0]})", f"dml ({labels[1]})"]
     assert sorted(board.index) == names and pd.isna(board.difference[names[1]])
     assert said in render(board.reset_index(), "terminal")
-    assert said not in render(board_of(*results[1]).reset_index(), "terminal")
+    assert said not in render(board_of(*other).reset_index(), "terminal")
     # A mean of both kinds is none of either.
-    board = board_of(*results[0], *results[1][:4], *made_seeds("dml", BETTER)[4:])
+    board = board_of(*baseline, *other[:4], *made_seeds("dml", BETTER)[4:])
     assert board.n[f"dml ({labels[0]})"] == board.n[f"dml ({labels[1]})"] == 4
 
 
-def test_csv_and_json_hold_every_value_by_seed(three):
-    board = three.reset_index()
-    rows = json.loads(render(board, "json"))
-    assert rows[0]["student_top1_by_seed"] == {str(s): top1 for s, top1 in enumerate(BETTER)}
-    cell = pd.read_csv(io.StringIO(render(board, "csv"))).student_top1_by_seed[0]
-    assert json.loads(cell) == rows[0]["student_top1_by_seed"]
+def test_csv_and_json_hold_every_value_unrounded():
+    board = board_of(*made_seeds("a", [50.123456789, 60.123456789])).reset_index()
+    (row,) = json.loads(render(board, "json"))
+    (cells,) = pd.read_csv(io.StringIO(render(board, "csv"))).itertuples()
+    mean = pytest.approx(55.123456789, rel=1e-10)
+    assert row["student_top1"] == mean and cells.student_top1 == mean
+    by_seed = {"0": 50.123456789, "1": 60.123456789}
+    assert row["student_top1_by_seed"] == json.loads(cells.student_top1_by_seed) == by_seed
 
 
 def test_a_board_knows_its_protocol():
-    row = board_of(made("a", suite=CIFAR)).iloc[0]
-    assert (row.dataset, row.classes, row.epochs, row.all_images) == ("cifar100", 100, 300, True)
-    reduced = board_of(made("a")).iloc[0]
-    assert (reduced.epochs, reduced.all_images) == (10, False)
+    whole, reduced = (board_of(made("a", suite=suite)).iloc[0] for suite in (CIFAR, None))
+    assert (whole.dataset, whole.classes) == ("cifar100", 100)
+    assert [(row.epochs, row.all_images) for row in (whole, reduced)] == [(300, True), (10, False)]
 
 
 def test_a_protocol_that_cannot_be_read_is_unknown():
@@ -198,24 +193,24 @@ def test_a_protocol_that_cannot_be_read_is_unknown():
 
 def test_rates_use_the_most_common_execution():
     """Rates of two devices are not averaged, and need another method with the same device."""
-    slow, fast = {"training_seconds": 100.0}, {"training_seconds": 10.0}
-    results = [
-        made("a", 0, cost=slow, environment={"device": "old"}),
-        made("a", 1, cost=slow, environment={"device": "old"}),
-        made("a", 2, cost=fast, environment={"device": "new"}),
-        made("b", 0, cost=fast, environment={"device": "new"}),
-        made("c", 0, cost=slow, environment={"device": "old", "threads": 9}),
-        made("d", 0, cost=slow, environment={"device": "old", "threads": 8}),
-        made("d", 1, cost=slow, environment={"device": "old", "threads": 7}),
+    runs = [
+        ("a", 0, 100.0, {"device": "old"}),
+        ("a", 1, 100.0, {"device": "old"}),
+        ("a", 2, 10.0, {"device": "new"}),
+        ("b", 0, 10.0, {"device": "new"}),
+        ("c", 0, 100.0, {"device": "old", "threads": 9}),
+        ("d", 0, 100.0, {"device": "old", "threads": 8}),
+        ("d", 1, 100.0, {"device": "old", "threads": 7}),
     ]
-    board = leaderboard(runs_frame(results)).set_index("method")
+    board = board_of(
+        *(
+            made(method, seed, cost={"training_seconds": seconds}, environment=where)
+            for method, seed, seconds, where in runs
+        )
+    )
     assert board.training_seconds[["a", "b", "c"]].tolist() == [10.0, 10.0, 100.0]
     assert math.isnan(board.training_seconds["d"]) and board.n["a"] == 3
     rates = columns(board, ["rate"], "baseline")[0]
     told = {method: rates.text(row).partition(" ")[2] for method, row in board.iterrows()}
-    assert told == {
-        "a": "(new, threads 1)",
-        "b": "(new, threads 1)",
-        "c": "(old, threads 9)",
-        "d": "",
-    }
+    new = "(new, threads 1)"
+    assert told == {"a": new, "b": new, "c": "(old, threads 9)", "d": ""}
