@@ -24,7 +24,7 @@ from kdbench.engine.spec import RunSpec
 from kdbench.engine.stop import Stop, StoppedError
 from kdbench.launch import display
 from kdbench.paths import built_in_files
-from kdbench.results.schema import Result
+from kdbench.results.schema import Epoch, Result
 from kdbench.suite.load import load_suite
 from kdbench.suite.suite import Suite
 
@@ -93,12 +93,16 @@ class Watcher(NullObserver):
     def __init__(self, stop_after: int | None = None):
         self.steps = self.resumed_at = 0
         self.messages: list[str] = []
+        self.epochs: list[Epoch] = []
         self.stop_after = stop_after
 
     def on_step(self) -> None:
         self.steps += 1
         if self.steps == self.stop_after:
             raise KeyboardInterrupt
+
+    def on_epoch(self, epoch: Epoch, resumed: bool) -> None:
+        self.epochs.append(epoch)
 
     def on_resume(self, step: int) -> None:
         self.resumed_at = step

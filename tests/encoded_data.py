@@ -71,7 +71,8 @@ def write_parquet(folder: Path, rows: Content | None = None) -> Path:
     """Write the hub's layout, with the training split in two files."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, images in (rows or content()).items():
-        parts = [images[:10], images[10:]] if split == "train" else [images]
+        half = len(images) // 2
+        parts = [images[:half], images[half:]] if split == "train" else [images]
         for shard, part in enumerate(parts):
             name = f"{split}-{shard:05d}-of-{len(parts):05d}.parquet"
             pq.write_table(table(part), folder / name)

@@ -3,13 +3,11 @@
 import re
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+import tiny_data
 from conftest import Watcher, is_one_sentence
-from encoded_data import content, opened, photo_suite, write_folders
+from encoded_data import content, opened, photo_suite, write_folders, write_parquet
 from made_results import CIFAR, made, made_seeds
-from tiny_data import TEST, table
 
 from kdbench.data import Images, data_digest
 from kdbench.paths import SUITES
@@ -21,12 +19,11 @@ from kdbench.results.files import read_result
 
 def write(permutation: list[int]) -> None:
     """Write the data with permuted classes."""
-    Path("data").mkdir(exist_ok=True)
-    for split, file in (("train", "train-00000-of-00001.parquet"), ("test", TEST)):
-        rows = table(split)
-        labels = pa.array([permutation[label] for label in rows["label"].to_pylist()])
-        index = rows.schema.get_field_index("label")
-        pq.write_table(rows.set_column(index, "label", labels), f"data/{file}")
+    rows = {
+        split: [(image, permutation[label]) for image, label in images]
+        for split, images in tiny_data.content().items()
+    }
+    write_parquet(Path("data"), rows)
 
 
 ORIGINAL, SWAPPED = [*range(10)], [1, 0, *range(2, 10)]

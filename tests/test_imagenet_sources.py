@@ -14,7 +14,7 @@ import tiny_data
 import torch
 from encoded_data import LAYOUTS, content, opened, photo_suite, write_folders, write_parquet
 from huggingface_hub.errors import GatedRepoError
-from tiny_data import changed, unreachable_hub  # noqa: F401
+from tiny_data import unreachable_hub  # noqa: F401
 
 from kdbench.data import locate
 from kdbench.data.encoded.images import EncodedImages
@@ -35,7 +35,7 @@ def pairs(images: EncodedImages) -> list[tuple[bytes, int]]:
 
 
 def with_data(suite: Suite, **changes) -> Suite:
-    return suite.model_copy(update={"data": changed(suite.data, **changes)})
+    return suite.model_copy(update={"data": suite.data.model_copy(update=changes)})
 
 
 def complaint(suite: Suite, folder: Path | None) -> str:
@@ -92,7 +92,8 @@ def test_pixels_that_were_prepared_are_noted_as_such(suite):
 
 def test_every_nth_class_is_taken_and_renumbered_in_order(suite):
     folder = LAYOUTS["save_to_disk"](Path("root"))
-    train, test = changed(suite.data.train, per_class=3), changed(suite.data.test, per_class=2)
+    train = suite.data.train.model_copy(update={"per_class": 3})
+    test = suite.data.test.model_copy(update={"per_class": 2})
     chosen = with_data(suite, train=train, test=test, classes=2, class_stride=2)
     for images, rows, count in zip(opened(chosen, folder), content().values(), (3, 2), strict=True):
         expected = [row for label in (0, 2) for row in [r for r in rows if r[1] == label][:count]]
@@ -102,7 +103,9 @@ def test_every_nth_class_is_taken_and_renumbered_in_order(suite):
 
 def test_a_class_with_too_few_images_is_refused(suite):
     folder = LAYOUTS["save_to_disk"](Path("root"))
-    three = with_data(suite, test=changed(suite.data.test, per_class=3))  # classes 2, 3 have two
+    three = with_data(
+        suite, test=suite.data.test.model_copy(update={"per_class": 3})
+    )  # classes 2, 3 have two
     assert "a class of 'validation' has fewer than 3 images" in complaint(three, folder)
     assert "label 3 is not in 0 to 2" in complaint(with_data(three, classes=3), folder)
 
