@@ -18,7 +18,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from faults import FAULTS, Fault, function, planted
 
-COPIED = ("kdbench", "methods", "suites", "tests", "docs", "pyproject.toml", "README.md")
+COPIED = (
+    *("kdbench", "methods", "suites", "results", "tests", "docs"),
+    *("pyproject.toml", "README.md"),
+)
 
 
 def main() -> int:
