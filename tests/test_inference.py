@@ -16,13 +16,12 @@ from kdbench.report.analysis.inference import (
     Comparison,
     _moderated,
     compare_pairs,
-    critical_value,
     holm,
-    max_t_cdf,
     references_are_more_variable,
     seeds_needed,
     sign_flip_p,
 )
+from kdbench.report.analysis.multivariate_t import critical_value, max_t_cdf
 
 METHODS = 9
 CORRELATION = 0.3
@@ -71,7 +70,7 @@ def residuals(table: np.ndarray) -> np.ndarray:
     [(1, 20, 2.09), (2, 20, 2.38), (3, 20, 2.54), (4, 20, 2.65), (5, 20, 2.73), (9, 20, 2.95)],
 )
 def test_critical_values_are_those_of_dunnetts_table(k: int, df: int, expected: float):
-    assert critical_value(equicorrelated(k), df) == pytest.approx(expected, abs=0.006)
+    assert critical_value(equicorrelated(k), df, LEVEL) == pytest.approx(expected, abs=0.006)
 
 
 def test_the_quadrature_agrees_with_scipys_multivariate_t():
@@ -94,7 +93,7 @@ def test_unequal_correlations_are_integrated_too():
 def test_complete_data_give_paired_means_and_the_pooled_variance():
     table = draw(np.random.default_rng(0), 4, EQUAL, 1.0)
     sigma = np.sqrt((residuals(table) ** 2).sum() / (METHODS * 3))
-    margin = critical_value(equicorrelated(METHODS), METHODS * 3) * sigma * np.sqrt(2 / 4)
+    margin = critical_value(equicorrelated(METHODS), METHODS * 3, LEVEL) * sigma * np.sqrt(2 / 4)
     for (i, _), found in zip(PAIRS, compare_pairs(by_seed(table), PAIRS), strict=True):
         difference = (table[i] - table[0]).mean()
         assert (found.n, found.procedure) == (4, "multivariate t")
@@ -222,7 +221,8 @@ def decide(tables: np.ndarray, procedure: str) -> np.ndarray:
     means = tables.mean(2)
     rest = tables - means[:, :, None] - tables.mean(1)[:, None] + tables.mean((1, 2))[:, None, None]
     sigma = np.sqrt((rest**2).sum((1, 2)) / (METHODS * (n - 1)))
-    bound = critical_value(equicorrelated(METHODS), METHODS * (n - 1)) * sigma * np.sqrt(2 / n)
+    c = critical_value(equicorrelated(METHODS), METHODS * (n - 1), LEVEL)
+    bound = c * sigma * np.sqrt(2 / n)
     return np.abs(differences.mean(2)) > bound[:, None]
 
 

@@ -16,11 +16,12 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Literal, TypeVar
 
 import numpy as np
 from scipy import optimize, special, stats
+
+from kdbench.report.analysis.multivariate_t import critical_value, max_t_cdf
 
 LEVEL = 0.95
 """Confidence level of intervals. A difference is significant if p is at most 1 - LEVEL."""
@@ -141,7 +142,7 @@ def _compare(
     scale = np.sqrt(np.diag(covariance))
     correlation = covariance / np.outer(scale, scale)
     estimates, errors = contrasts @ fit.effects, fit.sigma * scale
-    margins = critical_value(correlation, fit.df) * errors
+    margins = critical_value(correlation, fit.df, LEVEL) * errors
     return [
         replace(
             comparison,
@@ -188,84 +189,6 @@ def _pooled_variance(samples: Sequence[Sequence[float]]) -> tuple[float, int]:
     return float(np.average(variances, weights=dfs)), sum(dfs)
 
 
-def critical_value(correlation: np.ndarray, df: float, level: float = LEVEL) -> float:
-    """Return the two-sided critical value c with P(max |T_i| <= c) = level."""
-    key = tuple(map(tuple, np.round(correlation, 12)))
-    return _critical_value(key, float(df), level)
-
-
-@lru_cache(maxsize=4096)
-def _critical_value(correlation: tuple[tuple[float, ...], ...], df: float, level: float) -> float:
-    matrix = np.array(correlation)
-    low = stats.t.isf((1 - level) / 2, df)  # a single comparison
-    high = stats.t.isf((1 - level) / (2 * len(matrix)), df)  # Bonferroni
-    if len(matrix) == 1:
-        return float(low)
-
-    def excess(c: float) -> float:
-        return max_t_cdf(c, matrix, df) - level
-
-    if excess(high) <= 0:  # equal up to the accuracy of the integral
-        return float(high)
-    return float(optimize.brentq(excess, low * (1 - 1e-6), high, xtol=1e-6))
-
-
-def max_t_cdf(c: float, correlation: np.ndarray, df: float) -> float:
-    """Return P(max |T_i| <= c) for a central multivariate t distribution.
-
-    If no seed is missing, comparisons with the same reference are equally correlated and others are
-    not correlated; this case is integrated by quadrature. Other correlations are integrated by the
-    quasi-Monte Carlo method of SciPy, with a fixed seed.
-    """
-    blocks = _equicorrelated_blocks(correlation)
-    if blocks is not None:
-        return _block_cdf(c, blocks, df)
-    limit = np.full(len(correlation), c)
-    distribution = stats.multivariate_t(
-        shape=correlation,
-        df=df,  # type: ignore[arg-type]  # may be fractional
-        allow_singular=True,
-    )
-    points = 10_000 * len(correlation)
-    return float(distribution.cdf(limit, lower_limit=-limit, random_state=0, maxpts=points))
-
-
-def _equicorrelated_blocks(correlation: np.ndarray) -> list[tuple[int, float]] | None:
-    """Return size and correlation of each block of equally correlated variables.
-
-    None if the matrix does not consist of such blocks with zeros between them.
-    """
-    blocks, left = [], list(range(len(correlation)))
-    while left:
-        block = [i for i in left if i == left[0] or abs(correlation[left[0], i]) > 1e-9]
-        left = [i for i in left if i not in block]
-        inside = correlation[np.ix_(block, block)][~np.eye(len(block), dtype=bool)]
-        rho = float(inside[0]) if len(inside) else 0.0
-        if np.abs(inside - rho).max(initial=0) > 1e-9 or not 0 <= rho < 1:
-            return None
-        if np.abs(correlation[np.ix_(block, left)]).max(initial=0) > 1e-9:
-            return None
-        blocks.append((len(block), rho))
-    return blocks
-
-
-_LEGENDRE = np.polynomial.legendre.leggauss(160)
-_HERMITE = np.polynomial.hermite_e.hermegauss(96)
-
-
-def _block_cdf(c: float, blocks: Sequence[tuple[int, float]], df: float) -> float:
-    """Integrate over a common factor z of each block and the scale s = sqrt(chi2_df / df)."""
-    nodes, weights = _LEGENDRE
-    s = np.sqrt(stats.chi2.ppf((nodes + 1) / 2, df) / df)[:, None]
-    z, z_weights = _HERMITE
-    inside = np.ones(len(nodes))
-    for size, rho in blocks:
-        shift, scale = math.sqrt(rho) * z[None], math.sqrt(1 - rho)
-        each = special.ndtr((c * s - shift) / scale) - special.ndtr((-c * s - shift) / scale)
-        inside *= each**size @ (z_weights / math.sqrt(2 * math.pi))
-    return float(inside @ (weights / 2))
-
-
 def seeds_needed(difference: float, sigma: float, comparisons: int = 1) -> int | None:
     """Return the smallest number of seeds with which a difference is detected.
 
@@ -299,7 +222,7 @@ def _power(difference: float, sigma: float, comparisons: int, n: int) -> float:
     if sigma == 0:
         return 1.0
     df = comparisons * (n - 1)
-    c = critical_value(np.full((comparisons,) * 2, 0.5) + 0.5 * np.eye(comparisons), df)
+    c = critical_value(np.full((comparisons,) * 2, 0.5) + 0.5 * np.eye(comparisons), df, LEVEL)
     noncentrality = abs(difference) / (sigma * math.sqrt(2 / n))
     return float(stats.nct.sf(c, df, noncentrality) + stats.nct.cdf(-c, df, noncentrality))
 
