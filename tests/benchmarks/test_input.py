@@ -18,7 +18,6 @@ import torch
 from encoded_data import opened, write_folders
 from pictures import encode
 from PIL import Image
-from tiny_data import changed
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -35,13 +34,10 @@ FILES = Path(os.environ.get("KDBENCH_DATA") or "none").absolute()  # tests chang
 WORKERS, BATCH, ROUNDS = 2, 64, 5
 IMAGES, CLASSES = 1024, 4
 IMAGENET = load_suite("imagenet")
-DATA = changed(
-    IMAGENET.data,
-    train=changed(IMAGENET.data.train, images=IMAGES),
-    test=changed(IMAGENET.data.test, images=CLASSES),
-    classes=CLASSES,
-    hub=None,
-)
+TRAIN = IMAGENET.data.train.model_copy(update={"images": IMAGES})
+TEST = IMAGENET.data.test.model_copy(update={"images": CLASSES})
+SPLITS = {"train": TRAIN, "test": TEST}
+DATA = IMAGENET.data.model_copy(update=SPLITS | {"classes": CLASSES, "hub": None})
 SUITE = IMAGENET.model_copy(update={"data": DATA, "batch_size": BATCH})
 CROP = SUITE.augmentation.random_resized_crop
 CROP_AND_FLIP = v2.Compose(
