@@ -271,7 +271,8 @@ class Run:
         self._average_buffers()
         guesses: dict[str, list[Tensor]] = {}
         with self.step.autocast():
-            metrics = evaluate(self.method, self._evaluation_batches(), self._sum, guesses)
+            collect = guesses if keep else None
+            metrics = evaluate(self.method, self._evaluation_batches(), self._sum, collect)
         if keep:
             self.predictions = {name: self._in_order(parts) for name, parts in guesses.items()}
         self.progress.evaluation_seconds += time.perf_counter() - started

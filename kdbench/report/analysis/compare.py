@@ -13,6 +13,7 @@ from kdbench.report.analysis.comparison_inputs import ComparisonInput, read_comp
 from kdbench.report.analysis.inference import LEVEL, compare_pairs
 from kdbench.report.analysis.protocol import data_versions
 from kdbench.report.analysis.summary import EXECUTION_KEYS
+from kdbench.report.analysis.verdicts import verdict
 from kdbench.report.tables.columns import MISSING, interval_text, number_text, p_text
 from kdbench.report.tables.render import titled_table
 from kdbench.results.files import DamagedFile
@@ -104,12 +105,10 @@ def compare(a: str, b: str, results: Path) -> Comparison:
         found = compare_pairs(values, [((key, "b"), (key, "a")) for key in family])
         for key, comparison in zip(family, found, strict=True):
             assert comparison is not None
-            verdict = rows[key].verdict
-            if comparison.is_significant:
-                verdict = "better" if comparison.difference > 0 else "worse"
+            decided = comparison.is_significant
             rows[key] = replace(
                 rows[key],
-                verdict=verdict,
+                verdict=verdict(comparison) if decided else rows[key].verdict,
                 difference=comparison.difference,
                 interval=comparison.interval,
                 p=comparison.p,

@@ -110,12 +110,12 @@ def compare_pairs(
     Returns:
         One comparison per pair, or None where the pair has no common seed.
     """
-    seeds = [sorted(values[one].keys() & values[other].keys()) for one, other in pairs]
-    known = [pair for pair, common in zip(pairs, seeds, strict=True) if common]
-    compared = iter(_compare(values, known))
-    found = [next(compared) if common else None for common in seeds]
-    flipped = iter(_sign_flip_ps(values, known))
-    return [c and replace(c, sign_flip_p=next(flipped)) for c in found]
+    differences = [paired_differences(values[one], values[other]) for one, other in pairs]
+    known = [pair for pair, sample in zip(pairs, differences, strict=True) if len(sample)]
+    samples = [sample for sample in differences if len(sample)]
+    compared = zip(_compare(values, known, samples), _sign_flip_ps(samples), strict=True)
+    found = (replace(comparison, sign_flip_p=p) for comparison, p in compared)
+    return [next(found) if len(sample) else None for sample in differences]
 
 
 def paired_differences(ours: Accuracies, reference: Accuracies) -> np.ndarray:
@@ -124,9 +124,10 @@ def paired_differences(ours: Accuracies, reference: Accuracies) -> np.ndarray:
 
 
 def _compare(
-    values: Mapping[Name, Accuracies], pairs: Sequence[tuple[Name, Name]]
+    values: Mapping[Name, Accuracies],
+    pairs: Sequence[tuple[Name, Name]],
+    samples: Sequence[np.ndarray],
 ) -> list[Comparison]:
-    samples = [paired_differences(values[one], values[other]) for one, other in pairs]
     plain = [Comparison(round(float(sample.mean()), DECIMALS), len(sample)) for sample in samples]
     methods = list(dict.fromkeys(itertools.chain.from_iterable(pairs)))
     involved = _blocks({method: values[method] for method in methods})
@@ -237,15 +238,12 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _sign_flip_ps(
-    values: Mapping[Name, Accuracies], pairs: Sequence[tuple[Name, Name]]
-) -> list[float | None]:
+def _sign_flip_ps(samples: Sequence[np.ndarray]) -> list[float | None]:
     """Return adjusted p values of sign-flip tests, None where n seeds cannot reach significance."""
-    samples = [paired_differences(values[one], values[other]) for one, other in pairs]
-    if all(2 / 2 ** len(sample) * len(pairs) > 1 - LEVEL for sample in samples):
-        return [None] * len(pairs)
+    can_decide = [2 / 2 ** len(sample) * len(samples) <= 1 - LEVEL for sample in samples]
+    if not any(can_decide):
+        return [None] * len(samples)
     adjusted = holm([sign_flip_p(sample) for sample in samples])
-    can_decide = [2 / 2 ** len(sample) * len(pairs) <= 1 - LEVEL for sample in samples]
     return [p if can else None for p, can in zip(adjusted, can_decide, strict=True)]
 
 
