@@ -22,8 +22,8 @@ def verdicts(rows: pd.DataFrame, against: str) -> str:
     """Return a sentence on the verdicts, for tables without room for the column."""
     apart = rows[rows.verdict.isin(["better", "worse"])]
     words = (
-        f"{printable(method)} ({'better' if difference > 0 else 'worse'})"
-        for method, difference in zip(apart.method, apart.difference, strict=True)
+        f"{printable(method)} ({verdict})"
+        for method, verdict in zip(apart.method, apart.verdict, strict=True)
     )
     if apart.empty:
         return f"No difference from {against} is distinguishable at its number of seeds."
